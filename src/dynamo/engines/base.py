@@ -1,0 +1,46 @@
+"""What the framework asks of an inference engine."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.model_card import EngineFeature, RuntimeLimits
+from dynamo.runtime.context import Context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine can do, known once it has started."""
+
+    context_length: int | None = None  # tokens, prompt and output together
+    features: frozenset[EngineFeature] = frozenset()
+    limits: RuntimeLimits = field(default_factory=RuntimeLimits)
+
+
+class LLMEngine(Protocol):
+    """Continues sequences of tokens. `examples/own_engine.py` is the smallest one."""
+
+    async def start(self) -> EngineInfo:
+        """Loads the model; returns when requests can be served."""
+        ...
+
+    def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
+        """Yields one output per engine step, the last with a finish_reason.
+
+        Closing the iterator early must free everything the request holds.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """Ends the request with FinishReason.CANCELLED; does nothing when it is not there."""
+        ...
+
+    def load(self) -> list[WorkerLoad]:
+        """How busy the engine is now, one entry per data-parallel rank."""
+        ...
+
+    async def cleanup(self) -> None:
+        """Stops the engine and its processes; called once, also after a failed start."""
+        ...

@@ -1,0 +1,14 @@
+"""How busy a worker is, as it says itself."""
+
+import msgspec
+
+
+class WorkerLoad(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A snapshot of one data-parallel rank."""
+
+    dp_rank: int = 0
+    running_requests: int = 0
+    waiting_requests: int = 0
+    kv_used_blocks: int = 0
+    kv_total_blocks: int = 0
+    generated_tokens: int = 0  # since the start
