@@ -8,8 +8,14 @@ seq[0] = local[0], seq[i] = xxh3_64(seq[i-1] || local[i]). A partial block at th
 import struct
 from array import array
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import xxhash
+
+if TYPE_CHECKING:
+    TokenArray = array[int]
+else:
+    TokenArray = array  # Python 3.11 cannot subscript it
 
 HASH_SEED = 1337
 TOKEN_BYTES = 4
@@ -17,7 +23,7 @@ TOKEN_BYTES = 4
 _pair = struct.Struct("<QQ")
 
 
-def token_array(token_ids: Iterable[int] = ()) -> array[int]:
+def token_array(token_ids: Iterable[int] = ()) -> TokenArray:
     """Token ids as an array of u32, the form in which they travel and are hashed.
 
     Raises OverflowError for an id outside 0..2^32-1.
@@ -25,7 +31,7 @@ def token_array(token_ids: Iterable[int] = ()) -> array[int]:
     return array("I", token_ids)
 
 
-def local_block_hashes(token_ids: array[int], block_size: int) -> list[int]:
+def local_block_hashes(token_ids: TokenArray, block_size: int) -> list[int]:
     """The hash of each full block of `block_size` tokens, by its own content alone."""
     stride = block_size * TOKEN_BYTES
     data = memoryview(token_ids).cast("B")
@@ -33,7 +39,7 @@ def local_block_hashes(token_ids: array[int], block_size: int) -> list[int]:
     return [digest(data[i : i + stride], HASH_SEED) for i in range(0, len(data) - stride + 1, stride)]
 
 
-def sequence_hashes(token_ids: array[int], block_size: int) -> list[int]:
+def sequence_hashes(token_ids: TokenArray, block_size: int) -> list[int]:
     """The hash of each full block and all that precedes it: equal hashes mean equal prefixes."""
     return chain_hashes(local_block_hashes(token_ids, block_size))
 

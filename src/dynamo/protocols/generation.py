@@ -1,9 +1,10 @@
 """A request as an engine sees it, and what the engine answers: tokens in, tokens out."""
 
-from array import array
 from enum import StrEnum
 
 import msgspec
+
+from dynamo.tokens import TokenArray
 
 
 class FinishReason(StrEnum):
@@ -56,7 +57,7 @@ class PreprocessedRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One sequence to continue."""
 
     model: str
-    token_ids: array[int]  # u32 (see dynamo.tokens.token_array)
+    token_ids: TokenArray  # u32 (see dynamo.tokens.token_array)
     sampling_options: SamplingOptions = msgspec.field(default_factory=SamplingOptions)
     stop_conditions: StopConditions = msgspec.field(default_factory=StopConditions)
     output_options: OutputOptions = msgspec.field(default_factory=OutputOptions)

@@ -1,0 +1,85 @@
+"""What a request carries along: its identity, its deadline, and whether anybody still wants the answer."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+
+Listener = Callable[["Context"], None]
+
+
+class Context:
+    """One request's context, shared by every stage that works on it.
+
+    Stopping asks for an orderly end: the handler should finish its answer early. Killing means that nobody listens
+    any more: the handler is cancelled. Both reach the remote side of a call that was given this context.
+    """
+
+    __slots__ = ("_id", "_killed", "_listeners", "_stopped", "deadline_s", "metadata", "traceparent")
+
+    def __init__(
+        self,
+        id: str | None = None,  # noqa: A002 - upstream's name
+        metadata: dict[str, str] | None = None,
+        *,
+        deadline_s: float | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        self._id = id or os.urandom(16).hex()
+        self.metadata = metadata if metadata is not None else {}
+        self.deadline_s = deadline_s  # on this process's time.monotonic(); None: no deadline
+        self.traceparent = traceparent  # W3C Trace Context
+        self._stopped = False
+        self._killed = False
+        self._listeners: list[Listener] = []
+
+    def id(self) -> str:
+        return self._id
+
+    def is_stopped(self) -> bool:
+        """True once the request was stopped or killed."""
+        return self._stopped
+
+    def is_killed(self) -> bool:
+        return self._killed
+
+    def stop_generating(self) -> None:
+        """Asks whoever works on the request to finish early; idempotent."""
+        if not self._stopped:
+            self._stopped = True
+            self._notify()
+
+    def kill(self) -> None:
+        """Gives the request up; idempotent."""
+        if not self._killed:
+            self._stopped = self._killed = True
+            self._notify()
+
+    def on_stop(self, listener: Listener) -> Callable[[], None]:
+        """Calls `listener` at a stop and at a kill, at once if that has already been; returns how to take it back."""
+        self._listeners.append(listener)
+        if self._stopped:
+            listener(self)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    async def async_killed_or_stopped(self) -> bool:
+        """Waits for a stop or a kill."""
+        event = asyncio.Event()
+        remove = self.on_stop(lambda _: event.set())
+        try:
+            await event.wait()
+        finally:
+            remove()
+        return True
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline (negative once past); None without one."""
+        return None if self.deadline_s is None else self.deadline_s - time.monotonic()
+
+    def detached(self, id: str) -> "Context":  # noqa: A002 - upstream's name
+        """A context of its own fate, with this one's deadline, trace and a copy of its metadata."""
+        return Context(id, dict(self.metadata), deadline_s=self.deadline_s, traceparent=self.traceparent)
+
+    def _notify(self) -> None:
+        for listener in tuple(self._listeners):
+            listener(self)
