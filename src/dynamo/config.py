@@ -1,0 +1,189 @@
+"""One resolver for every configuration: a frozen dataclass whose fields say their flag, variable and help once.
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class FrontendConfig:
+        '''Serve the OpenAI API.'''
+
+        http_port: int = option(8000, flag="--http-port", env="DYN_HTTP_PORT", help="port of the OpenAI API")
+
+    config = parse(FrontendConfig, sys.argv[1:], prog="python -m dynamo.frontend")
+
+A flag wins over the environment, which wins over the default. A wrong flag ends the program with argparse's message
+and exit code 2; a wrong variable is a warning, because an environment made for another program must not stop this one.
+"""
+
+import argparse
+import dataclasses
+import logging
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
+_FALSE = frozenset({"0", "false", "no", "off", "n", "f", ""})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """How one field is set from outside."""
+
+    flags: tuple[str, ...]
+    help: str
+    env: str | None = None
+    choices: tuple[str, ...] | None = None
+    metavar: str | None = None
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # other spellings of a choice
+
+
+def option(
+    default: Any,
+    *,
+    flag: str | Sequence[str],
+    help: str,  # noqa: A002 - argparse's name
+    env: str | None = None,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> Any:
+    """A dataclass field that can be set by `flag` (one or several spellings, the first is the main one) or `env`."""
+    described = Option(
+        flags=(flag,) if isinstance(flag, str) else tuple(flag),
+        help=help,
+        env=env,
+        choices=tuple(choices) if choices is not None else None,
+        metavar=metavar,
+        aliases=aliases or {},
+    )
+    return dataclasses.field(default=default, metadata={"option": described})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One field of a configuration class with everything that is known about it."""
+
+    name: str
+    type: type
+    default: Any
+    option: Option
+
+
+def settings(cls: type) -> list[Setting]:
+    """The fields of `cls` that were declared by `option`, inherited ones first."""
+    hints = typing.get_type_hints(cls)
+    return [
+        Setting(name=f.name, type=_plain_type(hints[f.name]), default=f.default, option=f.metadata["option"])
+        for f in dataclasses.fields(cls)
+        if "option" in f.metadata
+    ]
+
+
+def parse(cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str, str] | None = None) -> T:
+    """A `cls` from the command line and the environment; exits like argparse on a wrong command line."""
+    parser = build_parser(cls, prog=prog)
+    return from_namespace(cls, parser.parse_args(argv), environ=environ)
+
+
+def parse_known(
+    cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str, str] | None = None
+) -> tuple[T, list[str]]:
+    """Like parse(), but returns the arguments that `cls` does not know, in order."""
+    namespace, rest = build_parser(cls, prog=prog).parse_known_args(argv)
+    return from_namespace(cls, namespace, environ=environ), rest
+
+
+def build_parser(cls: type, *, prog: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """The argparse parser of `cls`; its description is the class's docstring."""
+    parser = argparse.ArgumentParser(prog=prog, description=cls.__doc__, epilog=epilog, allow_abbrev=False)
+    add_arguments(cls, parser)
+    return parser
+
+
+def add_arguments(cls: type, parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `cls` to a parser that may hold more."""
+    for setting in settings(cls):
+        described = setting.option
+        keywords: dict[str, Any] = {
+            "dest": setting.name,
+            "default": argparse.SUPPRESS,
+            "help": _help_text(setting).replace("%", "%%"),
+        }
+        if setting.type is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        else:
+            keywords["type"] = _converter(setting)
+            keywords["metavar"] = described.metavar or _metavar(setting)
+        parser.add_argument(*described.flags, **keywords)
+
+
+def from_namespace(cls: type[T], namespace: argparse.Namespace, *, environ: Mapping[str, str] | None = None) -> T:
+    """A `cls` from parsed flags, then the environment, then the defaults."""
+    given = vars(namespace)
+    values = from_environment(cls, os.environ if environ is None else environ)
+    values |= {s.name: given[s.name] for s in settings(cls) if s.name in given}
+    return cls(**values)
+
+
+def from_environment(cls: type, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of `cls` that the environment sets; unusable values are warned about and left out."""
+    values: dict[str, Any] = {}
+    for setting in settings(cls):
+        text = environ.get(setting.option.env) if setting.option.env else None
+        if text is None:
+            continue
+        try:
+            values[setting.name] = _boolean(text) if setting.type is bool else _converter(setting)(text)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            default = "no value" if setting.default is None else repr(setting.default)
+            logger.warning("%s=%r is not usable (%s): using %s", setting.option.env, text, error, default)
+    return values
+
+
+def _plain_type(hint: Any) -> type:
+    """The type without `| None`."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (hint,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    return typing.cast("type", hint)
+
+
+def _converter(setting: Setting) -> typing.Callable[[str], Any]:
+    described = setting.option
+
+    def convert(text: str) -> Any:
+        text = described.aliases.get(text, text)
+        if described.choices is not None and text not in described.choices:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(described.choices)}")
+        return setting.type(text)
+
+    convert.__name__ = setting.type.__name__  # argparse names it in "invalid int value"
+    return convert
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in _TRUE:
+        return True
+    if lowered in _FALSE:
+        return False
+    raise ValueError("neither true nor false")
+
+
+def _metavar(setting: Setting) -> str:
+    if setting.option.choices is not None:
+        return "{" + ",".join(setting.option.choices) + "}"
+    return {int: "N", float: "X"}.get(setting.type, "TEXT")
+
+
+def _help_text(setting: Setting) -> str:
+    text = setting.option.help
+    notes = []
+    if setting.default is not None and setting.default != "":
+        notes.append(f"default: {setting.default}")
+    if setting.option.env:
+        notes.append(f"env: {setting.option.env}")
+    return f"{text} ({'; '.join(notes)})" if notes else text

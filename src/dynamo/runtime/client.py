@@ -1,0 +1,196 @@
+"""The calling side of an endpoint: which instances there are, and sending requests to one of them."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from dynamo.errors import ConnectionLostError, DrainingError, NoInstancesError, ProtocolError
+from dynamo.runtime.channels import Channels
+from dynamo.runtime.codec import encode_payload, payload_decoder
+from dynamo.runtime.context import Context
+from dynamo.runtime.discovery.base import Discovery, Put
+from dynamo.runtime.instance import EndpointId, Instance
+from dynamo.runtime.request_plane.reply import Reply
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_AVOID_S = 1.0  # how long an instance that could not be reached is left alone, unless there is no other
+
+
+class Annotated(Generic[T]):
+    """An item of a reply, wrapped as upstream's clients expect it."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: T) -> None:
+        self._data = data
+
+    def data(self) -> T:
+        return self._data
+
+    def __repr__(self) -> str:
+        return f"Annotated({self._data!r})"
+
+
+class ReplyStream(AsyncIterator[T]):
+    """A reply with its payloads decoded; raises the DynamoError that ended it."""
+
+    __slots__ = ("_decode", "_reply", "instance_id")
+
+    def __init__(self, reply: Reply, decode: Callable[[msgspec.Raw], T], instance_id: int) -> None:
+        self._reply = reply
+        self._decode = decode
+        self.instance_id = instance_id  # who answers
+
+    async def __anext__(self) -> T:
+        return self._checked(await self._reply.__anext__())
+
+    async def next_batch(self) -> list[T]:
+        """All items that have arrived, waiting for the first of them; empty only at the end."""
+        return [self._checked(payload) for payload in await self._reply.next_batch()]
+
+    async def aclose(self) -> None:
+        """Gives the call up; idempotent."""
+        await self._reply.aclose()
+
+    def _checked(self, payload: msgspec.Raw) -> T:
+        try:
+            return self._decode(payload)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"instance {self.instance_id:x} sent an item of the wrong shape: {error}") from error
+
+
+class Client:
+    """Calls the instances of one endpoint, following discovery. Made by `Endpoint.client()`."""
+
+    def __init__(
+        self, endpoint: EndpointId, discovery: Discovery, channels: Channels, response_type: Any = Any
+    ) -> None:
+        self.endpoint = endpoint
+        self._channels = channels
+        self._decode = payload_decoder(response_type)
+        self._instances: dict[int, Instance] = {}
+        self._avoid_until_s: dict[int, float] = {}
+        self._changed = asyncio.Event()
+        self._turn = 0
+        self._watch = discovery.watch(endpoint.instances_prefix)
+        self._follower = asyncio.create_task(self._follow(), name=f"client-{endpoint}")
+
+    def instance_ids(self) -> list[int]:
+        """The live instances, in ascending order."""
+        return sorted(self._instances)
+
+    def instances(self) -> list[Instance]:
+        return [self._instances[i] for i in self.instance_ids()]
+
+    def available_ids(self) -> list[int]:
+        """The live instances but for those that just could not be reached (all, if that is all of them)."""
+        ids = self.instance_ids()
+        if not self._avoid_until_s:
+            return ids
+        now_s = time.monotonic()
+        self._avoid_until_s = {i: t for i, t in self._avoid_until_s.items() if t > now_s and i in self._instances}
+        return [i for i in ids if i not in self._avoid_until_s] or ids
+
+    async def wait_for_instances(self, timeout_s: float | None = None) -> list[int]:
+        """Waits for at least one instance; TimeoutError after `timeout_s`."""
+        async with asyncio.timeout(timeout_s):
+            while not self._instances:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.instance_ids()
+
+    async def generate(self, request: Any, annotated: bool = True, context: Context | None = None) -> ReplyStream[Any]:
+        """Sends `request` to the next instance in turn; the result iterates over the items of the reply.
+
+        Items are wrapped in Annotated unless `annotated` is False. Raises NoInstancesError when nobody serves the
+        endpoint, and while iterating whatever DynamoError the handler ended with.
+        """
+        return await self.round_robin(request, annotated, context)
+
+    async def round_robin(
+        self, request: Any, annotated: bool = True, context: Context | None = None
+    ) -> ReplyStream[Any]:
+        return await self._send(self._next_in_turn, request, annotated, context)
+
+    async def random(self, request: Any, annotated: bool = True, context: Context | None = None) -> ReplyStream[Any]:
+        return await self._send(random.choice, request, annotated, context)
+
+    async def direct(
+        self, request: Any, instance_id: int, annotated: bool = True, context: Context | None = None
+    ) -> ReplyStream[Any]:
+        """Sends `request` to that instance and no other."""
+        reply = await self.call(instance_id, encode_payload(request), context or Context())
+        return ReplyStream(reply, self._decoder(annotated), instance_id)
+
+    async def call(self, instance_id: int, payload: bytes, context: Context) -> Reply:
+        """Sends an encoded request.
+
+        Raises NoInstancesError for an unknown instance, ConnectionLostError or DrainingError when it takes no calls.
+        """
+        instance = self._instances.get(instance_id)
+        if instance is None:
+            raise NoInstancesError(f"there is no instance {instance_id} of {self.endpoint}")
+        channel = self._channels.ready(instance.address)
+        if channel is None:
+            try:
+                channel = await self._channels.get(instance.address)
+            except (ConnectionLostError, DrainingError):
+                self.avoid(instance_id)
+                raise
+        return channel.call(str(self.endpoint), payload, context)
+
+    def avoid(self, instance_id: int) -> None:
+        """Leaves an instance alone for a moment, because it was seen to fail."""
+        self._avoid_until_s[instance_id] = time.monotonic() + _AVOID_S
+
+    async def close(self) -> None:
+        self._watch.close()
+        self._follower.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._follower
+
+    async def _send(
+        self, pick: Callable[[list[int]], int], request: Any, annotated: bool, context: Context | None
+    ) -> ReplyStream[Any]:
+        payload = encode_payload(request)
+        context = context or Context()
+        candidates = self.available_ids()
+        while candidates:
+            instance_id = pick(candidates)
+            try:
+                reply = await self.call(instance_id, payload, context)
+            except (ConnectionLostError, DrainingError, NoInstancesError):
+                candidates = [i for i in candidates if i != instance_id]
+            else:
+                return ReplyStream(reply, self._decoder(annotated), instance_id)
+        raise NoInstancesError(f"no live instance of {self.endpoint}")
+
+    def _decoder(self, annotated: bool) -> Callable[[msgspec.Raw], Any]:
+        decode = self._decode
+        return (lambda payload: Annotated(decode(payload))) if annotated else decode
+
+    def _next_in_turn(self, candidates: list[int]) -> int:
+        self._turn += 1
+        return candidates[self._turn % len(candidates)]
+
+    async def _follow(self) -> None:
+        async for event in self._watch:
+            instance_id = int(event.key.rpartition("/")[2], 16)
+            if isinstance(event, Put):
+                try:
+                    self._instances[instance_id] = Instance.decode(event.value)
+                except msgspec.DecodeError as error:
+                    logger.warning("ignoring the discovery entry %s: %s", event.key, error)
+                    continue
+            elif (gone := self._instances.pop(instance_id, None)) is not None:
+                await self._channels.forget(gone.address)
+            self._changed.set()

@@ -1,0 +1,58 @@
+"""How a process takes part in a deployment; every process's own configuration inherits from this."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamo.config import option
+from dynamo.runtime.discovery.file import default_directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig:
+    """Take part in a deployment."""
+
+    namespace: str = option(
+        "dynamo", flag="--namespace", env="DYN_NAMESPACE", help="separates deployments that share a discovery backend"
+    )
+    discovery_backend: str = option(
+        "file",
+        flag="--discovery-backend",
+        env="DYN_DISCOVERY_BACKEND",
+        choices=("file", "mem"),
+        aliases={"memory": "mem"},
+        help="how processes find each other: a directory of this host, or only within this process",
+    )
+    file_kv: str | None = option(
+        None,
+        flag="--file-kv",
+        env="DYN_FILE_KV",
+        metavar="DIR",
+        help="directory of the file backend; without it, one for this user under the system's temporary directory",
+    )
+    request_plane: str = option(
+        "tcp",
+        flag="--request-plane",
+        env="DYN_REQUEST_PLANE",
+        choices=("tcp", "inproc"),
+        help="how requests travel: sockets (TCP, and Unix sockets on one host), or within this process",
+    )
+    rpc_host: str = option(
+        "127.0.0.1", flag="--rpc-host", env="DYN_TCP_RPC_HOST", help="address on which endpoints are served"
+    )
+    rpc_port: int = option(0, flag="--rpc-port", env="DYN_TCP_RPC_PORT", help="its port; 0 takes any free one")
+    system_host: str = option(
+        "127.0.0.1", flag="--system-host", env="DYN_SYSTEM_HOST", help="address of /health, /live and /metrics"
+    )
+    system_port: int = option(
+        -1, flag="--system-port", env="DYN_SYSTEM_PORT", help="its port; 0 takes any free one, -1 turns it off"
+    )
+    shutdown_timeout_s: float = option(
+        30.0,
+        flag="--shutdown-timeout",
+        env="DYN_GRACEFUL_SHUTDOWN_TIMEOUT",
+        metavar="SECONDS",
+        help="how long requests under way may go on after SIGTERM or Ctrl-C",
+    )
+
+    def discovery_directory(self) -> Path:
+        return Path(self.file_kv) if self.file_kv else default_directory()

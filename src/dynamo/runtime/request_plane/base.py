@@ -1,0 +1,57 @@
+"""The request plane: a process listens, others connect to it, and every call is a stream on that connection."""
+
+from typing import Protocol
+
+import msgspec
+
+from dynamo.runtime.context import Context
+from dynamo.runtime.request_plane.call import Dispatcher
+from dynamo.runtime.request_plane.reply import Reply
+
+
+class Address(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
+    """Every way to reach an instance; a caller takes the best that works from where it is."""
+
+    tcp_host: str | None = None
+    tcp_port: int | None = None
+    unix: str | None = None  # name of an abstract Unix socket, good within `host_id` only
+    inproc: str | None = None  # name of a listener in the same process
+    host_id: str | None = None
+    secret: str = ""  # shown in the handshake: only those who can read discovery may call
+
+
+class Channel(Protocol):
+    """A connection to one instance."""
+
+    @property
+    def usable(self) -> bool:
+        """False once the connection is lost or the other side is draining."""
+        ...
+
+    def call(self, endpoint: str, payload: bytes, context: Context) -> Reply:
+        """Starts a call; whatever goes wrong from here on is raised by the reply."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Listener(Protocol):
+    """The serving side of one instance."""
+
+    address: Address
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new calls and waits for those under way, at most `timeout_s`; then cancels the rest."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class RequestPlane(Protocol):
+    """One transport. Implementations are tested by `dynamo.testing.request_plane`."""
+
+    async def listen(self, dispatch: Dispatcher) -> Listener: ...
+
+    async def connect(self, address: Address) -> Channel:
+        """Raises ConnectionLostError when the instance cannot be reached."""
+        ...

@@ -1,0 +1,115 @@
+"""The callee's end of a call: runs the handler and sends what it yields, as fast as the caller reads."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+import msgspec
+
+from dynamo.errors import DeadlineExceededError, DynamoError, InternalError, to_info
+from dynamo.runtime.codec import Call, End, Item, Message
+from dynamo.runtime.context import Context
+
+logger = logging.getLogger(__name__)
+
+# Answers one call with encoded payloads.
+PayloadHandler = Callable[[msgspec.Raw, Context], AsyncGenerator[bytes, None]]
+# Finds the handler of an endpoint; raises NotFoundError.
+Dispatcher = Callable[[str], PayloadHandler]
+
+
+class CalleePort(Protocol):
+    """What a ServedCall needs of its connection."""
+
+    writable: asyncio.Event
+
+    def post(self, message: Message, size_bytes: int = 0) -> None: ...
+
+
+class ServedCall:
+    """One call being answered in a task of its own."""
+
+    def __init__(self, port: CalleePort, call: Call, on_done: Callable[[int], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._port = port
+        self._stream_id = call.stream_id
+        self._credit_bytes = call.window_bytes
+        self._has_credit = asyncio.Event()
+        self._on_done = on_done
+        self._past_deadline = False
+        self.context = Context(
+            call.request_id,
+            call.metadata,
+            deadline_s=None if call.timeout_s is None else loop.time() + call.timeout_s,
+            traceparent=call.traceparent,
+        )
+        self._timer = None if call.timeout_s is None else loop.call_later(call.timeout_s, self._on_deadline)
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self, handler: PayloadHandler, payload: msgspec.Raw) -> None:
+        self.task = asyncio.create_task(self._run(handler, payload))
+        self.task.add_done_callback(self._done)  # not in the task itself: it may be cancelled before it starts
+
+    def grant(self, size_bytes: int) -> None:
+        self._credit_bytes += size_bytes
+        if self._credit_bytes > 0:
+            self._has_credit.set()
+
+    def stop(self, *, kill: bool) -> None:
+        if kill:
+            self.kill()
+        else:
+            self.context.stop_generating()
+
+    def kill(self) -> None:
+        """Cancels the handler: nobody wants its answer."""
+        self.context.kill()
+        if self.task is not None:
+            self.task.cancel()
+
+    async def _run(self, handler: PayloadHandler, payload: msgspec.Raw) -> None:
+        error: BaseException | None = None
+        try:
+            await self._answer(handler, payload)
+        except asyncio.CancelledError:
+            error = self._cancel_reason()
+            if error is None:
+                return  # killed: the caller has forgotten the stream already
+        except DynamoError as failure:
+            error = failure
+        except Exception as failure:
+            logger.warning("request %s: the handler failed", self.context.id(), exc_info=failure)
+            error = failure
+        self._port.post(End(self._stream_id, None if error is None else to_info(error)))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._on_done(self._stream_id)
+
+    async def _answer(self, handler: PayloadHandler, payload: msgspec.Raw) -> None:
+        port, stream_id = self._port, self._stream_id
+        async with aclosing(handler(payload, self.context)) as replies:
+            async for reply in replies:
+                size_bytes = len(reply)
+                port.post(Item(stream_id, msgspec.Raw(reply)), size_bytes)
+                self._credit_bytes -= size_bytes
+                if self._credit_bytes <= 0 or not port.writable.is_set():
+                    await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        while self._credit_bytes <= 0:
+            self._has_credit.clear()
+            await self._has_credit.wait()
+        await self._port.writable.wait()
+
+    def _cancel_reason(self) -> DynamoError | None:
+        if self._past_deadline:
+            return DeadlineExceededError("the request's deadline passed")
+        return None if self.context.is_killed() else InternalError("the worker is shutting down")
+
+    def _on_deadline(self) -> None:
+        self._past_deadline = True
+        self.kill()

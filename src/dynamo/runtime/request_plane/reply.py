@@ -1,0 +1,134 @@
+"""The caller's end of a call: a stream of payloads with a credit window."""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+import msgspec
+
+from dynamo.errors import DeadlineExceededError, DynamoError, RequestCancelledError
+from dynamo.runtime.context import Context
+
+# What a callee may send before the caller has consumed anything: small enough that thousands of slow callers fit into
+# memory, large enough that an ordinary answer never waits for credit.
+WINDOW_BYTES = 256 << 10
+
+
+class CallerPort(Protocol):
+    """What a Reply needs of its connection."""
+
+    def grant(self, stream_id: int, size_bytes: int) -> None: ...
+    def stop(self, stream_id: int, *, kill: bool) -> None: ...
+    def forget(self, stream_id: int) -> None: ...
+
+
+class Reply:
+    """Iterates over the payloads of a reply in order; raises the DynamoError that ended the call.
+
+    aclose() gives the call up, which kills it at the other end.
+    """
+
+    __slots__ = (
+        "_consumed_bytes",
+        "_ended",
+        "_error",
+        "_items",
+        "_port",
+        "_stream_id",
+        "_timer",
+        "_unfollow",
+        "_waiter",
+    )
+
+    def __init__(self, port: CallerPort, stream_id: int, context: Context) -> None:
+        self._port = port
+        self._stream_id = stream_id
+        self._items: deque[msgspec.Raw] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = False
+        self._error: DynamoError | None = None
+        self._consumed_bytes = 0
+        remaining_s = context.remaining_s()
+        self._timer = (
+            None if remaining_s is None else asyncio.get_running_loop().call_later(remaining_s, self._on_deadline)
+        )
+        self._unfollow = context.on_stop(self._on_stop)
+
+    def __aiter__(self) -> "Reply":
+        return self
+
+    async def __anext__(self) -> msgspec.Raw:
+        if not self._items and not await self._arrival():
+            raise StopAsyncIteration
+        payload = self._items.popleft()
+        self._consumed(len(memoryview(payload)))
+        return payload
+
+    async def next_batch(self) -> list[msgspec.Raw]:
+        """All payloads that have arrived, waiting for the first of them; empty only at the end."""
+        if not self._items and not await self._arrival():
+            return []
+        batch = list(self._items)
+        self._items.clear()
+        self._consumed(sum(len(memoryview(payload)) for payload in batch))
+        return batch
+
+    async def aclose(self) -> None:
+        """Tells the callee that nobody listens any more; idempotent."""
+        self._give_up(RequestCancelledError("the caller closed the reply"))
+
+    def feed(self, payload: msgspec.Raw) -> None:
+        """Called by the connection: an item has arrived."""
+        self._items.append(payload)
+        self._wake()
+
+    def end(self, error: DynamoError | None) -> None:
+        """Called by the connection: nothing more will come."""
+        if self._ended:
+            return
+        self._ended = True
+        self._error = error
+        self._port.forget(self._stream_id)
+        self._unfollow()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake()
+
+    async def _arrival(self) -> bool:
+        """Waits for an item; False at the end, raises if that was a failure."""
+        while not self._items:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return False
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return True
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _consumed(self, size_bytes: int) -> None:
+        self._consumed_bytes += size_bytes
+        if self._consumed_bytes * 2 >= WINDOW_BYTES and not self._ended:
+            self._port.grant(self._stream_id, self._consumed_bytes)
+            self._consumed_bytes = 0
+
+    def _on_stop(self, context: Context) -> None:
+        if context.is_killed():
+            self._give_up(RequestCancelledError("the request was cancelled"))
+        elif not self._ended:
+            self._port.stop(self._stream_id, kill=False)
+
+    def _on_deadline(self) -> None:
+        self._give_up(DeadlineExceededError("the request's deadline passed"))
+
+    def _give_up(self, error: DynamoError) -> None:
+        if not self._ended:
+            self._port.stop(self._stream_id, kill=True)
+            self.end(error)
+            self._items.clear()

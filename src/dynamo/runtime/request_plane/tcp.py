@@ -1,0 +1,119 @@
+"""The request plane over TCP; processes of one host use an abstract Unix socket instead.
+
+Abstract sockets (Linux) have no file that a crash could leave behind. Both kinds of socket can be reached by any user
+of the host, so a caller must show the secret that stands in the instance's discovery entry.
+"""
+
+import asyncio
+import contextlib
+import functools
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+
+from dynamo.errors import ConfigError, ConnectionLostError
+from dynamo.runtime.request_plane.base import Address
+from dynamo.runtime.request_plane.call import Dispatcher
+from dynamo.runtime.request_plane.connection import CallerConnection
+from dynamo.runtime.request_plane.listener import ConnectionListener
+
+CONNECT_TIMEOUT_S = 5.0
+_BACKLOG = 1024
+
+
+class TcpPlane:
+    """Listens on `host` (an ephemeral port unless `port` is given) and connects to any Address with a socket in it."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._host = host
+        self._port = port
+
+    async def listen(self, dispatch: Dispatcher) -> ConnectionListener:
+        """Raises ConfigError when the port cannot be bound."""
+        listener = ConnectionListener(dispatch, secrets.token_hex(16))
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(listener.accept, self._host, self._port, backlog=_BACKLOG)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {self._host}:{self._port}: {error.strerror}") from error
+        listener.on_close(functools.partial(_close_server, server))
+        bound = server.sockets[0].getsockname()
+        address = msgspec.structs.replace(listener.address, tcp_host=_reachable(self._host), tcp_port=bound[1])
+        if sys.platform == "linux":
+            name = f"dynamo-{secrets.token_hex(16)}"
+            unix_server = await loop.create_unix_server(listener.accept, sock=_abstract_listener(name))
+            listener.on_close(functools.partial(_close_server, unix_server))
+            address = msgspec.structs.replace(address, unix=name, host_id=host_id())
+        listener.address = address
+        return listener
+
+    async def connect(self, address: Address) -> CallerConnection:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await _connect(address)
+        except (OSError, TimeoutError) as error:
+            where = f"{address.tcp_host}:{address.tcp_port}"
+            raise ConnectionLostError(f"cannot connect to the worker at {where}: {error or 'timed out'}") from error
+
+
+@functools.cache
+def host_id() -> str:
+    """Names this boot of this network namespace: equal for processes that can share an abstract Unix socket."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}/{os.stat('/proc/self/ns/net').st_ino}"
+
+
+async def _connect(address: Address) -> CallerConnection:
+    loop = asyncio.get_running_loop()
+    factory = functools.partial(CallerConnection, address.secret)
+    if address.unix is not None and sys.platform == "linux" and address.host_id == host_id():
+        with contextlib.suppress(OSError):  # some sandboxes forbid it: TCP still works
+            sock = socket.socket(socket.AF_UNIX)
+            sock.setblocking(False)
+            try:
+                await loop.sock_connect(sock, f"\0{address.unix}")
+                _, connection = await loop.create_unix_connection(factory, sock=sock)
+            except BaseException:
+                sock.close()
+                raise
+            return connection
+    if address.tcp_host is None or address.tcp_port is None:
+        raise ConnectionLostError("the worker does not listen on a socket")
+    _, connection = await loop.create_connection(factory, address.tcp_host, address.tcp_port)
+    _detect_dead_peer(connection)
+    return connection
+
+
+def _abstract_listener(name: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    sock.bind(f"\0{name}")
+    sock.listen(_BACKLOG)
+    return sock
+
+
+async def _close_server(server: asyncio.Server) -> None:
+    # Not wait_closed(): from Python 3.12 on that waits for the connections, which are closed after this.
+    server.close()
+
+
+def _reachable(host: str) -> str:
+    """What to tell others when listening on every interface."""
+    return socket.gethostbyname(socket.gethostname()) if host in ("0.0.0.0", "::") else host  # noqa: S104
+
+
+def _detect_dead_peer(connection: CallerConnection) -> None:
+    """Lets the kernel find out within half a minute that a host has vanished without a word."""
+    sock = connection.raw_socket()
+    if sock is None:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
