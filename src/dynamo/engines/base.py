@@ -41,6 +41,10 @@ class LLMEngine(Protocol):
         """How busy the engine is now, one entry per data-parallel rank."""
         ...
 
+    async def failed(self) -> str:
+        """Waits until the engine can serve no more, and says why; an engine that cannot fail waits for ever."""
+        ...
+
     async def cleanup(self) -> None:
         """Stops the engine and its processes; called once, also after a failed start."""
         ...

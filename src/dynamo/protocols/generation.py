@@ -53,6 +53,13 @@ class OutputOptions(msgspec.Struct, omit_defaults=True, kw_only=True):
     prompt_logprobs: int | None = None
 
 
+class WorkerId(msgspec.Struct, frozen=True, array_like=True):
+    """A worker everywhere: an instance and, where it runs data-parallel, one of its ranks."""
+
+    instance_id: int
+    dp_rank: int = 0
+
+
 class PreprocessedRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One sequence to continue."""
 
@@ -64,6 +71,7 @@ class PreprocessedRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     guided_decoding: GuidedDecoding | None = None
     eos_token_ids: list[int] = []
     dp_rank: int | None = None  # which data-parallel rank of the instance serves this; None: it chooses
+    target: WorkerId | None = None  # the worker that the client asked for, by nvext.backend_instance_id
 
 
 class Logprob(msgspec.Struct, array_like=True):
@@ -78,13 +86,6 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
 
     chosen: Logprob
     top: list[Logprob]
-
-
-class WorkerId(msgspec.Struct, frozen=True, array_like=True):
-    """A worker everywhere: an instance and, where it runs data-parallel, one of its ranks."""
-
-    instance_id: int
-    dp_rank: int = 0
 
 
 class LLMEngineOutput(msgspec.Struct, omit_defaults=True, kw_only=True):

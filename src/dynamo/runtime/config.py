@@ -6,13 +6,19 @@ from pathlib import Path
 from dynamo.config import option
 from dynamo.runtime.discovery.file import default_directory
 
+DEFAULT_NAMESPACE = "dynamo"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
     """Take part in a deployment."""
 
-    namespace: str = option(
-        "dynamo", flag="--namespace", env="DYN_NAMESPACE", help="separates deployments that share a discovery backend"
+    namespace: str | None = option(
+        None,
+        flag="--namespace",
+        env="DYN_NAMESPACE",
+        help="separates deployments that share a discovery backend: a worker serves in it (default: dynamo), "
+        "a frontend looks for models in it only (default: in all of them)",
     )
     discovery_backend: str = option(
         "file",
@@ -53,6 +59,10 @@ class RuntimeConfig:
         metavar="SECONDS",
         help="how long requests under way may go on after SIGTERM or Ctrl-C",
     )
+
+    @property
+    def worker_namespace(self) -> str:
+        return self.namespace or DEFAULT_NAMESPACE
 
     def discovery_directory(self) -> Path:
         return Path(self.file_kv) if self.file_kv else default_directory()

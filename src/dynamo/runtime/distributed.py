@@ -66,6 +66,7 @@ class DistributedRuntime:
         self._listening = asyncio.Lock()
         self._registrations: list[Registration] = []
         self._clients: list[Client] = []
+        self._siblings: list[DistributedRuntime] = []
         self._shutdown = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
 
@@ -75,8 +76,11 @@ class DistributedRuntime:
         return self.shared.registry
 
     def sibling(self) -> "DistributedRuntime":
-        """Another runtime in this process, with an identity of its own."""
-        return DistributedRuntime(config=self.config, shared=self.shared)
+        """Another runtime in this process, with an identity of its own; it is closed with this one."""
+        sibling = DistributedRuntime(config=self.config, shared=self.shared)
+        sibling.health = self.health
+        self._siblings.append(sibling)
+        return sibling
 
     def namespace(self, name: str) -> Namespace:
         return Namespace(self, name)
@@ -140,6 +144,9 @@ class DistributedRuntime:
         await asyncio.shield(self._closing)
 
     async def _close(self, timeout_s: float) -> None:
+        await asyncio.gather(self._close_own(timeout_s), *(s._close_own(timeout_s) for s in self._siblings))
+
+    async def _close_own(self, timeout_s: float) -> None:
         for path in self._handlers:
             self.health.set_endpoint(path, serving=False)
         for registration in self._registrations:

@@ -1,0 +1,1 @@
+"""`python -m dynamo.echo`: see dynamo.engines.echo."""

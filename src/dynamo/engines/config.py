@@ -1,0 +1,31 @@
+"""Flags that every worker process has."""
+
+from dataclasses import dataclass
+
+from dynamo.config import option
+from dynamo.runtime.config import RuntimeConfig
+from dynamo.runtime.instance import EndpointId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig(RuntimeConfig):
+    """Serve a model."""
+
+    endpoint: str | None = option(
+        None,
+        flag="--endpoint",
+        env="DYN_ENDPOINT",
+        metavar="PATH",
+        help="where the model is served, as dyn://namespace.component.endpoint; without it NAMESPACE.backend.generate",
+    )
+    custom_jinja_template: str | None = option(
+        None,
+        flag="--custom-jinja-template",
+        env="DYN_CUSTOM_JINJA_TEMPLATE",
+        metavar="FILE",
+        help="chat template to use instead of the model's own",
+    )
+
+    def endpoint_id(self) -> EndpointId:
+        """Raises ValueError when --endpoint is not of the right form."""
+        return EndpointId.parse(self.endpoint or f"{self.worker_namespace}.backend.generate")

@@ -1,0 +1,138 @@
+"""The process around an engine: starts it, announces it, serves it, and ends it in order."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvloop
+
+from dynamo.engines.base import EngineInfo, LLMEngine
+from dynamo.engines.config import WorkerConfig
+from dynamo.errors import DynamoError, InternalError
+from dynamo.llm.register import register_model
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.model_card import ModelInput, ModelType
+from dynamo.runtime.context import Context
+from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.handler import closing
+from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.system_server import system_server
+from dynamo.runtime.worker import run_until_shutdown, shutdown_on_signals
+from dynamo.telemetry import logging as telemetry_logging
+
+logger = logging.getLogger(__name__)
+
+LOAD_ENDPOINT = "load"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """One engine and the model that it serves."""
+
+    engine: LLMEngine
+    model_path: str
+    model_name: str | None = None  # None: the last part of the path
+    model_type: ModelType = field(default=ModelType.Chat | ModelType.Completions)
+
+    @property
+    def name(self) -> str:
+        return self.model_name or Path(self.model_path).name
+
+
+def run_workers(config: WorkerConfig, workers: Sequence[Worker]) -> int:
+    """Runs workers until SIGTERM or Ctrl-C, or until an engine fails; the process's exit code."""
+    telemetry_logging.configure()
+    try:
+        return uvloop.run(_main(config, workers))
+    except (DynamoError, ValueError) as error:
+        logger.error("%s", error)  # the user's to mend, a traceback would hide it
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _main(config: WorkerConfig, workers: Sequence[Worker]) -> int:
+    runtime = DistributedRuntime(config=config)
+    with shutdown_on_signals(runtime):
+        return await run_until_shutdown(runtime, _serve_all(runtime, config, workers)) or 0
+
+
+async def _serve_all(runtime: DistributedRuntime, config: WorkerConfig, workers: Sequence[Worker]) -> int:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(
+            system_server(runtime.health, runtime.registry, host=config.system_host, port=config.system_port)
+        )
+        waiting = [asyncio.create_task(_shut_down(runtime))]
+        for position, worker in enumerate(workers):
+            stack.push_async_callback(worker.engine.cleanup)
+            await _serve(runtime if position == 0 else runtime.sibling(), config, worker)
+            waiting.append(asyncio.create_task(worker.engine.failed()))
+        print(f"ready: {', '.join(sorted({w.name for w in workers}))}", file=sys.stderr, flush=True)
+        done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        if failures := [reason for task in done if (reason := task.result())]:
+            raise InternalError(f"the engine has failed: {'; '.join(failures)}")
+        return 0
+
+
+async def _shut_down(runtime: DistributedRuntime) -> str:
+    """Returns when the runtime has drained: engines must live until then. That is no failure."""
+    await runtime.wait_for_shutdown()
+    await runtime.close()
+    return ""
+
+
+async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Worker) -> None:
+    """Starts the engine and announces it; the model becomes visible last."""
+    info: EngineInfo = await worker.engine.start()
+    endpoint_id = config.endpoint_id()
+    endpoint = runtime.endpoint(str(endpoint_id))
+    engine_endpoint = EngineEndpoint(worker.engine)
+    load_id = EndpointId(endpoint_id.namespace, endpoint_id.component, LOAD_ENDPOINT)
+    await runtime.endpoint(str(load_id)).start(engine_endpoint.load)
+    await endpoint.start(engine_endpoint.generate, request_type=PreprocessedRequest)
+    await register_model(
+        ModelInput.Tokens,
+        worker.model_type,
+        endpoint,
+        worker.model_path,
+        worker.name,
+        context_length=info.context_length,
+        runtime_config=info.limits,
+        custom_template_path=config.custom_jinja_template,
+        features=info.features,
+    )
+
+
+class EngineEndpoint:
+    """An engine's handlers."""
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self._engine = engine
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
+        unfollow = context.on_stop(self._abort)
+        try:
+            async with closing(self._engine.generate(request, context)) as outputs:
+                async for output in outputs:
+                    yield output
+        finally:
+            unfollow()
+
+    async def load(self, request: object) -> AsyncIterator[list[WorkerLoad]]:
+        """The load at this moment."""
+        yield self._engine.load()
+
+    def _abort(self, context: Context) -> None:
+        """Turns the caller's stop into the engine's abort, so that the stream ends with a finish reason."""
+        if not context.is_killed():  # then the stream is being closed, which frees the request too
+            task = asyncio.create_task(self._engine.abort(context.id()))
+            self._aborts.add(task)
+            task.add_done_callback(self._aborts.discard)

@@ -1,0 +1,1 @@
+"""The request path: from an OpenAI request to token ids and back."""

@@ -1,0 +1,88 @@
+"""/health, /live and /metrics of a process that is not a frontend."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator
+
+import uvicorn
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dynamo.errors import ConfigError
+from dynamo.runtime.health import Health
+from dynamo.telemetry.metrics import CONTENT_TYPE
+
+logger = logging.getLogger(__name__)
+
+
+def system_app(health: Health, registry: CollectorRegistry) -> Starlette:
+    async def get_health(_: Request) -> Response:
+        body = {
+            "status": "healthy" if health.ready else "unhealthy",
+            "uptime_s": round(health.uptime_s, 3),
+            "endpoints": {path: "ready" if ready else "not ready" for path, ready in health.endpoints.items()},
+        }
+        return JSONResponse(body, status_code=200 if health.ready else 503)
+
+    async def get_live(_: Request) -> Response:
+        return JSONResponse({"status": "live", "uptime_s": round(health.uptime_s, 3)})
+
+    async def get_metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE)
+
+    return Starlette(
+        routes=[Route("/health", get_health), Route("/live", get_live), Route("/metrics", get_metrics)],
+    )
+
+
+@contextlib.asynccontextmanager
+async def system_server(
+    health: Health, registry: CollectorRegistry, *, host: str, port: int
+) -> AsyncIterator[int | None]:
+    """Serves system_app() within the block; gives the port, or None when `port` is negative (turned off).
+
+    Raises ConfigError when the port cannot be bound.
+    """
+    if port < 0:
+        yield None
+        return
+    sock = bind(host, port)
+    bound_port: int = sock.getsockname()[1]
+    config = uvicorn.Config(system_app(health, registry), log_config=None, access_log=False, lifespan="off")
+    server = EmbeddedServer(config)
+    task = asyncio.create_task(server.serve(sockets=[sock]), name="system-server")
+    logger.info("system server on http://%s:%d", host, bound_port)
+    try:
+        yield bound_port
+    finally:
+        server.should_exit = True
+        await task
+
+
+class EmbeddedServer(uvicorn.Server):
+    """uvicorn in a program that handles its signals itself."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; ConfigError says what is wrong with the address."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(2048)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    except OverflowError:
+        raise ConfigError(f"{port} is not a port: it must be between 0 and 65535") from None
+    sock.setblocking(False)
+    return sock

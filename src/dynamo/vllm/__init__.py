@@ -1,0 +1,1 @@
+"""`python -m dynamo.vllm`: see dynamo.engines.vllm."""
