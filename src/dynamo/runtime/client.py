@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -16,6 +16,7 @@ from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.context import Context
 from dynamo.runtime.discovery.base import Discovery, Put
 from dynamo.runtime.instance import EndpointId, Instance
+from dynamo.runtime.request_plane.base import Channel
 from dynamo.runtime.request_plane.reply import Reply
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ class ReplyStream(AsyncIterator[T]):
         self.instance_id = instance_id  # who answers
 
     async def __anext__(self) -> T:
-        return self._checked(await self._reply.__anext__())
+        if not self._reply and not await self._reply.arrival():
+            raise StopAsyncIteration
+        return self._checked(self._reply.pop())
 
     async def next_batch(self) -> list[T]:
         """All items that have arrived, waiting for the first of them; empty only at the end."""
@@ -78,7 +81,10 @@ class Client:
         self._channels = channels
         self._decode = payload_decoder(response_type)
         self._instances: dict[int, Instance] = {}
+        self._ids: list[int] = []  # of _instances, ascending
+        self._path = str(endpoint)
         self._avoid_until_s: dict[int, float] = {}
+        self._open: dict[int, Channel] = {}
         self._changed = asyncio.Event()
         self._turn = 0
         self._watch = discovery.watch(endpoint.instances_prefix)
@@ -86,19 +92,18 @@ class Client:
 
     def instance_ids(self) -> list[int]:
         """The live instances, in ascending order."""
-        return sorted(self._instances)
+        return list(self._ids)
 
     def instances(self) -> list[Instance]:
-        return [self._instances[i] for i in self.instance_ids()]
+        return [self._instances[i] for i in self._ids]
 
     def available_ids(self) -> list[int]:
         """The live instances but for those that just could not be reached (all, if that is all of them)."""
-        ids = self.instance_ids()
         if not self._avoid_until_s:
-            return ids
+            return list(self._ids)
         now_s = time.monotonic()
         self._avoid_until_s = {i: t for i, t in self._avoid_until_s.items() if t > now_s and i in self._instances}
-        return [i for i in ids if i not in self._avoid_until_s] or ids
+        return [i for i in self._ids if i not in self._avoid_until_s] or list(self._ids)
 
     async def wait_for_instances(self, timeout_s: float | None = None) -> list[int]:
         """Waits for at least one instance; TimeoutError after `timeout_s`."""
@@ -108,21 +113,27 @@ class Client:
                 await self._changed.wait()
         return self.instance_ids()
 
-    async def generate(self, request: Any, annotated: bool = True, context: Context | None = None) -> ReplyStream[Any]:
-        """Sends `request` to the next instance in turn; the result iterates over the items of the reply.
+    def generate(
+        self, request: Any, annotated: bool = True, context: Context | None = None
+    ) -> Awaitable[ReplyStream[Any]]:
+        """Sends `request` to the next instance in turn; awaited, gives an iterator over the items of the reply.
 
         Items are wrapped in Annotated unless `annotated` is False. Raises NoInstancesError when nobody serves the
         endpoint, and while iterating whatever DynamoError the handler ended with.
         """
-        return await self.round_robin(request, annotated, context)
+        return self._send(self._next_in_turn, request, annotated, context)
 
-    async def round_robin(
+    def round_robin(
         self, request: Any, annotated: bool = True, context: Context | None = None
-    ) -> ReplyStream[Any]:
-        return await self._send(self._next_in_turn, request, annotated, context)
+    ) -> Awaitable[ReplyStream[Any]]:
+        """The same: taking turns is the default."""
+        return self._send(self._next_in_turn, request, annotated, context)
 
-    async def random(self, request: Any, annotated: bool = True, context: Context | None = None) -> ReplyStream[Any]:
-        return await self._send(random.choice, request, annotated, context)
+    def random(
+        self, request: Any, annotated: bool = True, context: Context | None = None
+    ) -> Awaitable[ReplyStream[Any]]:
+        """Like generate(), with any of the instances."""
+        return self._send(random.choice, request, annotated, context)
 
     async def direct(
         self, request: Any, instance_id: int, annotated: bool = True, context: Context | None = None
@@ -136,17 +147,10 @@ class Client:
 
         Raises NoInstancesError for an unknown instance, ConnectionLostError or DrainingError when it takes no calls.
         """
-        instance = self._instances.get(instance_id)
-        if instance is None:
-            raise NoInstancesError(f"there is no instance {instance_id} of {self.endpoint}")
-        channel = self._channels.ready(instance.address)
-        if channel is None:
-            try:
-                channel = await self._channels.get(instance.address)
-            except (ConnectionLostError, DrainingError):
-                self.avoid(instance_id)
-                raise
-        return channel.call(str(self.endpoint), payload, context)
+        channel = self._open.get(instance_id)
+        if channel is None or not channel.usable:
+            channel = await self._connect(instance_id)
+        return channel.call(self._path, payload, context)
 
     def avoid(self, instance_id: int) -> None:
         """Leaves an instance alone for a moment, because it was seen to fail."""
@@ -157,6 +161,17 @@ class Client:
         self._follower.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._follower
+
+    async def _connect(self, instance_id: int) -> Channel:
+        instance = self._instances.get(instance_id)
+        if instance is None:
+            raise NoInstancesError(f"there is no instance {instance_id} of {self.endpoint}")
+        try:
+            channel = self._open[instance_id] = await self._channels.get(instance.address)
+        except (ConnectionLostError, DrainingError):
+            self.avoid(instance_id)
+            raise
+        return channel
 
     async def _send(
         self, pick: Callable[[list[int]], int], request: Any, annotated: bool, context: Context | None
@@ -192,5 +207,7 @@ class Client:
                     logger.warning("ignoring the discovery entry %s: %s", event.key, error)
                     continue
             elif (gone := self._instances.pop(instance_id, None)) is not None:
+                self._open.pop(instance_id, None)
                 await self._channels.forget(gone.address)
+            self._ids = sorted(self._instances)
             self._changed.set()

@@ -1,7 +1,7 @@
 """What a request carries along: its identity, its deadline, and whether anybody still wants the answer."""
 
 import asyncio
-import os
+import random
 import time
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ class Context:
         deadline_s: float | None = None,
         traceparent: str | None = None,
     ) -> None:
-        self._id = id or os.urandom(16).hex()
+        self._id = id or f"{random.getrandbits(128):032x}"
         self.metadata = metadata if metadata is not None else {}
         self.deadline_s = deadline_s  # on this process's time.monotonic(); None: no deadline
         self.traceparent = traceparent  # W3C Trace Context

@@ -1,8 +1,8 @@
 """The one calling shape: what a user's endpoint, each stage of the request path and an engine have in common."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Protocol, TypeVar, runtime_checkable
+from types import TracebackType
+from typing import Generic, TypeVar
 
 from dynamo.runtime.context import Context
 
@@ -14,18 +14,23 @@ Resp = TypeVar("Resp")
 Handler = Callable[[Req, Context], AsyncIterator[Resp]]
 
 
-@runtime_checkable
-class Closable(Protocol):
-    """What async generators have beside iteration."""
+class closing(Generic[T]):  # noqa: N801 - used like contextlib.aclosing
+    """`async with closing(handler(request, context)) as stream:` closes the stream however the block ends.
 
-    async def aclose(self) -> None: ...
+    Like contextlib.aclosing, but content with iterators that have no aclose().
+    """
 
+    __slots__ = ("_stream",)
 
-@asynccontextmanager
-async def closing(stream: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    """`async with closing(handler(request, context)) as stream:` closes the stream however the block ends."""
-    try:
-        yield stream
-    finally:
-        if isinstance(stream, Closable):
-            await stream.aclose()
+    def __init__(self, stream: AsyncIterator[T]) -> None:
+        self._stream = stream
+
+    async def __aenter__(self) -> AsyncIterator[T]:
+        return self._stream
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        close = getattr(self._stream, "aclose", None)
+        if close is not None:
+            await close()

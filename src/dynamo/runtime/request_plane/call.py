@@ -31,12 +31,24 @@ class CalleePort(Protocol):
 class ServedCall:
     """One call being answered in a task of its own."""
 
+    __slots__ = (
+        "_credit_bytes",
+        "_credit_waiter",
+        "_on_done",
+        "_past_deadline",
+        "_port",
+        "_stream_id",
+        "_timer",
+        "context",
+        "task",
+    )
+
     def __init__(self, port: CalleePort, call: Call, on_done: Callable[[int], None]) -> None:
         loop = asyncio.get_running_loop()
         self._port = port
         self._stream_id = call.stream_id
         self._credit_bytes = call.window_bytes
-        self._has_credit = asyncio.Event()
+        self._credit_waiter: asyncio.Future[None] | None = None
         self._on_done = on_done
         self._past_deadline = False
         self.context = Context(
@@ -54,8 +66,8 @@ class ServedCall:
 
     def grant(self, size_bytes: int) -> None:
         self._credit_bytes += size_bytes
-        if self._credit_bytes > 0:
-            self._has_credit.set()
+        if self._credit_bytes > 0 and self._credit_waiter is not None and not self._credit_waiter.done():
+            self._credit_waiter.set_result(None)
 
     def stop(self, *, kill: bool) -> None:
         if kill:
@@ -101,8 +113,8 @@ class ServedCall:
 
     async def _wait_for_room(self) -> None:
         while self._credit_bytes <= 0:
-            self._has_credit.clear()
-            await self._has_credit.wait()
+            self._credit_waiter = asyncio.get_running_loop().create_future()
+            await self._credit_waiter
         await self._port.writable.wait()
 
     def _cancel_reason(self) -> DynamoError | None:

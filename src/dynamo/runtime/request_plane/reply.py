@@ -58,15 +58,23 @@ class Reply:
         return self
 
     async def __anext__(self) -> msgspec.Raw:
-        if not self._items and not await self._arrival():
+        if not self._items and not await self.arrival():
             raise StopAsyncIteration
+        return self.pop()
+
+    def __len__(self) -> int:
+        """How many payloads have arrived and wait."""
+        return len(self._items)
+
+    def pop(self) -> msgspec.Raw:
+        """The next payload; IndexError when none waits."""
         payload = self._items.popleft()
         self._consumed(len(memoryview(payload)))
         return payload
 
     async def next_batch(self) -> list[msgspec.Raw]:
         """All payloads that have arrived, waiting for the first of them; empty only at the end."""
-        if not self._items and not await self._arrival():
+        if not self._items and not await self.arrival():
             return []
         batch = list(self._items)
         self._items.clear()
@@ -94,8 +102,8 @@ class Reply:
             self._timer.cancel()
         self._wake()
 
-    async def _arrival(self) -> bool:
-        """Waits for an item; False at the end, raises if that was a failure."""
+    async def arrival(self) -> bool:
+        """Waits until a payload is there; False at the end, raises if that was a failure."""
         while not self._items:
             if self._ended:
                 if self._error is not None:
