@@ -21,6 +21,7 @@ from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.system_server import system_server
 from dynamo.runtime.worker import run_until_shutdown, shutdown_on_signals
 from dynamo.telemetry import logging as telemetry_logging
@@ -46,6 +47,7 @@ class Worker:
 
 def run_workers(config: WorkerConfig, workers: Sequence[Worker]) -> int:
     """Runs workers until SIGTERM or Ctrl-C, or until an engine fails; the process's exit code."""
+    follow_parent()
     telemetry_logging.configure()
     try:
         return uvloop.run(_main(config, workers))

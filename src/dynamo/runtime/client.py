@@ -75,10 +75,16 @@ class Client:
     """Calls the instances of one endpoint, following discovery. Made by `Endpoint.client()`."""
 
     def __init__(
-        self, endpoint: EndpointId, discovery: Discovery, channels: Channels, response_type: Any = Any
+        self,
+        endpoint: EndpointId,
+        discovery: Discovery,
+        channels: Channels,
+        response_type: Any = Any,
+        on_close: Callable[["Client"], None] = lambda _: None,
     ) -> None:
         self.endpoint = endpoint
         self._channels = channels
+        self._on_close = on_close
         self._decode = payload_decoder(response_type)
         self._instances: dict[int, Instance] = {}
         self._ids: list[int] = []  # of _instances, ascending
@@ -109,9 +115,13 @@ class Client:
         """Waits for at least one instance; TimeoutError after `timeout_s`."""
         async with asyncio.timeout(timeout_s):
             while not self._instances:
-                self._changed.clear()
-                await self._changed.wait()
+                await self.wait_for_change()
         return self.instance_ids()
+
+    async def wait_for_change(self) -> None:
+        """Waits until an instance appears or goes."""
+        self._changed.clear()
+        await self._changed.wait()
 
     def generate(
         self, request: Any, annotated: bool = True, context: Context | None = None
@@ -161,6 +171,7 @@ class Client:
         self._follower.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._follower
+        self._on_close(self)
 
     async def _connect(self, instance_id: int) -> Channel:
         instance = self._instances.get(instance_id)

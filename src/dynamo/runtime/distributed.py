@@ -65,7 +65,7 @@ class DistributedRuntime:
         self._listener: Listener | None = None
         self._listening = asyncio.Lock()
         self._registrations: list[Registration] = []
-        self._clients: list[Client] = []
+        self._clients: set[Client] = set()
         self._siblings: list[DistributedRuntime] = []
         self._shutdown = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
@@ -91,8 +91,8 @@ class DistributedRuntime:
 
     def client(self, endpoint: EndpointId, response_type: Any = Any) -> Client:
         """See Endpoint.client()."""
-        client = Client(endpoint, self.discovery, self._channels, response_type)
-        self._clients.append(client)
+        client = Client(endpoint, self.discovery, self._channels, response_type, self._clients.discard)
+        self._clients.add(client)
         return client
 
     async def serve(self, endpoint: EndpointId, handler: PayloadHandler) -> None:
@@ -154,7 +154,7 @@ class DistributedRuntime:
         if self._listener is not None:
             await self._listener.drain(timeout_s)
             await self._listener.close()
-        for client in self._clients:
+        for client in tuple(self._clients):
             await client.close()
         await self._channels.close()
         await self.discovery.close()

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -28,9 +28,9 @@ class HistogramChild:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self._bounds, value)] += times
+        self.sum += value * times
 
 
 class Histogram(Collector):
@@ -64,6 +64,38 @@ class Histogram(Collector):
         yield family
 
 
+class TallyChild:
+    """One series of a Tally."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, count: int) -> None:
+        self.value += count
+
+
+class Tally(Collector):
+    """A counter that is added to for each token, for one thread."""
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = tuple(labels)
+        self._children: dict[tuple[str, ...], TallyChild] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> TallyChild:
+        return self._children.setdefault(values, TallyChild())
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, child in self._children.items():
+            family.add_metric(values, child.value)
+        yield family
+
+
 class FrontendMetrics:
     """dynamo_frontend_*"""
 
@@ -82,7 +114,7 @@ class FrontendMetrics:
         self.disconnected = Counter(
             f"{prefix}disconnected_clients_total", "Clients that left before the end", registry=registry
         )
-        self.output_tokens = Counter(f"{prefix}output_tokens_total", "Tokens generated", ("model",), registry=registry)
+        self.output_tokens = Tally(f"{prefix}output_tokens_total", "Tokens generated", ("model",), registry)
         self.ready = Gauge(f"{prefix}model_ready", "1 while a worker serves the model", ("model",), registry=registry)
         self.time_to_first_token = Histogram(
             f"{prefix}time_to_first_token_seconds", "TTFT", ("model",), _LATENCY_BUCKETS_S, registry

@@ -14,6 +14,7 @@ from dynamo.protocols.openai.requests import (
 
 NESTING_MAX = 200  # of what is handed on as it is: schemas and arguments
 CHOICES_MAX = 1024  # prompts times n: each is a stream of its own
+INSTANCE_ID_MAX = 2**64 - 1  # more than a field's type can say
 
 
 def check_chat(request: ChatCompletionRequest) -> None:
@@ -43,6 +44,8 @@ def check_completion(request: CompletionRequest) -> None:
 def _check_generation(request: GenerationRequest) -> None:
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("stream_options needs stream to be true.", param="stream_options")
+    if request.nvext is not None and (request.nvext.backend_instance_id or 0) > INSTANCE_ID_MAX:
+        raise InvalidRequestError("nvext.backend_instance_id: over 64 bits.", param="nvext.backend_instance_id")
     response_format = request.response_format
     if response_format is None or response_format.type != "json_schema":
         return

@@ -53,8 +53,8 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise InvalidRequestError("The body is nested too deeply.") from error
 
 
-# msgspec says where an error is only in its message: "<reason> - at `$.messages[0].role`", "- at `key` in `$.logit_bias`",
-# and, of what is absent, "Object missing required field `model`". This function alone relies on that.
+# msgspec says where an error is only in its message: "<reason> - at `$.messages[0].role`", "<reason> - at `key` in
+# `$.logit_bias`" and, of what is absent, "Object missing required field `model`". This function alone relies on that.
 _PLACE = re.compile(r"(?P<reason>.*) - at (?:`key` in )?`\$(?P<path>[^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 

@@ -46,7 +46,7 @@ class NvExt(Struct, kw_only=True):
     """Upstream's extension of the protocol."""
 
     extra_fields: list[str] | None = None  # what else the response should say; we know "worker_id"
-    backend_instance_id: Annotated[int, Meta(ge=0, le=2**64 - 1)] | None = None  # the worker to use
+    backend_instance_id: Annotated[int, Meta(ge=0)] | None = None  # the worker to use
     dp_rank: Count | None = None  # and its data-parallel rank
 
 

@@ -1,31 +1,24 @@
 """Discovery through a directory of one host; no service needed.
 
-Each entry is a file that its owner holds an exclusive flock on. The kernel drops the lock when the owner dies, however
-it dies, so a watcher that gets a shared lock knows that the entry is stale, and removes it. The owner locks the file
-before it gives it its final name: a visible file without a lock is always a dead one.
+Each entry is a file that its owner has locked (see entry_file.py); everybody looks at the directory ten times a second.
 """
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import logging
 import os
-import secrets
 import tempfile
-import time
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote
 
 from dynamo.errors import ConfigError
 from dynamo.runtime.discovery.base import Delete, Event, Put, Watch
+from dynamo.runtime.discovery.entry_file import OwnedEntry, SeenEntry, create_entry, entry_names, open_entry
 
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.1  # a birth or death is seen within this time
-_HIDDEN_PREFIX = "."  # of files that are not yet entries
-_ABANDONED_AFTER_S = 60.0
 
 
 def default_directory() -> Path:
@@ -34,64 +27,62 @@ def default_directory() -> Path:
 
 
 class FileRegistration:
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor: int | None = descriptor
+    """An entry of this process, put back when somebody cleans up the directory under it."""
+
+    def __init__(
+        self, directory: Path, key: str, value: bytes, on_withdraw: Callable[["FileRegistration"], None]
+    ) -> None:
+        self._directory = directory
+        self._value = value
+        self._on_withdraw = on_withdraw
+        self.key = key
+        self._entry = _create(directory, key, value)
 
     async def withdraw(self) -> None:
-        if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)
-            self.release()
+        self._on_withdraw(self)
+        try:
+            self._entry.remove()
+        except OSError as error:  # the lock is gone, so others see the end of the entry all the same
+            logger.warning("cannot remove the discovery entry %s: %s", self.key, error)
+
+    def restore(self) -> None:
+        """Makes the entry again when its file is gone; ValueError when another process has taken the key since."""
+        if not self._entry.in_place:
+            self._entry.release()
+            self._entry = _create(self._directory, self.key, self._value)
 
     def release(self) -> None:
         """Closes this process's hold on the lock."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-class _Entry:
-    """A file seen by a watcher; it stays open so that testing its lock is one system call."""
-
-    def __init__(self, key: str, value: bytes, descriptor: int) -> None:
-        self.key = key
-        self.value = value
-        self.descriptor = descriptor
-
-    def close(self) -> None:
-        os.close(self.descriptor)
+        self._entry.release()
 
 
 class FileDiscovery:
     """One process's view of a discovery directory."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, poll_interval_s: float = POLL_INTERVAL_S) -> None:
         self._directory = directory or default_directory()
-        self._registered: list[FileRegistration] = []
-        self._entries: dict[str, _Entry] = {}  # file name -> live entry
+        self._poll_interval_s = poll_interval_s
+        self._registered: dict[FileRegistration, None] = {}
+        self._seen: dict[str, SeenEntry] = {}  # file name -> living entry
         self._watches: list[Watch] = []
         self._poller: asyncio.Task[None] | None = None
+        self._unreadable: set[str] = set()  # file names that were warned about
         _release_locks_after_fork(self)
 
     async def register(self, key: str, value: bytes) -> FileRegistration:
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            registration = _create(self._directory, quote(key, safe=""), value)
-        except FileExistsError:
-            raise ValueError(f"{key} is already registered") from None
-        except OSError as error:
-            raise ConfigError(f"cannot register in the discovery directory {self._directory}: {error}") from error
-        self._registered.append(registration)
+        registration = FileRegistration(self._directory, key, value, self._forget)
+        self._registered[registration] = None
+        self._start_polling()
         return registration
 
     def watch(self, prefix: str) -> Watch:
+        """Raises ConfigError when the directory cannot be read."""
+        self._scan()
         watch = Watch(prefix, self._watches.remove)
-        for entry in self._entries.values():
+        for entry in self._seen.values():
             watch.publish(Put(entry.key, entry.value))
         self._watches.append(watch)
-        if self._poller is None:
-            self._scan()
-            self._poller = asyncio.create_task(self._poll(), name="file-discovery")
+        self._start_polling()
         return watch
 
     async def close(self) -> None:
@@ -99,113 +90,111 @@ class FileDiscovery:
             self._poller.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._poller
-        for registration in self._registered:
+            self._poller = None
+        for registration in tuple(self._registered):
             await registration.withdraw()
         for watch in tuple(self._watches):
             watch.close()
-        for entry in self._entries.values():
+        for entry in self._seen.values():
             entry.close()
-        self._entries.clear()
+        self._seen.clear()
 
     def release_locks(self) -> None:
         """Closes the inherited locks in a forked child, which would keep a dead parent's entries alive."""
         for registration in self._registered:
             registration.release()
+        self._registered.clear()
+
+    def _forget(self, registration: FileRegistration) -> None:
+        self._registered.pop(registration, None)
+
+    def _start_polling(self) -> None:
+        if self._poller is None:
+            self._poller = asyncio.create_task(self._poll(), name="file-discovery")
 
     async def _poll(self) -> None:
         failure = ""
         while True:
-            await asyncio.sleep(POLL_INTERVAL_S)
+            await asyncio.sleep(self._poll_interval_s)
             try:
-                self._scan()
+                self._restore()
+                if self._watches:
+                    self._scan()
                 failure = ""
-            except OSError as error:  # a directory that is away for a moment must not end discovery for good
-                if str(error) != failure:
-                    failure = str(error)
-                    logger.warning("cannot read the discovery directory %s: %s", self._directory, error)
+            except ConfigError as error:  # the directory may be away for a moment: no reason to end discovery for good
+                if error.message != failure:
+                    failure = error.message
+                    logger.warning("%s", failure)
+
+    def _restore(self) -> None:
+        for registration in tuple(self._registered):
+            try:
+                registration.restore()
+            except ValueError as error:
+                logger.error("a discovery entry of this process was removed: %s", error)
+                self._forget(registration)
 
     def _scan(self) -> None:
-        """Compares the directory with what is known and publishes the differences."""
+        """Compares the directory with what is known and publishes the differences; ConfigError if it is unreadable."""
         names = _names(self._directory)
-        for name, entry in tuple(self._entries.items()):
-            if name not in names or _take_if_dead(entry.descriptor, self._directory / name):
+        for name, entry in tuple(self._seen.items()):
+            if name not in names or entry.is_dead():
                 entry.close()
-                del self._entries[name]
+                del self._seen[name]
                 self._publish(Delete(entry.key))
-        for name in names - self._entries.keys():
-            if name.startswith(_HIDDEN_PREFIX):
-                _remove_if_abandoned(self._directory / name)
-            elif (new := _open_live(self._directory / name)) is not None:
-                self._entries[name] = new
+        self._unreadable &= names
+        for name in names - self._seen.keys():
+            if (new := self._open(name)) is not None:
+                self._seen[name] = new
                 self._publish(Put(new.key, new.value))
+
+    def _open(self, name: str) -> SeenEntry | None:
+        try:
+            return open_entry(self._directory / name)
+        except OSError as error:  # another user's, perhaps: not a reason to miss all the others
+            if name not in self._unreadable:
+                self._unreadable.add(name)
+                logger.warning("cannot read the discovery entry %s: %s", name, error)
+            return None
 
     def _publish(self, event: Event) -> None:
         for watch in self._watches:
             watch.publish(event)
 
 
-def _create(directory: Path, name: str, value: bytes) -> FileRegistration:
-    """Writes and locks a file, then gives it its name; FileExistsError when the name is taken."""
-    hidden = directory / f"{_HIDDEN_PREFIX}{secrets.token_hex(8)}"
-    descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(value)
-        os.link(hidden, directory / name)  # unlike rename, fails when the name is taken
-    except BaseException:
-        os.close(descriptor)
-        raise
-    finally:
-        hidden.unlink(missing_ok=True)
-    return FileRegistration(directory / name, descriptor)
+def _create(directory: Path, key: str, value: bytes) -> OwnedEntry:
+    """Raises ConfigError and ValueError as Discovery.register does."""
+    with _config_errors(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(directory)
+        try:
+            return create_entry(directory, key, value)
+        except FileExistsError:
+            raise ValueError(f"{key} is already registered") from None
 
 
 def _names(directory: Path) -> set[str]:
+    with _config_errors(directory):
+        try:
+            _check_owner(directory)
+        except FileNotFoundError:
+            return set()  # nobody has registered yet
+        return entry_names(directory)
+
+
+@contextlib.contextmanager
+def _config_errors(directory: Path) -> Iterator[None]:
     try:
-        return set(os.listdir(directory))
-    except FileNotFoundError:
-        return set()  # nobody has registered yet
-
-
-def _open_live(path: Path) -> _Entry | None:
-    """The entry at `path`, or None (and the file removed) when its owner is dead."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    if _take_if_dead(descriptor, path):
-        os.close(descriptor)
-        return None
-    with open(descriptor, "rb", closefd=False) as file:
-        return _Entry(unquote(path.name), file.read(), descriptor)
-
-
-def _take_if_dead(descriptor: int, path: Path) -> bool:
-    """True when nobody holds the exclusive lock; removes the file then."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
-            raise
-        return False
-    if _names_same_file(path, descriptor):
-        path.unlink(missing_ok=True)
-    return True
+        raise ConfigError(f"cannot use the discovery directory {directory}: {error.strerror or error}") from error
 
 
-def _names_same_file(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _remove_if_abandoned(path: Path) -> None:
-    """Removes a file that never got its name because its writer died."""
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
-            path.unlink()
+def _check_owner(directory: Path) -> None:
+    """A directory that another user has made under the name of ours could be full of lies."""
+    owner = directory.stat().st_uid
+    if os.getuid() not in (0, owner) and owner != 0:
+        raise ConfigError(f"the discovery directory {directory} belongs to another user ({owner})")
 
 
 def _release_locks_after_fork(discovery: FileDiscovery) -> None:

@@ -1,5 +1,7 @@
 """Discovery within one process."""
 
+from collections.abc import Callable
+
 from dynamo.runtime.discovery.base import Delete, Event, Put, Watch
 
 
@@ -20,8 +22,12 @@ class MemoryStore:
         if self._entries.pop(key, None) is not None:
             self._publish(Delete(key))
 
-    def watch(self, prefix: str) -> Watch:
-        watch = Watch(prefix, self._watches.remove)
+    def watch(self, prefix: str, on_close: Callable[[Watch], None]) -> Watch:
+        def closed(watch: Watch) -> None:
+            self._watches.remove(watch)
+            on_close(watch)
+
+        watch = Watch(prefix, closed)
         self._watches.append(watch)
         for key, value in self._entries.items():
             watch.publish(Put(key, value))
@@ -33,12 +39,17 @@ class MemoryStore:
 
 
 class MemoryRegistration:
-    def __init__(self, store: MemoryStore, key: str) -> None:
+    def __init__(self, store: MemoryStore, key: str, on_withdraw: Callable[["MemoryRegistration"], None]) -> None:
         self._store = store
-        self._key = key
+        self._on_withdraw = on_withdraw
+        self._withdrawn = False
+        self.key = key
 
     async def withdraw(self) -> None:
-        self._store.delete(self._key)
+        if not self._withdrawn:  # afterwards the key may be another's
+            self._withdrawn = True
+            self._store.delete(self.key)
+            self._on_withdraw(self)
 
 
 class MemoryDiscovery:
@@ -46,22 +57,22 @@ class MemoryDiscovery:
 
     def __init__(self, store: MemoryStore | None = None) -> None:
         self._store = store or MemoryStore()
-        self._registered: list[MemoryRegistration] = []
-        self._watches: list[Watch] = []
+        self._registered: set[MemoryRegistration] = set()
+        self._watches: set[Watch] = set()
 
     async def register(self, key: str, value: bytes) -> MemoryRegistration:
         self._store.put(key, value)
-        registration = MemoryRegistration(self._store, key)
-        self._registered.append(registration)
+        registration = MemoryRegistration(self._store, key, self._registered.discard)
+        self._registered.add(registration)
         return registration
 
     def watch(self, prefix: str) -> Watch:
-        watch = self._store.watch(prefix)
-        self._watches.append(watch)
+        watch = self._store.watch(prefix, self._watches.discard)
+        self._watches.add(watch)
         return watch
 
     async def close(self) -> None:
-        for registration in self._registered:
+        for registration in tuple(self._registered):
             await registration.withdraw()
-        for watch in self._watches:
+        for watch in tuple(self._watches):
             watch.close()

@@ -1,0 +1,31 @@
+"""`dynamo COMMAND`"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+_COMMANDS = {
+    "serve": ("dynamo.cli.serve", "start a frontend and workers on this host, and keep them running"),
+    "run": ("dynamo.cli.run", "chat with a model in the terminal"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else ""
+    if command in _COMMANDS:
+        module = importlib.import_module(_COMMANDS[command][0])  # only what this command needs
+        return int(module.main(arguments[1:]))
+    print("usage: dynamo COMMAND ...\n", file=sys.stderr)
+    for name, (_, purpose) in _COMMANDS.items():
+        print(f"  dynamo {name:8} {purpose}", file=sys.stderr)
+    print("\n`dynamo COMMAND --help` says more.", file=sys.stderr)
+    if command in ("-h", "--help"):
+        return 0
+    if command:
+        print(f"dynamo: there is no command {command!r}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a running deployment says about itself: log lines above, one live line of figures below."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from dynamo.cli.process import Child, State
+
+_MARKS = {State.STARTING: "◌", State.UP: "●", State.WAITING: "✗", State.STOPPED: "○"}
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """Read off a frontend's /metrics."""
+
+    requests: int = 0
+    in_flight: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def parse(cls, metrics: str) -> "Figures":
+        totals: dict[str, float] = {}
+        for family in text_string_to_metric_families(metrics):
+            for sample in family.samples:
+                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+        return cls(
+            requests=int(totals.get("dynamo_frontend_requests_total", 0)),
+            in_flight=int(totals.get("dynamo_frontend_inflight_requests", 0)),
+            tokens=int(totals.get("dynamo_frontend_output_tokens_total", 0)),
+        )
+
+
+class StatusLine:
+    """Prints log lines; on a terminal it keeps a status line under them."""
+
+    def __init__(self, children: Sequence[Child], out: TextIO = sys.stderr) -> None:
+        self._children = children
+        self._out = out
+        self._live = out.isatty()
+        self._progress: dict[str, str] = {}
+        self._figures = Figures()
+        self._tokens_per_s = 0.0
+        self._updated_s = time.monotonic()
+
+    def log(self, name: str, text: str, complete: bool) -> None:
+        """A line from a child; not `complete`: what its progress bar shows now."""
+        if complete:
+            self._progress.pop(name, None)
+            self.print(f"[{name}] {text}")
+        elif self._live:
+            self._progress[name] = text
+            self._draw()
+
+    def print(self, text: str) -> None:
+        self._out.write(f"\r\x1b[K{text}\n" if self._live else f"{text}\n")
+        self._draw()
+
+    def update(self, figures: Figures | None) -> None:
+        """New figures; None when the frontend gave none."""
+        now_s = time.monotonic()
+        if figures is not None:
+            new_tokens = figures.tokens - self._figures.tokens
+            self._tokens_per_s = max(0, new_tokens) / max(now_s - self._updated_s, 1e-6)
+            self._figures = figures
+        self._updated_s = now_s
+        self._draw()
+
+    def close(self) -> None:
+        """Leaves the terminal clean."""
+        if self._live:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+
+    def _draw(self) -> None:
+        if self._live:
+            self._out.write(f"\r\x1b[K{self._text()}")
+        self._out.flush()
+
+    def _text(self) -> str:
+        people = " ".join(f"{_MARKS[child.state]} {child.name}" for child in self._children)
+        if self._progress:
+            name, progress = next(iter(self._progress.items()))
+            return f"{people}  {name}: {progress}"[:200]
+        f = self._figures
+        return f"{people}  {f.in_flight} in flight, {f.requests} requests, {self._tokens_per_s:.0f} tokens/s"

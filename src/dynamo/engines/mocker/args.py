@@ -1,0 +1,83 @@
+"""The command line of the simulated engine, named as upstream's."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamo.config import option
+from dynamo.engines.config import WorkerConfig
+from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.timing import TimingModel
+from dynamo.errors import ConfigError
+from dynamo.llm.model_card import model_context_length
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MockerConfig(WorkerConfig):
+    """Serve a model by a simulated engine: real scheduling, simulated time, words without sense."""
+
+    model_path: str = option(
+        "smollm2",
+        flag=("--model-path", "--model"),
+        help="whose tokenizer and chat template to use: a directory, a hub name or smollm2",
+    )
+    model_name: str | None = option(
+        None, flag="--model-name", help="name to serve it under (default: the last part of the path)"
+    )
+    num_workers: int = option(1, flag="--num-workers", help="workers in this process, each with its own KV cache")
+    speedup_ratio: float = option(
+        1.0, flag="--speedup-ratio", help="how many times faster than the simulated time; 0: as fast as it goes"
+    )
+    block_size: int = option(64, flag="--block-size", help="tokens per KV block")
+    num_gpu_blocks_override: int = option(16384, flag="--num-gpu-blocks-override", help="KV blocks of a worker")
+    max_num_seqs: int = option(256, flag="--max-num-seqs", help="sequences that run at once")
+    max_num_batched_tokens: int = option(
+        8192, flag="--max-num-batched-tokens", help="tokens that one step prefills and decodes"
+    )
+    max_num_waiting: int = option(
+        8192, flag="--max-num-waiting", help="requests that may wait; more are refused as overload"
+    )
+    max_model_len: int | None = option(
+        None, flag="--max-model-len", help="context length in tokens (default: the model's own)"
+    )
+    enable_prefix_caching: bool = option(
+        True, flag="--enable-prefix-caching", help="use the KV blocks of an earlier request with the same start again"
+    )
+    enable_chunked_prefill: bool = option(
+        True, flag="--enable-chunked-prefill", help="spread a long prompt over several steps"
+    )
+    startup_time_s: float = option(
+        0.0, flag="--startup-time", metavar="SECONDS", help="how long to pretend to load a model"
+    )
+    seed: int = option(0, flag="--seed", help="decides what the model says")
+    data_parallel_size: int = option(
+        1, flag=("--data-parallel-size", "--dp-size"), help="as upstream's; only 1 is possible yet"
+    )
+    engine_type: str = option("vllm", flag="--engine-type", choices=("vllm",), help="whose scheduling to simulate")
+    watermark: float | None = option(None, flag="--watermark", help="accepted as upstream's, without effect")
+
+    def scheduler_config(self, model_dir: Path) -> SchedulerConfig:
+        """Raises ConfigError for sizes that don't go together."""
+        if self.data_parallel_size != 1:
+            raise ConfigError("--data-parallel-size must be 1: use --num-workers for more than one")
+        if self.watermark is not None:
+            logger.warning("--watermark has no effect")
+        max_model_len = self.max_model_len or model_context_length(model_dir)
+        if max_model_len is None:
+            raise ConfigError(f"{model_dir} does not say its context length: give --max-model-len")
+        return SchedulerConfig(
+            block_size=self.block_size,
+            num_blocks=self.num_gpu_blocks_override,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            max_num_waiting=self.max_num_waiting,
+            enable_prefix_caching=self.enable_prefix_caching,
+            enable_chunked_prefill=self.enable_chunked_prefill,
+        )
+
+    def timing_model(self) -> TimingModel:
+        """Raises ConfigError when --speedup-ratio is not possible."""
+        return TimingModel(speedup_ratio=self.speedup_ratio)

@@ -1,0 +1,150 @@
+"""The simulated engine in real time: a task steps the scheduler and hands each step's outputs to the requests."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from dynamo.engines.base import EngineInfo
+from dynamo.engines.mocker.args import MockerConfig
+from dynamo.engines.mocker.mailbox import Mailbox
+from dynamo.engines.mocker.pacing import Pacer
+from dynamo.engines.mocker.sampler import Sampler
+from dynamo.engines.mocker.scheduler import Scheduler
+from dynamo.engines.mocker.sequence import SequenceState
+from dynamo.engines.mocker.vocabulary import load_vocabulary
+from dynamo.errors import ConfigError, DynamoError, InternalError, UnavailableError
+from dynamo.llm.model_source import resolve_model
+from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.runtime.context import Context
+
+logger = logging.getLogger(__name__)
+
+
+def create_engine(config: MockerConfig) -> "MockerEngine":
+    """The engine that `config` describes, --num-workers aside. Reads the tokenizer, which takes half a second.
+
+    Raises ConfigError when the model or a setting can't be used.
+    """
+    return _create(config, num_engines=1)[0]
+
+
+def create_engines(config: MockerConfig) -> list["MockerEngine"]:
+    """As many as --num-workers says; as create_engine() otherwise."""
+    if config.num_workers < 1:
+        raise ConfigError(f"--num-workers must be at least 1, not {config.num_workers}")
+    return _create(config, num_engines=config.num_workers)
+
+
+def _create(config: MockerConfig, *, num_engines: int) -> list["MockerEngine"]:
+    model_dir = resolve_model(config.model_path, weights=False)
+    scheduler_config, timing = config.scheduler_config(model_dir), config.timing_model()
+    sampler = Sampler(load_vocabulary(model_dir), config.seed)
+    return [
+        MockerEngine(Scheduler(scheduler_config, timing, sampler), startup_time_s=config.startup_time_s)
+        for _ in range(num_engines)
+    ]
+
+
+class MockerEngine:
+    """An LLMEngine without a model: real scheduling, simulated time, words without sense."""
+
+    def __init__(self, scheduler: Scheduler, *, startup_time_s: float = 0.0) -> None:
+        """`startup_time_s`: how long start() pretends to load a model."""
+        self._scheduler = scheduler
+        self._startup_time_s = startup_time_s
+        self._mailboxes: dict[SequenceState, Mailbox] = {}
+        self._arrival = asyncio.Event()
+        self._stepping: asyncio.Task[None] | None = None
+        self._stopped: type[DynamoError] | None = None  # why nothing is served any more
+        self._failed = asyncio.Event()
+
+    async def start(self) -> EngineInfo:
+        await asyncio.sleep(self._startup_time_s)
+        self._stepping = asyncio.create_task(self._run(), name="mocker steps")
+        self._stepping.add_done_callback(self._stepping_ended)
+        config = self._scheduler.config
+        return EngineInfo(
+            context_length=config.context_length,
+            limits=RuntimeLimits(
+                kv_block_size=config.block_size,
+                total_kv_blocks=config.num_blocks,
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_num_batched_tokens,
+            ),
+        )
+
+    async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
+        """Yields one output per step, or per several steps to a slow consumer.
+
+        Raises InvalidRequestError for what can never be served, OverloadedError when too many requests wait,
+        UnavailableError once the engine was stopped and InternalError once it has failed.
+        """
+        if self._stopped is not None:
+            raise self._stopped(_STOPPED)
+        sequence = self._scheduler.add(request)
+        mailbox = self._mailboxes[sequence] = Mailbox(context.id())
+        self._arrival.set()
+        try:
+            while True:
+                output = mailbox.take() or await mailbox.arrival()
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            self._mailboxes.pop(sequence, None)
+            self._scheduler.abort(sequence)
+
+    async def abort(self, request_id: str) -> None:
+        for sequence, mailbox in tuple(self._mailboxes.items()):
+            if mailbox.request_id == request_id:
+                del self._mailboxes[sequence]
+                self._scheduler.abort(sequence)
+                mailbox.put(LLMEngineOutput(finish_reason=FinishReason.CANCELLED))
+
+    def load(self) -> list[WorkerLoad]:
+        return [self._scheduler.load()]
+
+    async def failed(self) -> str:
+        await self._failed.wait()
+        return _STOPPED
+
+    async def cleanup(self) -> None:
+        if self._stepping is not None:
+            self._stepping.cancel()
+            await asyncio.wait([self._stepping])
+        self._stop(UnavailableError)
+
+    async def _run(self) -> None:
+        scheduler, pacer = self._scheduler, Pacer()
+        while True:
+            if not scheduler.has_work:
+                await self._wait_for_work()
+                pacer.restart()
+            step = scheduler.step()
+            await pacer.step(step.duration_s)
+            for sequence, output in step.outputs.items():
+                mailbox = self._mailboxes.get(sequence)  # None: given up while the step lasted
+                if mailbox is not None:
+                    mailbox.put(output)
+
+    async def _wait_for_work(self) -> None:
+        while not self._scheduler.has_work:
+            self._arrival.clear()
+            await self._arrival.wait()
+
+    def _stepping_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            logger.error("the simulated engine has failed", exc_info=task.exception())
+            self._stop(InternalError)
+            self._failed.set()
+
+    def _stop(self, reason: type[DynamoError]) -> None:
+        """Nothing is served from now on; those who wait are told."""
+        self._stopped = self._stopped or reason
+        for mailbox in self._mailboxes.values():
+            mailbox.fail(self._stopped(_STOPPED))
+
+
+_STOPPED = "the simulated engine has stopped"

@@ -1,0 +1,235 @@
+"""Continuous batching in the manner of vLLM v1: which sequences a step serves, and what it yields."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from dynamo.engines.mocker.block_pool import BlockPool, CacheObserver
+from dynamo.engines.mocker.sampler import Sampler
+from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.sequence import SequenceState
+from dynamo.engines.mocker.timing import TimingModel
+from dynamo.errors import ContextLengthExceededError, InvalidRequestError, OverloadedError
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.load import WorkerLoad
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one step did."""
+
+    outputs: dict[SequenceState, LLMEngineOutput]
+    duration_s: float  # how long the simulated engine takes for it; the outputs are due when it ends
+    new_tokens: int  # prefilled
+
+
+class Scheduler:
+    """Decides step by step which sequences get their next token, and which part of which prompt is prefilled.
+
+    Sequences start in the order in which they were added. A step first draws one token for each decoding sequence,
+    then spends what is left of the token budget on prompts; at most one of them, the newest, is left half done. When
+    a decoding sequence finds no block for its next token, the newest one gives up its blocks and goes back to the
+    front of the queue; it will be prefilled again, with what it has said, and go on from there. The oldest never has
+    to yield, and add() refuses what would not fit even alone, so every sequence gets to its end.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, timing: TimingModel, sampler: Sampler, observer: CacheObserver | None = None
+    ) -> None:
+        self.config = config
+        self.preemptions = 0
+        self._timing = timing
+        self._sampler = sampler
+        self.pool = BlockPool(config.num_blocks, observer)
+        self._waiting: deque[SequenceState] = deque()
+        self._prefilling: SequenceState | None = None  # newer than all that decode
+        self._decoding: list[SequenceState] = []  # oldest first
+        self._finished: list[SequenceState] = []  # in this step
+        self._generated_tokens = 0
+
+    def add(self, request: PreprocessedRequest) -> SequenceState:
+        """Queues a request.
+
+        Raises InvalidRequestError when it could never be served, OverloadedError when too many wait already.
+        """
+        if len(self._waiting) >= self.config.max_num_waiting:
+            raise OverloadedError(f"{len(self._waiting)} requests are waiting already")
+        room = _room_for_output(request, self.config.context_length)
+        sequence = SequenceState(request.token_ids, self._sampler.script(request, room))
+        self._waiting.append(sequence)
+        return sequence
+
+    def abort(self, sequence: SequenceState) -> None:
+        """Ends a sequence and frees what it holds, at once; does nothing when it has ended."""
+        if sequence.finished:
+            return
+        sequence.finished = True
+        if sequence is self._prefilling:
+            self._prefilling = None
+        elif sequence.blocks:
+            self._decoding.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        self._release(sequence)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._decoding or self._prefilling or self._waiting)
+
+    def load(self) -> WorkerLoad:
+        """How busy the engine is."""
+        return WorkerLoad(
+            running_requests=len(self._decoding) + (self._prefilling is not None),
+            waiting_requests=len(self._waiting),
+            kv_used_blocks=self.pool.used,
+            kv_total_blocks=self.pool.num_blocks,
+            generated_tokens=self._generated_tokens,
+        )
+
+    def step(self) -> StepResult:
+        """One pass of the simulated model."""
+        outputs: dict[SequenceState, LLMEngineOutput] = {}
+        preemptions = self.preemptions
+        self._decode(outputs)
+        decoded = len(outputs)
+        new_tokens = self._prefill(
+            outputs,
+            budget=self.config.max_num_batched_tokens - decoded,
+            admit=self.preemptions == preemptions,
+        )
+        usage = self.pool.used / self.pool.num_blocks
+        self._generated_tokens += len(outputs)
+        self._retire()
+        duration_s = self._timing.step_s(new_tokens=new_tokens, decoding=decoded > 0, usage=usage)
+        return StepResult(outputs=outputs, duration_s=duration_s, new_tokens=new_tokens)
+
+    def _decode(self, outputs: dict[SequenceState, LLMEngineOutput]) -> None:
+        """One token for each decoding sequence. This loop is the hot path."""
+        for sequence in self._decoding:  # preemption shortens the list at its far end while this runs
+            if not sequence.upcoming and not self._grow(sequence):
+                break
+            outputs[sequence] = self._draw(sequence)
+
+    def _draw(self, sequence: SequenceState) -> LLMEngineOutput:
+        """The next token of the stretch."""
+        output = LLMEngineOutput(token_ids=[sequence.upcoming.pop()])
+        if not sequence.upcoming:
+            self._end_stretch(sequence, output)
+        return output
+
+    def _grow(self, sequence: SequenceState) -> bool:
+        """Gets the block for the next tokens, at the cost of newer sequences; False when there was no newer one."""
+        while not self.pool.allocate(1):
+            newest = self._prefilling or self._decoding[-1]
+            self._preempt(newest)
+            if newest is sequence:
+                return False
+        sequence.blocks += 1
+        sequence.begin_stretch(sequence.blocks * self.config.block_size)
+        return True
+
+    def _preempt(self, sequence: SequenceState) -> None:
+        if sequence is self._prefilling:
+            self._prefilling = None
+        else:
+            self._decoding.pop()
+        self._release(sequence)
+        self._waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _end_stretch(self, sequence: SequenceState, output: LLMEngineOutput) -> None:
+        """The sequence's last block is full, or its script at an end, or both."""
+        self._share(sequence, sequence.length - 1)
+        if sequence.generated == sequence.script.length:
+            output.finish_reason = sequence.script.finish_reason
+            output.stop_reason = sequence.script.stop_reason
+            sequence.finished = True
+            self._finished.append(sequence)
+
+    def _prefill(self, outputs: dict[SequenceState, LLMEngineOutput], *, budget: int, admit: bool) -> int:
+        """Computes up to `budget` prompt tokens, of new sequences only with `admit`; returns how many."""
+        left = budget
+        while left:
+            sequence = self._prefilling or (self._admit(left) if admit else None)
+            if sequence is None:
+                break
+            chunk = min(left, sequence.length - sequence.computed)
+            left -= chunk
+            sequence.computed += chunk
+            self._share(sequence, sequence.computed)
+            if sequence.computed < sequence.length:
+                self._prefilling = sequence
+            else:
+                self._prefilling = None
+                outputs[sequence] = self._start_decoding(sequence)
+        return budget - left
+
+    def _admit(self, budget: int) -> SequenceState | None:
+        """Takes the next waiting sequence with all the blocks for its prompt; None when there is no room."""
+        if not self._waiting or len(self._decoding) >= self.config.max_num_seqs:
+            return None
+        sequence = self._waiting[0]
+        block_size = self.config.block_size
+        full_blocks = (sequence.length - 1) // block_size  # at least one token is computed
+        hashes = sequence.hashes(full_blocks, block_size) if self.config.enable_prefix_caching else []
+        reused = hashes[: self.pool.match(hashes)]
+        computed = len(reused) * block_size
+        if not self.config.enable_chunked_prefill and sequence.length - computed > budget:
+            return None
+        blocks = -(-sequence.length // block_size)
+        if not self.pool.allocate(blocks - len(reused), reused):
+            return None
+        self._waiting.popleft()
+        sequence.blocks, sequence.shared_blocks, sequence.computed = blocks, len(reused), computed
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = computed
+        return sequence
+
+    def _start_decoding(self, sequence: SequenceState) -> LLMEngineOutput:
+        """The token that a finished prefill yields: the first of the output, unless there was a preemption."""
+        first = sequence.generated == 0
+        self._decoding.append(sequence)
+        sequence.begin_stretch(sequence.blocks * self.config.block_size)
+        output = self._draw(sequence)
+        if first:
+            output.cached_tokens = sequence.cached_tokens
+        return output
+
+    def _share(self, sequence: SequenceState, tokens: int) -> None:
+        """Lets other sequences find the blocks that `tokens` tokens in the cache have filled."""
+        full_blocks = tokens // self.config.block_size
+        shared = sequence.shared_blocks
+        if self.config.enable_prefix_caching and full_blocks > shared:
+            hashes = sequence.hashes(full_blocks, self.config.block_size)
+            self.pool.share(hashes[shared:], hashes[shared - 1] if shared else None)
+            sequence.shared_blocks = full_blocks
+
+    def _retire(self) -> None:
+        """Frees what the sequences that finished in this step held."""
+        if self._finished:
+            self._decoding = [sequence for sequence in self._decoding if not sequence.finished]
+            for sequence in self._finished:
+                self._release(sequence)
+            self._finished.clear()
+
+    def _release(self, sequence: SequenceState) -> None:
+        shared = sequence.shared_blocks
+        self.pool.release(sequence.blocks - shared, sequence.block_hashes[:shared])
+        sequence.rewind()
+
+
+def _room_for_output(request: PreprocessedRequest, context_length: int) -> int:
+    """Tokens that the prompt leaves; InvalidRequestError when nothing could be generated."""
+    prompt_tokens = len(request.token_ids)
+    max_tokens = request.stop_conditions.max_tokens
+    if not prompt_tokens:
+        raise InvalidRequestError("the prompt is empty", param="prompt")
+    if max_tokens is not None and max_tokens < 1:
+        raise InvalidRequestError(f"max_tokens must be at least 1, not {max_tokens}", param="max_tokens")
+    if prompt_tokens >= context_length:
+        raise ContextLengthExceededError(
+            f"the prompt has {prompt_tokens} tokens, which leaves no room for output in a context of"
+            f" {context_length} tokens",
+            param="prompt",
+        )
+    return context_length - prompt_tokens

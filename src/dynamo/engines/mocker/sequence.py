@@ -1,0 +1,78 @@
+"""One request inside the simulated engine: what it will say, how far it got, which blocks it holds."""
+
+from dynamo.engines.mocker.sampler import Script
+from dynamo.tokens import TokenArray, chain_hashes, local_block_hashes, sequence_hashes, token_array
+
+
+class SequenceState:
+    """A prompt, its output so far, and its place in the KV cache.
+
+    The tokens of the coming steps lie ready in `upcoming`: a stretch of the script that ends where the sequence needs
+    its next block or is over. A step that stays within the stretch only takes one token off.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "blocks",
+        "cached_tokens",
+        "computed",
+        "finished",
+        "prompt",
+        "script",
+        "shared_blocks",
+        "stretch_end",
+        "upcoming",
+    )
+
+    def __init__(self, prompt: TokenArray, script: Script) -> None:
+        self.prompt = prompt
+        self.script = script
+        self.upcoming: list[int] = []  # last token first
+        self.stretch_end = 0  # output tokens once `upcoming` is used up
+        self.computed = 0  # tokens whose KV the prefill has computed
+        self.blocks = 0  # held in the pool
+        self.shared_blocks = 0  # of these, the first ones, which the pool knows by their hashes
+        self.block_hashes: list[int] = []  # of the full blocks, as far as needed until now
+        self.cached_tokens: int | None = None  # of the prompt, found in the cache at the first admission
+        self.finished = False
+
+    @property
+    def generated(self) -> int:
+        """Output tokens so far."""
+        return self.stretch_end - len(self.upcoming)
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, prompt and output."""
+        return len(self.prompt) + self.generated
+
+    def begin_stretch(self, capacity: int) -> None:
+        """Lays the tokens ready that can be drawn while the sequence has no more than `capacity` tokens in the cache.
+
+        Drawing a token needs the KV of all before it, but not its own.
+        """
+        generated = self.generated
+        self.upcoming = self.script.tokens(generated, capacity - len(self.prompt) + 1)
+        self.stretch_end = generated + len(self.upcoming)
+        self.upcoming.reverse()
+
+    def rewind(self) -> None:
+        """Forgets all that is in the KV cache; what was said stays said."""
+        self.stretch_end = self.generated
+        self.upcoming = []
+        self.computed = self.blocks = self.shared_blocks = 0
+
+    def hashes(self, num_blocks: int, block_size: int) -> list[int]:
+        """The sequence hashes of the first `num_blocks` blocks, all of which must be full by now."""
+        known = self.block_hashes
+        if not known and num_blocks:
+            known += sequence_hashes(self.prompt, block_size)
+        if len(known) < num_blocks:
+            tail = self._tokens(len(known) * block_size, num_blocks * block_size)
+            known += chain_hashes(local_block_hashes(tail, block_size), known[-1] if known else None)
+        return known[:num_blocks]
+
+    def _tokens(self, start: int, stop: int) -> TokenArray:
+        output_start = max(0, start - len(self.prompt))
+        output = self.script.tokens(output_start, stop - len(self.prompt))
+        return self.prompt[start:stop] + token_array(output)

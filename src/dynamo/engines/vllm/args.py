@@ -1,0 +1,61 @@
+"""The command line of `python -m dynamo.vllm`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynamo.config import build_parser, option, parse_known
+from dynamo.engines.config import WorkerConfig
+from dynamo.engines.vllm import environment
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig as EngineConfig
+
+PROG = "python -m dynamo.vllm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmConfig(WorkerConfig):
+    """Serve a model with vLLM. All other flags go to vLLM's engine: --help-engine lists them."""
+
+    model: str | None = option(
+        None, flag="--model", metavar="MODEL", help="directory of the model, or its name on the hub"
+    )
+    served_model_name: str | None = option(
+        None,
+        flag="--served-model-name",
+        metavar="NAME",
+        help="name by which clients ask for it (default: the directory's, or the name on the hub)",
+    )
+
+    def model_path(self) -> str:
+        """What --model says; parse_command_line has seen to it that it does."""
+        assert self.model is not None
+        return self.model
+
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        if self.served_model_name:
+            return self.served_model_name
+        path = Path(self.model_path())
+        return path.resolve().name if path.is_dir() else self.model_path()
+
+
+def parse_command_line(argv: Sequence[str]) -> "tuple[VllmConfig, EngineConfig]":
+    """Our configuration and vLLM's. Imports vLLM, after it has set the environment for that.
+
+    Exits like argparse: with code 2 and a message when a flag is wrong, ours or vLLM's, and after a help text.
+    """
+    config, rest = parse_known(VllmConfig, argv, prog=PROG)
+    if config.model is None and "--help-engine" not in rest:
+        build_parser(VllmConfig, prog=PROG).error("--model is missing")
+    environment.prepare(os.environ)
+    from dynamo.engines.vllm import engine_config  # takes seconds, and --help must not
+
+    if "--help-engine" in rest:
+        engine_config.print_help(PROG)
+        raise SystemExit(0)
+    model_flags = ["--model", config.model_path(), "--served-model-name", config.model_name()]
+    return config, engine_config.parse(PROG, [*model_flags, *rest])

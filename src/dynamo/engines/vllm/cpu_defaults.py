@@ -1,0 +1,48 @@
+"""Settings that make vLLM work well on a machine without an accelerator."""
+
+import logging
+import os
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
+
+from dynamo.engines.vllm.environment import bind_threads
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+logger = logging.getLogger(__name__)
+
+PARSER_DEFAULTS = {"enforce_eager": True}  # compiling takes minutes and gains little
+
+_BLOCK_SIZE = 32  # tokens; vLLM's 128 would hide short prefix hits, and its CPU kernels need a multiple of 32
+_KV_CACHE_BYTES = 1 << 30
+_CONTEXT_LENGTH = 2048  # tokens; longer prompts take many seconds
+
+
+def choose(args: "AsyncEngineArgs", environ: MutableMapping[str, str]) -> None:
+    """Fills in what the user has not set, and logs the outcome."""
+    if args.block_size is None:
+        args.block_size = _BLOCK_SIZE
+    if args.kv_cache_memory_bytes is None and not _cache_is_sized(args, environ):
+        args.kv_cache_memory_bytes = _KV_CACHE_BYTES
+    if args.max_model_len is None and args.create_model_config().max_model_len > _CONTEXT_LENGTH:
+        args.max_model_len = _CONTEXT_LENGTH
+    if args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size == 1:
+        bind_threads(environ, os.sched_getaffinity(0))
+    logger.info(
+        "no accelerator, vLLM runs on the CPU: block size %s, KV cache of %s bytes, context of %s tokens, %s, CPUs %s",
+        args.block_size,
+        args.kv_cache_memory_bytes,
+        args.max_model_len,
+        "eager" if args.enforce_eager else "compiled",
+        environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto"),
+    )
+
+
+def _cache_is_sized(args: "AsyncEngineArgs", environ: MutableMapping[str, str]) -> bool:
+    """Whether the user has given the size in one of vLLM's other ways."""
+    return (
+        "VLLM_CPU_KVCACHE_SPACE" in environ
+        or args.num_gpu_blocks_override is not None
+        or args.gpu_memory_utilization != type(args).gpu_memory_utilization
+    )

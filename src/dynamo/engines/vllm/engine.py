@@ -1,0 +1,123 @@
+"""VllmEngine: vLLM's AsyncLLM as an LLMEngine."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from vllm import SamplingParams
+from vllm.config import VllmConfig as EngineConfig
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from dynamo.engines.base import EngineInfo
+from dynamo.engines.vllm.engine_thread import EngineThread
+from dynamo.engines.vllm.failures import DEATH, request_failure, translated
+from dynamo.engines.vllm.info import engine_info
+from dynamo.engines.vllm.outputs import engine_output
+from dynamo.engines.vllm.sampling import sampling_arguments, structured_output_arguments
+from dynamo.engines.vllm.stats import LoadRecorder
+from dynamo.errors import ContextLengthExceededError, InternalError, InvalidRequestError
+from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.load import WorkerLoad
+from dynamo.runtime.context import Context
+
+_HEALTH_INTERVAL_S = 0.2
+
+
+class VllmEngine:
+    """Tokens in, tokens out: text, chat templates and stop strings are the frontend's business."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """`config` as dynamo.engines.vllm.args.parse_command_line makes it."""
+        self._config = config
+        self._recorders: list[LoadRecorder] = []
+        self._thread: EngineThread[AsyncLLM] = EngineThread(self._build)
+        self._llm: AsyncLLM | None = None
+
+    async def start(self) -> EngineInfo:
+        """Raises InternalError when vLLM does not start; it has logged the reason then."""
+        try:
+            self._llm = await self._thread.start()
+            # The first call asks the engine process and remembers. From then on a request is registered before
+            # generate() first waits, so that no abort can come too early to find it.
+            await self._llm.get_supported_tasks()
+        except Exception as error:
+            raise InternalError(f"vLLM did not start: {error}") from error
+        return engine_info(self._llm.vllm_config)
+
+    async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
+        """Raises InvalidRequestError for what vLLM refuses, ConnectionLostError when its process dies."""
+        if context.is_stopped():
+            yield LLMEngineOutput(finish_reason=FinishReason.CANCELLED)
+            return
+        self._check_prompt(request)
+        first = True
+        with translated(request):
+            outputs = self._running().generate(
+                tokens_input(request.token_ids.tolist()),
+                _sampling_params(request),
+                context.id(),
+                data_parallel_rank=request.dp_rank,
+            )
+            async with aclosing(outputs):
+                async for output in outputs:
+                    result = engine_output(output, request, first=first)
+                    if result.finish_reason is FinishReason.ERROR:
+                        raise request_failure(request, first=first)
+                    first = False
+                    yield result
+
+    async def abort(self, request_id: str) -> None:
+        await self._running().abort(request_id)
+
+    def load(self) -> list[WorkerLoad]:
+        return [recorder.load() for recorder in self._recorders]
+
+    async def failed(self) -> str:
+        """Returns the reason once the engine has died."""
+        llm = self._running()
+        while not llm.errored:  # noqa: ASYNC110 - vLLM tells nobody, it has to be asked
+            await asyncio.sleep(_HEALTH_INTERVAL_S)
+        return DEATH
+
+    async def cleanup(self) -> None:
+        await self._thread.stop()
+        self._llm = None
+
+    def _build(self) -> AsyncLLM:
+        return AsyncLLM.from_vllm_config(
+            self._config,
+            stat_loggers=[self._make_recorder],
+            disable_log_stats=True,  # only vLLM's own loggers
+        )
+
+    def _make_recorder(self, config: EngineConfig, engine_index: int = 0) -> LoadRecorder:
+        recorder = LoadRecorder(config, engine_index)
+        self._recorders.append(recorder)
+        return recorder
+
+    def _running(self) -> AsyncLLM:
+        if self._llm is None:
+            raise InternalError("vLLM is not running")
+        return self._llm
+
+    def _check_prompt(self, request: PreprocessedRequest) -> None:
+        """vLLM checks this too, but its error does not say which of the two mistakes it was."""
+        length, limit = len(request.token_ids), self._running().model_config.max_model_len
+        if length == 0:
+            raise InvalidRequestError("the prompt is empty", param="prompt")
+        if length >= limit:
+            raise ContextLengthExceededError(
+                f"the prompt has {length} tokens, but the model's context holds {limit} tokens, output included",
+                param="prompt",
+            )
+
+
+def _sampling_params(request: PreprocessedRequest) -> SamplingParams:
+    guided = request.guided_decoding
+    return SamplingParams(
+        **sampling_arguments(request),
+        output_kind=RequestOutputKind.DELTA,
+        structured_outputs=StructuredOutputsParams(**structured_output_arguments(guided)) if guided else None,
+    )

@@ -1,0 +1,49 @@
+"""vLLM's configuration from vLLM's flags."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from vllm.config import VllmConfig as EngineConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMError
+from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from dynamo.engines.vllm import cpu_defaults
+
+
+def print_help(prog: str) -> None:
+    """Prints all flags of vLLM's engine. vLLM's own method would only name their groups."""
+    print(argparse.ArgumentParser.format_help(_parser(prog)))
+
+
+def parse(prog: str, argv: Sequence[str]) -> EngineConfig:
+    """Exits with code 2 and a message where vLLM does not know a flag or does not accept its value."""
+    parser = _parser(prog)
+    args = AsyncEngineArgs.from_cli_args(parser.parse_args(list(argv)))
+    try:
+        if current_platform.is_cpu():
+            cpu_defaults.choose(args, os.environ)
+        return args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    except (OSError, ValueError, VLLMError) as error:
+        parser.error(_explanation(error))
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    usage = f"{prog} --model MODEL [flags of vLLM's engine, see --help-engine]"
+    parser = AsyncEngineArgs.add_cli_args(
+        FlexibleArgumentParser(prog=prog, usage=usage, add_help=False, allow_abbrev=False)
+    )
+    assert isinstance(parser, argparse.ArgumentParser)
+    if current_platform.is_cpu():
+        parser.set_defaults(**cpu_defaults.PARSER_DEFAULTS)
+    return parser
+
+
+def _explanation(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(": ".join([*map(str, detail["loc"]), detail["msg"]]) for detail in error.errors())

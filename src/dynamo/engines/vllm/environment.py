@@ -1,0 +1,52 @@
+"""What vLLM reads from the environment before or while it is imported."""
+
+from collections.abc import Iterable, MutableMapping
+
+from dynamo.engines.vllm.orphans import PLUGIN_NAME
+
+# An engine process starts as a fresh interpreter: a forked one would inherit the worker's sockets and locks.
+_START_METHOD = "spawn"
+_LOG_LEVELS = {
+    "trace": "DEBUG",
+    "debug": "DEBUG",
+    "info": "INFO",
+    "warn": "WARNING",
+    "warning": "WARNING",
+    "error": "ERROR",
+    "off": "CRITICAL",
+}
+_FEW_CPUS = 4
+
+
+def prepare(environ: MutableMapping[str, str]) -> None:
+    """Sets what vLLM must find when it is imported; what the user has set stays."""
+    environ.setdefault("VLLM_LOGGING_LEVEL", log_level(environ.get("DYN_LOG", "")))
+    environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", _START_METHOD)
+    allowed = environ.get("VLLM_PLUGINS")
+    if allowed and PLUGIN_NAME not in allowed.split(","):
+        environ["VLLM_PLUGINS"] = f"{allowed},{PLUGIN_NAME}"
+
+
+def log_level(dyn_log: str) -> str:
+    """The level of vLLM's own log lines for a value of DYN_LOG: warnings only, unless it asks for something else.
+
+    "debug" speaks for everything, "info,vllm=error" for vLLM alone.
+    """
+    levels = dict(_directive(part) for part in dyn_log.split(","))
+    return _LOG_LEVELS.get(levels.get("vllm", levels.get("", "")), "WARNING")
+
+
+def bind_threads(environ: MutableMapping[str, str], cpus: Iterable[int]) -> None:
+    """Chooses the CPUs of vLLM's OpenMP threads, unless the user has.
+
+    By itself vLLM takes one CPU per core and leaves one core free. That is right on a large machine, but on a small
+    one it gives half of it away.
+    """
+    available = sorted(cpus)
+    if len(available) <= _FEW_CPUS:
+        environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, available)))
+
+
+def _directive(part: str) -> tuple[str, str]:
+    target, _, level = part.strip().rpartition("=")
+    return target, level.lower()

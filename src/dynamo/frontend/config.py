@@ -1,0 +1,38 @@
+"""The frontend's command line, named as upstream's."""
+
+from dataclasses import dataclass
+
+from dynamo.config import option
+from dynamo.router.selection import RouterMode
+from dynamo.runtime.config import RuntimeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendConfig(RuntimeConfig):
+    """Serve the OpenAI API for every model that a worker announces."""
+
+    http_host: str = option(
+        "127.0.0.1",
+        flag="--http-host",
+        env="DYN_HTTP_HOST",
+        help="address to listen on; 0.0.0.0 for everybody who can reach this host",
+    )
+    http_port: int = option(
+        8000, flag="--http-port", env="DYN_HTTP_PORT", help="port to listen on; 0 takes any free one"
+    )
+    router_mode: str = option(
+        RouterMode.ROUND_ROBIN.value,
+        flag="--router-mode",
+        env="DYN_ROUTER_MODE",
+        choices=[mode.value for mode in RouterMode],
+        help="how requests are spread over workers",
+    )
+    body_limit_mb: float = option(
+        45.0, flag="--http-body-limit-mb", env="DYN_HTTP_BODY_LIMIT_MB", help="largest request body in megabytes"
+    )
+    access_log: bool = option(
+        True, flag="--access-log", env="DYN_HTTP_ACCESS_LOG", help="log a line for each request, at level info"
+    )
+    keep_alive_s: int = option(
+        75, flag="--http-keep-alive", metavar="SECONDS", help="how long an idle client connection is kept"
+    )

@@ -1,0 +1,183 @@
+"""The two routes that generate: from an HTTP request to the request path and back."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from dynamo.errors import DynamoError, InternalError
+from dynamo.frontend.admission import read_body, request_id
+from dynamo.frontend.response import HttpResponse
+from dynamo.frontend.state import Frontend
+from dynamo.frontend.tracker import RequestTracker
+from dynamo.llm.aggregate import collect_chat, collect_completion
+from dynamo.llm.delta import ChatEvents, CompletionEvents, EventStream, ResponseHead
+from dynamo.llm.pipeline import Pipeline
+from dynamo.llm.sequence import TextOutput
+from dynamo.protocols.openai import (
+    ChatCompletion,
+    ChatCompletionRequest,
+    Completion,
+    CompletionRequest,
+    decode_chat,
+    decode_completion,
+)
+from dynamo.runtime.context import Context
+from dynamo.runtime.handler import closing
+
+logger = logging.getLogger(__name__)
+
+_DONE_EVENT = b"data: [DONE]\n\n"
+
+RequestT = TypeVar("RequestT", ChatCompletionRequest, CompletionRequest)
+
+
+class GenerationRoute(ABC, Generic[RequestT]):
+    """An ASGI application for one route. Raw ASGI, because it runs for every token."""
+
+    endpoint: str  # the route's name in metrics and logs
+    id_prefix: str
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend = frontend
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        response = HttpResponse(send)
+        tracker: RequestTracker | None = None
+        error: DynamoError | None = None
+        try:
+            context = Context(request_id(headers), traceparent=headers.get("traceparent"))
+            response.request_id = context.id()
+            body = await read_body(headers, receive, self._frontend.body_limit_bytes)
+            request = self._decode(body)
+            model = self._frontend.models.get(request.model)
+            tracker = RequestTracker(
+                self._frontend.metrics,
+                self._frontend.series(model.card.name),
+                self.endpoint,
+                stream=bool(request.stream),
+            )
+            async with _killed_when_client_leaves(receive, context):
+                await self._answer(request, self._run(model.pipeline, request, body, context), response, tracker)
+        except DynamoError as failure:
+            error = failure
+        except Exception as failure:  # the boundary of a request's task
+            logger.exception("request %s failed", response.request_id)
+            error = InternalError(f"internal error; the server's log says more ({type(failure).__name__})")
+        finally:
+            if tracker is not None:
+                tracker.finish(response.request_id, response.status(error), error)
+        if error is not None:
+            await response.fail(error)
+
+    async def _answer(
+        self, request: RequestT, outputs: AsyncIterator[TextOutput], response: HttpResponse, tracker: RequestTracker
+    ) -> None:
+        head = ResponseHead(
+            id=f"{self.id_prefix}{response.request_id}", created_s=int(time.time()), model=request.model
+        )
+        async with closing(tracked(outputs, tracker)) as answer:
+            if not request.stream:
+                await response.whole(msgspec.json.encode(await self._collect(answer, request, head)))
+                return
+            events = self._events(request, head)
+            async for output in answer:
+                if event := events.encode(output):
+                    await response.event(event)
+            await response.end(events.finish() + _DONE_EVENT)
+
+    @abstractmethod
+    def _decode(self, body: bytes) -> RequestT: ...
+
+    @abstractmethod
+    def _run(
+        self, pipeline: Pipeline, request: RequestT, body: bytes, context: Context
+    ) -> AsyncIterator[TextOutput]: ...
+
+    @abstractmethod
+    def _events(self, request: RequestT, head: ResponseHead) -> EventStream[Any]: ...
+
+    @abstractmethod
+    async def _collect(
+        self, outputs: AsyncIterator[TextOutput], request: RequestT, head: ResponseHead
+    ) -> ChatCompletion | Completion: ...
+
+
+class ChatRoute(GenerationRoute[ChatCompletionRequest]):
+    """POST /v1/chat/completions"""
+
+    endpoint = "chat_completions"
+    id_prefix = "chatcmpl-"
+
+    def _decode(self, body: bytes) -> ChatCompletionRequest:
+        return decode_chat(body)
+
+    def _run(
+        self, pipeline: Pipeline, request: ChatCompletionRequest, body: bytes, context: Context
+    ) -> AsyncIterator[TextOutput]:
+        return pipeline.chat(request, body, context)
+
+    def _events(self, request: ChatCompletionRequest, head: ResponseHead) -> ChatEvents:
+        return ChatEvents(request, head)
+
+    async def _collect(
+        self, outputs: AsyncIterator[TextOutput], request: ChatCompletionRequest, head: ResponseHead
+    ) -> ChatCompletion:
+        return await collect_chat(outputs, request, head)
+
+
+class CompletionRoute(GenerationRoute[CompletionRequest]):
+    """POST /v1/completions"""
+
+    endpoint = "completions"
+    id_prefix = "cmpl-"
+
+    def _decode(self, body: bytes) -> CompletionRequest:
+        return decode_completion(body)
+
+    def _run(
+        self, pipeline: Pipeline, request: CompletionRequest, body: bytes, context: Context
+    ) -> AsyncIterator[TextOutput]:
+        return pipeline.completion(request, body, context)
+
+    def _events(self, request: CompletionRequest, head: ResponseHead) -> CompletionEvents:
+        return CompletionEvents(request, head)
+
+    async def _collect(
+        self, outputs: AsyncIterator[TextOutput], request: CompletionRequest, head: ResponseHead
+    ) -> Completion:
+        return await collect_completion(outputs, request, head)
+
+
+async def tracked(outputs: AsyncIterator[TextOutput], tracker: RequestTracker) -> AsyncIterator[TextOutput]:
+    """Measures what passes through."""
+    async with closing(outputs) as stream:
+        async for output in stream:
+            if output.prompt_tokens is not None:
+                tracker.on_prompt(output.prompt_tokens, output.cached_tokens)
+            tracker.on_tokens(output.token_count)
+            yield output
+
+
+@contextlib.asynccontextmanager
+async def _killed_when_client_leaves(receive: Receive, context: Context) -> AsyncIterator[None]:
+    """Kills the request's context when the client's connection closes, so that the engine gets its slot back."""
+    watcher = asyncio.create_task(_watch(receive, context))
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+async def _watch(receive: Receive, context: Context) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    context.kill()

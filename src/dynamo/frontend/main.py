@@ -1,0 +1,82 @@
+"""`python -m dynamo.frontend`"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+import uvloop
+
+from dynamo.config import parse
+from dynamo.errors import ConfigError
+from dynamo.frontend.app import create_app
+from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.state import Frontend
+from dynamo.llm.artifacts import ArtifactCache
+from dynamo.llm.model_cache import cache_dir
+from dynamo.llm.model_manager import ModelManager
+from dynamo.router.selection import RouterMode
+from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.parent import follow_parent
+from dynamo.runtime.system_server import EmbeddedServer, bind
+from dynamo.runtime.worker import shutdown_on_signals
+from dynamo.telemetry import logging as telemetry_logging
+from dynamo.telemetry.metrics import FrontendMetrics
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    follow_parent()
+    telemetry_logging.configure()
+    config = parse(FrontendConfig, sys.argv[1:] if argv is None else argv, prog="python -m dynamo.frontend")
+    try:
+        uvloop.run(_serve(config))
+    except ConfigError as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+async def _serve(config: FrontendConfig) -> None:
+    sock = bind(config.http_host, config.http_port)
+    runtime = DistributedRuntime(config=config)
+    models = ModelManager(
+        runtime,
+        namespace=config.namespace,
+        mode=RouterMode(config.router_mode),
+        cache=ArtifactCache(cache_dir() / "artifacts"),
+    )
+    frontend = Frontend(
+        models=models,
+        registry=runtime.registry,
+        metrics=FrontendMetrics(runtime.registry),
+        body_limit_bytes=int(config.body_limit_mb * 1_000_000),
+    )
+    server = EmbeddedServer(
+        uvicorn.Config(
+            create_app(frontend),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=config.keep_alive_s,
+            timeout_graceful_shutdown=max(1, round(config.shutdown_timeout_s)),
+        )
+    )
+    with shutdown_on_signals(runtime):
+        async with models.following():
+            serving = asyncio.create_task(server.serve(sockets=[sock]), name="http")
+            stopping = asyncio.create_task(runtime.wait_for_shutdown())
+            host, port = sock.getsockname()[:2]
+            logger.info("OpenAI API on http://%s:%d, process %d", host, port, os.getpid())
+            print(f"ready: http://{host}:{port}", file=sys.stderr, flush=True)
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await serving
+            stopping.cancel()
+        await runtime.close()

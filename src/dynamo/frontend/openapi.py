@@ -1,0 +1,87 @@
+"""/openapi.json: the API described by the types that decode and encode it."""
+
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dynamo.frontend.status import HealthBody
+from dynamo.protocols.openai import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    Completion,
+    CompletionRequest,
+    ErrorBody,
+    Model,
+    ModelList,
+)
+
+_REF = "#/components/schemas/{name}"
+
+
+async def get_openapi(request: Request) -> Response:
+    return Response(_document(), media_type="application/json")
+
+
+@cache
+def _document() -> bytes:
+    types = [
+        ChatCompletionRequest,
+        ChatCompletion,
+        ChatCompletionChunk,
+        CompletionRequest,
+        Completion,
+        ErrorBody,
+        Model,
+        ModelList,
+        HealthBody,
+    ]
+    _, components = msgspec.json.schema_components(types, ref_template=_REF)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Dynamo", "version": version("dynamo-py")},
+            "paths": {
+                "/v1/chat/completions": _post("ChatCompletionRequest", "ChatCompletion", "ChatCompletionChunk"),
+                "/v1/completions": _post("CompletionRequest", "Completion", "Completion"),
+                "/v1/models": _get("The models that have a worker", "ModelList"),
+                "/v1/models/{model}": _get("One of them", "Model") | {"parameters": [_MODEL_PARAMETER]},
+                "/health": _get("Whether a model is served, and by whom", "HealthBody"),
+                "/live": _get("Whether this process lives"),
+                "/metrics": {"get": {"summary": "Prometheus metrics", "responses": {"200": _text("text/plain")}}},
+            },
+            "components": {"schemas": components},
+        }
+    )
+
+
+_MODEL_PARAMETER = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _post(request: str, answer: str, chunk: str) -> dict[str, Any]:
+    success = _json(answer)
+    success["content"]["text/event-stream"] = {"schema": {"$ref": _REF.format(name=chunk)}}
+    return {
+        "post": {
+            "summary": f"A {answer}, whole or as a stream of {chunk}",
+            "requestBody": {"required": True, "content": _json(request)["content"]},
+            "responses": {"200": success, "default": _json("ErrorBody")},
+        }
+    }
+
+
+def _get(summary: str, answer: str | None = None) -> dict[str, Any]:
+    success = {"description": "OK"} if answer is None else _json(answer)
+    return {"get": {"summary": summary, "responses": {"200": success, "default": _json("ErrorBody")}}}
+
+
+def _json(name: str) -> dict[str, Any]:
+    return {"description": name, "content": {"application/json": {"schema": {"$ref": _REF.format(name=name)}}}}
+
+
+def _text(media_type: str) -> dict[str, Any]:
+    return {"description": "OK", "content": {media_type: {"schema": {"type": "string"}}}}

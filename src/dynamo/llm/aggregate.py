@@ -1,0 +1,106 @@
+"""All outputs of a request as one answer, for clients that don't stream."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from msgspec import UNSET
+
+from dynamo.llm.delta import ResponseHead
+from dynamo.llm.logprobs import chat_logprobs, completion_logprobs
+from dynamo.llm.sequence import ScoredToken, TextOutput
+from dynamo.llm.tool_calls import ToolCallParts
+from dynamo.llm.usage import UsageCounter
+from dynamo.protocols.openai.requests import GenerationRequest, wants_worker_id
+from dynamo.protocols.openai.responses import (
+    ChatAnswer,
+    ChatChoice,
+    ChatCompletion,
+    Completion,
+    CompletionChoice,
+    NvExtResponse,
+)
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What has come of one choice."""
+
+    index: int
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    tool_calls: ToolCallParts = field(default_factory=ToolCallParts)
+    logprobs: list[ScoredToken] | None = None
+    finish_reason: str | None = None
+
+    def add(self, output: TextOutput) -> None:
+        self.texts.append(output.text)
+        if output.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + output.logprobs
+        if output.finish_reason is not None:
+            self.finish_reason = output.finish_reason
+        if output.extra is not None:
+            self.reasoning.append(output.extra.reasoning or "")
+            self.tool_calls.add(output.extra.tool_calls or ())
+
+    def as_chat(self) -> ChatChoice:
+        calls = self.tool_calls.complete()
+        text = "".join(self.texts)
+        answer = ChatAnswer(
+            content=None if calls and not text else text,
+            reasoning_content="".join(self.reasoning) or UNSET,
+            tool_calls=calls or UNSET,
+        )
+        logprobs = None if self.logprobs is None else chat_logprobs(self.logprobs)
+        return ChatChoice(index=self.index, message=answer, logprobs=logprobs, finish_reason=self.finish_reason)
+
+    def as_completion(self) -> CompletionChoice:
+        logprobs = None if self.logprobs is None else completion_logprobs(self.logprobs)
+        return CompletionChoice(
+            index=self.index, text="".join(self.texts), logprobs=logprobs, finish_reason=self.finish_reason
+        )
+
+
+async def collect_chat(
+    outputs: AsyncIterator[TextOutput], request: GenerationRequest, head: ResponseHead
+) -> ChatCompletion:
+    """The answer of /v1/chat/completions; errors of `outputs` pass through."""
+    choices, usage = await _collect(outputs)
+    return ChatCompletion(
+        id=head.id,
+        created=head.created_s,
+        model=head.model,
+        choices=[choice.as_chat() for choice in choices],
+        usage=usage.usage(),
+        nvext=_nvext(request, usage) or UNSET,
+    )
+
+
+async def collect_completion(
+    outputs: AsyncIterator[TextOutput], request: GenerationRequest, head: ResponseHead
+) -> Completion:
+    """The answer of /v1/completions; errors of `outputs` pass through."""
+    choices, usage = await _collect(outputs)
+    return Completion(
+        id=head.id,
+        created=head.created_s,
+        model=head.model,
+        choices=[choice.as_completion() for choice in choices],
+        usage=usage.usage(),
+        nvext=_nvext(request, usage) or UNSET,
+    )
+
+
+async def _collect(outputs: AsyncIterator[TextOutput]) -> tuple[list[_Choice], UsageCounter]:
+    choices: dict[int, _Choice] = {}
+    usage = UsageCounter()
+    async for output in outputs:
+        if output.index not in choices:
+            choices[output.index] = _Choice(output.index)
+        choices[output.index].add(output)
+        usage.completion_tokens += output.token_count
+        usage.add(output)
+    return [choices[index] for index in sorted(choices)], usage
+
+
+def _nvext(request: GenerationRequest, usage: UsageCounter) -> NvExtResponse | None:
+    return usage.nvext() if wants_worker_id(request) else None

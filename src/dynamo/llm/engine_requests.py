@@ -1,0 +1,61 @@
+"""Makes the engine's requests out of an OpenAI request and the token ids of its prompts."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from dynamo.llm.loaded_model import LoadedModel
+from dynamo.llm.prompt_limits import AnswerLimit, check_prompt
+from dynamo.llm.sampling import guided_decoding, sampling_options, stop_conditions, with_seed_of
+from dynamo.protocols.generation import OutputOptions, PreprocessedRequest, WorkerId
+from dynamo.protocols.openai.requests import GenerationRequest, choices_per_prompt
+from dynamo.tokens import TokenArray, token_array
+
+
+def engine_requests(
+    request: GenerationRequest,
+    model: LoadedModel,
+    prompts: Sequence[TokenArray],
+    *,
+    limit: AnswerLimit | None,
+    output_options: OutputOptions,
+    field: str,
+) -> list[PreprocessedRequest]:
+    """One request per choice: n for the first prompt, n for the second, and so on.
+
+    `field` is the request's field that holds the prompts. Raises InvalidRequestError where a prompt or a token id does
+    not suit the model.
+    """
+    for prompt in prompts:
+        check_prompt(
+            len(prompt),
+            context_length=model.card.context_length,
+            limit=limit,
+            min_tokens=request.min_tokens or 0,
+            field=field,
+        )
+    common = PreprocessedRequest(
+        model=request.model,
+        token_ids=token_array(),
+        sampling_options=sampling_options(request, model),
+        stop_conditions=stop_conditions(request, model, None if limit is None else limit.tokens),
+        output_options=output_options,
+        guided_decoding=guided_decoding(request.response_format),
+        eos_token_ids=list(model.tokenizer.eos_token_ids),
+        dp_rank=None if request.nvext is None else request.nvext.dp_rank,
+        target=_target(request),
+    )
+    options = [with_seed_of(common.sampling_options, i) for i in range(choices_per_prompt(request))]
+    return [
+        msgspec.structs.replace(common, token_ids=prompt, sampling_options=option)
+        for prompt in prompts
+        for option in options
+    ]
+
+
+def _target(request: GenerationRequest) -> WorkerId | None:
+    """The worker that the client asks for."""
+    nvext = request.nvext
+    if nvext is None or nvext.backend_instance_id is None:
+        return None
+    return WorkerId(nvext.backend_instance_id, nvext.dp_rank or 0)

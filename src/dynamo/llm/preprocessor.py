@@ -1,0 +1,150 @@
+"""The stages that turn an OpenAI request into sequences of tokens to continue.
+
+Both are Handlers and yield TextOutput. What the client got wrong they raise before the first output, as an
+InvalidRequestError or one of its subclasses.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+
+from dynamo.errors import InvalidRequestError, UnsupportedFeatureError
+from dynamo.llm.engine_requests import engine_requests
+from dynamo.llm.fan_out import fan_out
+from dynamo.llm.loaded_model import LoadedModel
+from dynamo.llm.prompt_limits import AnswerLimit, check_ids
+from dynamo.llm.sequence import SequenceRequest, TextOutput
+from dynamo.llm.support import refuse_unsupported_chat, refuse_unsupported_completion
+from dynamo.protocols.generation import OutputOptions
+from dynamo.protocols.openai.requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    choices_per_prompt,
+    stop_strings,
+)
+from dynamo.runtime.context import Context
+from dynamo.runtime.handler import Handler, closing
+from dynamo.tokens import TokenArray, token_array
+
+
+class ChatPreprocessor:
+    """A Handler for ChatCompletionRequest."""
+
+    def __init__(self, upstream: Handler[SequenceRequest, TextOutput], model: LoadedModel) -> None:
+        self._upstream = upstream
+        self._model = model
+
+    async def __call__(self, request: ChatCompletionRequest, context: Context) -> AsyncIterator[TextOutput]:
+        refuse_unsupported_chat(request, self._model.card.features)
+        prompts = await self._model.tokenizer.encode([self._render(request)], add_special_tokens=False)
+        sequences = self._sequences(request, prompts)
+        async with closing(_answers(self._upstream, sequences, context)) as outputs:
+            async for output in outputs:
+                yield output
+
+    def _render(self, request: ChatCompletionRequest) -> str:
+        template = self._model.chat_template
+        if template is None:
+            raise InvalidRequestError("model: it has no chat template; use /v1/completions.", param="model")
+        variables = dict(request.chat_template_kwargs or {})
+        if request.reasoning_effort is not None:
+            if not template.reads("reasoning_effort"):
+                raise UnsupportedFeatureError("reasoning_effort: the model has none.", param="reasoning_effort")
+            variables["reasoning_effort"] = request.reasoning_effort
+        return template.render(request.messages, None if request.tool_choice == "none" else request.tools, variables)
+
+    def _sequences(self, request: ChatCompletionRequest, prompts: Sequence[TokenArray]) -> list[SequenceRequest]:
+        logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        choices = engine_requests(
+            request,
+            self._model,
+            prompts,
+            limit=_chat_limit(request),
+            output_options=OutputOptions(logprobs=logprobs),
+            field="messages",
+        )
+        stop = stop_strings(request)
+        return [
+            SequenceRequest(engine_request=choice, index=i, stop=stop, counts_prompt=i == 0)
+            for i, choice in enumerate(choices)
+        ]
+
+
+class CompletionPreprocessor:
+    """A Handler for CompletionRequest; n choices for the first prompt come first, then those for the second."""
+
+    def __init__(self, upstream: Handler[SequenceRequest, TextOutput], model: LoadedModel) -> None:
+        self._upstream = upstream
+        self._model = model
+
+    async def __call__(self, request: CompletionRequest, context: Context) -> AsyncIterator[TextOutput]:
+        refuse_unsupported_completion(request, self._model.card.features)
+        texts, prompts = await self._prompts(request)
+        sequences = self._sequences(request, texts, prompts)
+        if request.max_tokens == 0 and request.logprobs is None:
+            for sequence in sequences:
+                yield _echoed(sequence)
+            return
+        async with closing(_answers(self._upstream, sequences, context)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def _prompts(self, request: CompletionRequest) -> tuple[list[str], list[TokenArray]]:
+        """The texts of the prompts, empty ones where nobody will need them, and their token ids."""
+        tokenizer = self._model.tokenizer
+        given = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+        texts = [item for item in given if isinstance(item, str)]
+        if texts:
+            return texts, await tokenizer.encode(texts, add_special_tokens=True)
+        lists = [item for item in given if isinstance(item, list)]
+        ids = lists or [[item for item in given if isinstance(item, int)]]
+        for prompt in ids:
+            check_ids(prompt, tokenizer.vocab_size, "prompt")
+        texts = [tokenizer.decode(prompt, skip_special_tokens=False) if request.echo else "" for prompt in ids]
+        return texts, [token_array(prompt) for prompt in ids]
+
+    def _sequences(
+        self, request: CompletionRequest, texts: Sequence[str], prompts: Sequence[TokenArray]
+    ) -> list[SequenceRequest]:
+        echo_only = request.max_tokens == 0
+        limit = None if request.max_tokens is None else AnswerLimit(field="max_tokens", tokens=request.max_tokens)
+        choices = engine_requests(
+            request,
+            self._model,
+            prompts,
+            limit=limit,
+            output_options=OutputOptions(
+                logprobs=None if echo_only else request.logprobs,
+                prompt_logprobs=request.logprobs if request.echo else None,
+            ),
+            field="prompt",
+        )
+        stop, n = stop_strings(request), choices_per_prompt(request)
+        return [
+            SequenceRequest(
+                engine_request=choice,
+                index=i,
+                stop=stop,
+                continues_prompt=True,
+                echo=texts[i // n] if request.echo else None,
+                echo_only=echo_only,
+                counts_prompt=i % n == 0,
+            )
+            for i, choice in enumerate(choices)
+        ]
+
+
+def _answers(
+    upstream: Handler[SequenceRequest, TextOutput], sequences: Sequence[SequenceRequest], context: Context
+) -> AsyncIterator[TextOutput]:
+    return upstream(sequences[0], context) if len(sequences) == 1 else fan_out(upstream, sequences, context)
+
+
+def _chat_limit(request: ChatCompletionRequest) -> AnswerLimit | None:
+    if request.max_completion_tokens is not None:
+        return AnswerLimit(field="max_completion_tokens", tokens=request.max_completion_tokens)
+    return None if request.max_tokens is None else AnswerLimit(field="max_tokens", tokens=request.max_tokens)
+
+
+def _echoed(sequence: SequenceRequest) -> TextOutput:
+    """An answer that is only the prompt needs no engine."""
+    prompt_tokens = len(sequence.engine_request.token_ids) if sequence.counts_prompt else None
+    return TextOutput(sequence.index, sequence.echo or "", finish_reason="length", prompt_tokens=prompt_tokens)

@@ -1,0 +1,44 @@
+"""Ends a text where a stop string completes, and lets nothing of the stop string out."""
+
+
+class StopStrings:
+    """Watches one text for several stop strings.
+
+    The stop string that completes first ends the text, the longest one where several complete at the same character;
+    so the result does not depend on how the text was cut into pieces.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        """`stops`: at least one, none empty."""
+        self._stops = stops
+        self._firsts = frozenset(stop[0] for stop in stops)
+        self._start_max = max(map(len, stops)) - 1
+        self._held = ""  # what may be the start of a stop string
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """What may go out now, and whether a stop string was found, after which nothing more may be pushed."""
+        if not self._held and self._firsts.isdisjoint(text):
+            return text, False
+        text = self._held + text
+        found = self._find(text)
+        cut = found if found is not None else len(text) - self._possible_start(text)
+        self._held = text[cut:] if found is None else ""
+        return text[:cut], found is not None
+
+    def flush(self) -> str:
+        """What is still held back; the text ends without a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _find(self, text: str) -> int | None:
+        """Where the stop string starts that completes first."""
+        places = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        return min(places)[1] if places else None
+
+    def _possible_start(self, text: str) -> int:
+        """The length of the longest end of `text` that a stop string begins with."""
+        for length in range(min(len(text), self._start_max), 0, -1):
+            end = text[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,70 @@
+import logging
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dynamo.config import parse
+from dynamo.engines.mocker.args import MockerConfig
+from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.errors import ConfigError
+
+
+def config_of(*argv: str) -> MockerConfig:
+    return parse(MockerConfig, argv, prog="mocker", environ={})
+
+
+def test_the_defaults_are_upstreams(model_dir: Path) -> None:
+    config = config_of()
+
+    assert (config.num_workers, config.speedup_ratio, config.seed) == (1, 1.0, 0)
+    assert config.scheduler_config(model_dir) == SchedulerConfig(
+        block_size=64, num_blocks=16384, max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=512
+    )
+    assert str(config.endpoint_id()) == "dynamo.backend.generate"
+
+
+def test_the_flags_reach_the_scheduler(model_dir: Path) -> None:
+    config = config_of(
+        *("--model-path", "/m", "--model-name", "n", "--speedup-ratio", "2.5", "--num-workers", "3", "--seed", "4"),
+        *("--block-size", "16", "--num-gpu-blocks-override", "50", "--max-num-seqs", "7", "--startup-time", "1.5"),
+        *("--max-num-batched-tokens", "99", "--max-model-len", "88", "--max-num-waiting", "5"),
+        *("--no-enable-prefix-caching", "--no-enable-chunked-prefill", "--endpoint", "dyn://a.b.c"),
+    )
+
+    assert (config.model_path, config.model_name, config.num_workers, config.seed) == ("/m", "n", 3, 4)
+    assert config.timing_model().speedup_ratio == 2.5
+    assert config.startup_time_s == 1.5
+    assert str(config.endpoint_id()) == "a.b.c"
+    assert config.scheduler_config(model_dir) == SchedulerConfig(
+        block_size=16,
+        num_blocks=50,
+        max_num_seqs=7,
+        max_num_batched_tokens=99,
+        max_model_len=88,
+        max_num_waiting=5,
+        enable_prefix_caching=False,
+        enable_chunked_prefill=False,
+    )
+
+
+def test_a_model_that_does_not_say_its_context_needs_the_flag(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode({}))
+    with pytest.raises(ConfigError, match="--max-model-len"):
+        config_of().scheduler_config(tmp_path)
+
+    assert config_of("--max-model-len", "100").scheduler_config(tmp_path).max_model_len == 100
+
+
+def test_what_is_not_simulated_is_said(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError, match="--data-parallel-size"):
+        config_of("--data-parallel-size", "2").scheduler_config(model_dir)
+    with caplog.at_level(logging.WARNING):
+        config_of("--watermark", "0.1").scheduler_config(model_dir)
+
+    assert "--watermark" in caplog.text
+
+
+def test_an_impossible_speedup_is_refused() -> None:
+    with pytest.raises(ConfigError, match="speedup"):
+        config_of("--speedup-ratio", "-1").timing_model()

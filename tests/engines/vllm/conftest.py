@@ -1,0 +1,13 @@
+"""The model of the tests that run a real vLLM."""
+
+from pathlib import Path
+
+import pytest
+
+from dynamo.llm.model_source import resolve_model
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """SmolLM2-135M-Instruct as a model directory, weights included."""
+    return resolve_model("smollm2", weights=True)

@@ -1,0 +1,31 @@
+"""Watching other processes without polling."""
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`."""
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
+    ]
+    return children + [below for child in children for below in descendants(child)]
+
+
+def kill_and_wait(pid: int, others: list[int], *, timeout_s: float) -> list[int]:
+    """Sends `pid` SIGKILL; those of `others` that are still there `timeout_s` later."""
+    watched = {os.pidfd_open(other): other for other in others}
+    poller = select.poll()
+    for descriptor in watched:
+        poller.register(descriptor, select.POLLIN)  # readable once the process has ended
+    os.kill(pid, signal.SIGKILL)
+    deadline_s = time.monotonic() + timeout_s
+    while watched and (remaining_s := deadline_s - time.monotonic()) > 0:
+        for descriptor, _ in poller.poll(remaining_s * 1000):
+            poller.unregister(descriptor)
+            os.close(descriptor)
+            del watched[descriptor]
+    return list(watched.values())

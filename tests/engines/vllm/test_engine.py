@@ -1,0 +1,398 @@
+"""A real vLLM with SmolLM2. The engine takes half a minute to start, so all tests share one; the last one kills it."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from unittest import mock
+
+import pytest
+import pytest_asyncio
+from tokenizers import Tokenizer
+
+from dynamo.engines.base import EngineInfo
+from dynamo.engines.vllm.args import parse_command_line
+from dynamo.errors import ConnectionLostError, ContextLengthExceededError, InvalidRequestError
+from dynamo.protocols.generation import (
+    FinishReason,
+    GuidedDecoding,
+    LLMEngineOutput,
+    OutputOptions,
+    PreprocessedRequest,
+    SamplingOptions,
+    StopConditions,
+    merge_outputs,
+)
+from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.model_card import EngineFeature
+from dynamo.runtime.context import Context
+from dynamo.tokens import token_array
+
+from .processes import descendants
+
+if TYPE_CHECKING:
+    from dynamo.engines.vllm.engine import VllmEngine
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("default"),  # importing vLLM and torch warns a lot
+]
+
+BLOCK_SIZE = 32
+CONTEXT_LENGTH = 256
+END_OF_TURN = 2
+CAPITAL = "What is the capital of France?"
+LONG = "Write a very long story about a dragon."
+DEADLINE_S = 60.0
+POLL_S = 0.01
+
+
+class Running(NamedTuple):
+    engine: "VllmEngine"
+    info: EngineInfo
+    tokenizer: Tokenizer
+
+    def tokens(self, question: str) -> list[int]:
+        """The chat template by hand."""
+        text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def text(self, outputs: list[LLMEngineOutput]) -> str:
+        text: str = self.tokenizer.decode([token_id for output in outputs for token_id in output.token_ids])
+        return text
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vllm(smollm2_dir: Path) -> AsyncIterator[Running]:
+    with mock.patch.dict(os.environ):  # vLLM writes to it
+        flags = ["--max-model-len", str(CONTEXT_LENGTH), "--max-num-seqs", "8"]
+        _, config = parse_command_line(["--model", str(smollm2_dir), *flags])
+        from dynamo.engines.vllm.engine import VllmEngine
+
+        engine = VllmEngine(config)
+        try:
+            info = await engine.start()
+            yield Running(engine, info, Tokenizer.from_file(str(smollm2_dir / "tokenizer.json")))
+        finally:
+            await engine.cleanup()
+
+
+def request(
+    token_ids: list[int],
+    *,
+    sampling: SamplingOptions | None = None,
+    stop: StopConditions | None = None,
+    output: OutputOptions | None = None,
+    guided: GuidedDecoding | None = None,
+    dp_rank: int | None = None,
+) -> PreprocessedRequest:
+    return PreprocessedRequest(
+        model="smollm2",
+        token_ids=token_array(token_ids),
+        sampling_options=sampling or SamplingOptions(temperature=0.0),
+        stop_conditions=stop or StopConditions(max_tokens=24),
+        output_options=output or OutputOptions(),
+        guided_decoding=guided,
+        eos_token_ids=[END_OF_TURN],
+        dp_rank=dp_rank,
+    )
+
+
+async def collect(vllm: Running, wanted: PreprocessedRequest, context: Context | None = None) -> list[LLMEngineOutput]:
+    async with asyncio.timeout(DEADLINE_S):
+        return [output async for output in vllm.engine.generate(wanted, context or Context())]
+
+
+async def load_becomes(vllm: Running, expected: Callable[[WorkerLoad], bool]) -> WorkerLoad:
+    """The load as soon as it is as `expected`. It changes with the engine's steps, which nothing announces."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not expected(load := vllm.engine.load()[0]):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+    return load
+
+
+async def test_info(vllm: Running) -> None:
+    assert vllm.info.context_length == CONTEXT_LENGTH
+    assert vllm.info.features == frozenset(EngineFeature)
+    assert vllm.info.limits.kv_block_size == BLOCK_SIZE
+    assert vllm.info.limits.max_num_seqs == 8
+    assert (vllm.info.limits.total_kv_blocks or 0) > 1000
+    assert vllm.engine.load()[0].kv_total_blocks == vllm.info.limits.total_kv_blocks
+
+
+async def test_capital_of_france(vllm: Running) -> None:
+    outputs = await collect(vllm, request(vllm.tokens(CAPITAL)))
+
+    assert "Paris" in vllm.text(outputs)
+    assert outputs[-1].finish_reason is FinishReason.STOP
+    assert outputs[-1].stop_reason is None
+    assert len(outputs) > 5  # it streams
+    assert [output.cached_tokens for output in outputs] == [0] + [None] * (len(outputs) - 1)
+
+
+async def test_eight_at_once(vllm: Running) -> None:
+    before = vllm.engine.load()[0].generated_tokens
+
+    answers = await asyncio.gather(*(collect(vllm, request(vllm.tokens(CAPITAL))) for _ in range(8)))
+
+    assert all("Paris" in vllm.text(answer) for answer in answers)
+    generated = sum(len(merge_outputs(answer).token_ids) for answer in answers)
+    load = await load_becomes(vllm, lambda load: load.running_requests == 0)
+    assert load.generated_tokens == before + generated
+
+
+async def test_max_tokens(vllm: Running) -> None:
+    outputs = await collect(vllm, request(vllm.tokens(LONG), stop=StopConditions(max_tokens=3)))
+
+    merged = merge_outputs(outputs)
+    assert len(merged.token_ids) == 3
+    assert merged.finish_reason is FinishReason.LENGTH
+
+
+async def test_without_max_tokens_the_context_is_the_limit(vllm: Running) -> None:
+    prompt = (vllm.tokens(LONG) * CONTEXT_LENGTH)[: CONTEXT_LENGTH - 5]
+
+    merged = merge_outputs(await collect(vllm, request(prompt, stop=StopConditions(ignore_eos=True))))
+
+    assert len(merged.token_ids) == 5
+    assert merged.finish_reason is FinishReason.LENGTH
+
+
+async def test_stop_token_of_the_client(vllm: Running) -> None:
+    (second,) = (await collect(vllm, request(vllm.tokens(CAPITAL))))[1].token_ids
+
+    stop = StopConditions(max_tokens=24, stop_token_ids=[second])
+    merged = merge_outputs(await collect(vllm, request(vllm.tokens(CAPITAL), stop=stop)))
+
+    assert (merged.finish_reason, merged.stop_reason) == (FinishReason.STOP, second)
+    assert merged.token_ids[-1] == second
+
+
+async def test_min_tokens_and_ignore_eos(vllm: Running) -> None:
+    prompt = vllm.tokens(CAPITAL)
+    natural = len(merge_outputs(await collect(vllm, request(prompt))).token_ids)
+
+    longer = await collect(vllm, request(prompt, stop=StopConditions(min_tokens=natural + 4, max_tokens=60)))
+    endless = await collect(vllm, request(prompt, stop=StopConditions(ignore_eos=True, max_tokens=natural + 4)))
+
+    assert len(merge_outputs(longer).token_ids) >= natural + 4
+    assert len(merge_outputs(endless).token_ids) == natural + 4
+    assert endless[-1].finish_reason is FinishReason.LENGTH
+
+
+async def test_a_seed_makes_a_random_answer_repeatable(vllm: Running) -> None:
+    async def answer(seed: int) -> list[int]:
+        sampling = SamplingOptions(temperature=1.5, seed=seed, top_p=0.95, top_k=100, min_p=0.01)
+        wanted = request(vllm.tokens(LONG), sampling=sampling, stop=StopConditions(max_tokens=8))
+        return merge_outputs(await collect(vllm, wanted)).token_ids
+
+    assert await answer(1) == await answer(1)
+    assert await answer(1) != await answer(2)
+
+
+async def test_logit_bias_and_penalties(vllm: Running) -> None:
+    (token_id,) = vllm.tokenizer.encode("hello", add_special_tokens=False).ids
+    sampling = SamplingOptions(
+        temperature=0.0,
+        logit_bias={token_id: 100.0},
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+        repetition_penalty=1.01,
+    )
+
+    outputs = await collect(vllm, request(vllm.tokens(CAPITAL), sampling=sampling, stop=StopConditions(max_tokens=3)))
+
+    assert merge_outputs(outputs).token_ids == [token_id] * 3
+
+
+async def test_logprobs(vllm: Running) -> None:
+    outputs = await collect(vllm, request(vllm.tokens(CAPITAL), output=OutputOptions(logprobs=3)))
+
+    merged = merge_outputs(outputs)
+    assert merged.logprobs is not None
+    assert [entry.chosen.token_id for entry in merged.logprobs] == merged.token_ids
+    for entry in merged.logprobs:
+        assert len(entry.top) == 3
+        assert entry.chosen == entry.top[0]  # greedy
+        assert sorted(entry.top, key=lambda one: -one.logprob) == entry.top
+        assert entry.chosen.logprob <= 0
+
+
+async def test_prompt_logprobs(vllm: Running) -> None:
+    prompt = vllm.tokens(CAPITAL)
+
+    outputs = await collect(vllm, request(prompt, output=OutputOptions(prompt_logprobs=1)))
+
+    assert all(output.prompt_logprobs is None for output in outputs[1:])
+    assert outputs[0].prompt_logprobs is not None
+    assert outputs[0].prompt_logprobs[0] is None
+    chosen = [entry.chosen.token_id for entry in outputs[0].prompt_logprobs[1:] if entry is not None]
+    assert chosen == prompt[1:]
+
+
+async def test_a_repeated_prefix_needs_no_prefill(vllm: Running) -> None:
+    prompt = vllm.tokens("Tell me something about the number one thousand and three. " * 6)
+    wanted = request(prompt, stop=StopConditions(max_tokens=2))
+
+    first = await collect(vllm, wanted)
+    second = await collect(vllm, wanted)
+
+    assert first[0].cached_tokens == 0
+    assert second[0].cached_tokens == (len(prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE
+
+
+async def test_json_schema(vllm: Running) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "large": {"type": "boolean"}},
+        "required": ["city", "large"],
+        "additionalProperties": False,
+    }
+    guided = GuidedDecoding(json_schema=json.dumps(schema))
+
+    outputs = await collect(vllm, request(vllm.tokens(CAPITAL), guided=guided, stop=StopConditions(max_tokens=200)))
+
+    answer = json.loads(vllm.text(outputs))
+    assert answer.keys() == {"city", "large"}
+    assert isinstance(answer["large"], bool)
+
+
+async def test_json_object(vllm: Running) -> None:
+    outputs = await collect(
+        vllm,
+        request(vllm.tokens(CAPITAL), guided=GuidedDecoding(json_object=True), stop=StopConditions(max_tokens=8)),
+    )
+
+    assert vllm.text(outputs).lstrip().startswith("{")
+
+
+@pytest.mark.parametrize("schema", ['{"type": "nonsense"}', "no JSON", "", '{"$ref": "#/nowhere"}', "[" * 100])
+async def test_a_wrong_schema_is_the_clients_mistake(vllm: Running, schema: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        await collect(vllm, request(vllm.tokens(CAPITAL), guided=GuidedDecoding(json_schema=schema)))
+
+    assert caught.value.param == "response_format"
+    assert "Paris" in vllm.text(await collect(vllm, request(vllm.tokens(CAPITAL))))  # it lives
+
+
+async def test_a_prompt_that_does_not_fit(vllm: Running) -> None:
+    with pytest.raises(ContextLengthExceededError, match=rf"{CONTEXT_LENGTH} tokens.*{CONTEXT_LENGTH} tokens"):
+        await collect(vllm, request([5] * CONTEXT_LENGTH))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        (request([]), "prompt"),
+        (request([5], sampling=SamplingOptions(temperature=-1.0)), "temperature"),
+        (request([5], sampling=SamplingOptions(logit_bias={10**7: 1.0})), "logit_bias"),
+        (request([5], stop=StopConditions(max_tokens=0)), "max_tokens"),
+        (request([5], output=OutputOptions(logprobs=1000)), "logprobs"),
+        (request([10**7]), None),
+        (request([5], dp_rank=3), None),
+    ],
+)
+async def test_what_vllm_refuses_is_the_clients_mistake(
+    vllm: Running, wrong: PreprocessedRequest, param: str | None
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        await collect(vllm, wrong)
+
+    assert caught.value.param == param
+
+
+async def test_abort_ends_the_stream_and_frees_the_slot(vllm: Running) -> None:
+    context = Context()
+    outputs = []
+
+    async for output in vllm.engine.generate(endless(vllm), context):
+        outputs.append(output)
+        if len(outputs) == 3:
+            await vllm.engine.abort(context.id())
+
+    assert [output.finish_reason for output in outputs] == [None] * (len(outputs) - 1) + [FinishReason.CANCELLED]
+    await load_becomes(vllm, lambda load: (load.running_requests, load.kv_used_blocks) == (0, 0))
+
+
+async def test_closing_the_stream_frees_the_slot(vllm: Running) -> None:
+    stream = vllm.engine.generate(endless(vllm), Context())
+    await anext(stream)
+    await load_becomes(vllm, lambda load: load.running_requests == 1 and load.kv_used_blocks > 0)
+    closed_s = time.monotonic()
+
+    await stream.aclose()  # type: ignore[attr-defined] # it is a generator
+
+    await load_becomes(vllm, lambda load: (load.running_requests, load.kv_used_blocks) == (0, 0))
+    assert time.monotonic() - closed_s < 1
+
+
+async def test_cancelling_the_task_frees_the_slot(vllm: Running) -> None:
+    task = asyncio.create_task(collect(vllm, endless(vllm)))
+    await load_becomes(vllm, lambda load: load.running_requests == 1)
+
+    task.cancel()
+
+    await asyncio.gather(task, return_exceptions=True)
+    await load_becomes(vllm, lambda load: load.running_requests == 0)
+
+
+async def test_requests_beyond_max_num_seqs_wait(vllm: Running) -> None:
+    tasks = [asyncio.create_task(collect(vllm, endless(vllm))) for _ in range(10)]
+    try:
+        await load_becomes(vllm, lambda load: (load.running_requests, load.waiting_requests) == (8, 2))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await load_becomes(vllm, lambda load: (load.running_requests, load.waiting_requests) == (0, 0))
+
+
+async def test_abort_of_an_unknown_request(vllm: Running) -> None:
+    await vllm.engine.abort("never seen")
+
+
+async def test_a_request_that_was_stopped_before_it_began(vllm: Running) -> None:
+    context = Context()
+    context.stop_generating()
+
+    outputs = await collect(vllm, endless(vllm), context)
+
+    assert outputs == [LLMEngineOutput(finish_reason=FinishReason.CANCELLED)]
+
+
+async def test_death_of_the_engine_is_told(vllm: Running) -> None:
+    """The last test: the engine does not come back."""
+    failure = asyncio.create_task(vllm.engine.failed())
+    stream = vllm.engine.generate(endless(vllm), Context())
+    await anext(stream)
+    assert not failure.done()
+
+    for pid in engine_processes():
+        os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(ConnectionLostError):
+        await asyncio.wait_for(exhaust(stream), timeout=5)
+    assert "died" in await asyncio.wait_for(failure, timeout=5)
+    with pytest.raises(ConnectionLostError):
+        await collect(vllm, request(vllm.tokens(CAPITAL)))
+
+
+def endless(vllm: Running) -> PreprocessedRequest:
+    return request(vllm.tokens(LONG), stop=StopConditions(ignore_eos=True))
+
+
+async def exhaust(stream: AsyncIterator[LLMEngineOutput]) -> None:
+    async for _ in stream:
+        pass
+
+
+def engine_processes() -> list[int]:
+    """The processes of this one that vLLM has named."""
+    return [pid for pid in descendants(os.getpid()) if "EngineCor" in Path(f"/proc/{pid}/comm").read_text()]

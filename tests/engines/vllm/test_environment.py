@@ -1,0 +1,70 @@
+import pytest
+
+from dynamo.engines.vllm.environment import bind_threads, log_level, prepare
+
+
+@pytest.mark.parametrize(
+    ("dyn_log", "expected"),
+    [
+        ("", "WARNING"),
+        ("info", "INFO"),
+        ("DEBUG", "DEBUG"),
+        ("trace", "DEBUG"),
+        ("off", "CRITICAL"),
+        ("info,vllm=error", "ERROR"),
+        ("vllm=debug,info", "DEBUG"),
+        ("dynamo=debug", "WARNING"),
+        ("nonsense", "WARNING"),
+    ],
+)
+def test_log_level_follows_dyn_log(dyn_log: str, expected: str) -> None:
+    assert log_level(dyn_log) == expected
+
+
+def test_prepare_keeps_what_the_user_has_set() -> None:
+    environ = {"VLLM_LOGGING_LEVEL": "ERROR", "DYN_LOG": "debug", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+
+    prepare(environ)
+
+    assert environ == {"VLLM_LOGGING_LEVEL": "ERROR", "DYN_LOG": "debug", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+
+
+def test_prepare_fills_an_empty_environment() -> None:
+    environ: dict[str, str] = {}
+
+    prepare(environ)
+
+    assert environ == {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+
+
+def test_our_plugin_joins_a_list_of_allowed_ones_once() -> None:
+    environ = {"VLLM_PLUGINS": "theirs"}
+
+    prepare(environ)
+    prepare(environ)
+
+    assert environ["VLLM_PLUGINS"] == "theirs,dynamo_orphans"
+
+
+def test_a_small_machine_gives_all_its_cpus() -> None:
+    environ: dict[str, str] = {}
+
+    bind_threads(environ, {3, 1})
+
+    assert environ == {"VLLM_CPU_OMP_THREADS_BIND": "1,3"}
+
+
+def test_on_a_large_machine_vllm_chooses() -> None:
+    environ: dict[str, str] = {}
+
+    bind_threads(environ, range(16))
+
+    assert environ == {}
+
+
+def test_a_binding_by_the_user_stays() -> None:
+    environ = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+    bind_threads(environ, {0, 1})
+
+    assert environ == {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
