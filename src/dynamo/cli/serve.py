@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from dynamo.cli.process import Child
 from dynamo.cli.status import Figures, StatusLine
 from dynamo.config import build_parser, from_namespace, option
+from dynamo.engines.make import ENGINES
 from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
 from dynamo.llm.model_source import resolve_model
@@ -21,7 +22,6 @@ from dynamo.llm.model_source import resolve_model
 PROG = "dynamo serve"
 _STATUS_INTERVAL_S = 1.0
 _STOP_MARGIN_S = 5.0
-_ENGINES = ("vllm", "mocker", "echo")
 _LOCAL_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - how to reach ourselves
 
 
@@ -29,7 +29,7 @@ _LOCAL_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - how to re
 class ServeConfig(FrontendConfig):
     """Start a frontend and workers for MODEL on this host, and keep them running. Ctrl-C stops everything."""
 
-    engine: str = option("vllm", flag="--engine", choices=_ENGINES, help="what runs the model")
+    engine: str = option("vllm", flag="--engine", choices=ENGINES, help="what runs the model")
     workers: int = option(1, flag="--workers", help="how many worker processes")
     model_name: str | None = option(
         None, flag="--model-name", help="name to serve it under (default: MODEL's last part)"

@@ -64,6 +64,7 @@ async def _serve(config: FrontendConfig) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=config.keep_alive_s,
             timeout_graceful_shutdown=max(1, round(config.shutdown_timeout_s)),
         )

@@ -38,7 +38,7 @@ class SpellingDecoder:
     def push(self, token_ids: Sequence[int]) -> str:
         if len(token_ids) == 1 and not self._pending and not self._strip:
             text = self._spelling[token_ids[0]]
-            if type(text) is str:  # nearly always
+            if isinstance(text, str):  # nearly always
                 return text
         return self._push(token_ids)
 
@@ -73,14 +73,17 @@ class WindowDecoder:
         self._text = ""  # what they decode to
 
     def push(self, token_ids: Sequence[int]) -> str:
-        self._window.extend(token_ids)
+        return "".join([self._push(token_id) for token_id in token_ids])
+
+    def flush(self) -> str:
+        return self._advance(self._decode(self._window))
+
+    def _push(self, token_id: int) -> str:
+        self._window.append(token_id)
         text = self._decode(self._window)
         if text.endswith(REPLACEMENT) and len(self._window) - self._done < CHARACTER_TOKENS_MAX:
             return ""
         return self._advance(text)
-
-    def flush(self) -> str:
-        return self._advance(self._decode(self._window))
 
     def _advance(self, text: str) -> str:
         new = text[len(self._text) :]

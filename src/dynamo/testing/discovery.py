@@ -33,9 +33,14 @@ ODD_KEYS = (
 )
 
 
-async def follow(watch: Watch, until: dict[str, bytes], seconds: float = DEADLINE_S) -> None:
-    """Applies a watch's events to an empty map until it is `until`; TimeoutError when it does not become so."""
-    view: dict[str, bytes] = {}
+async def follow(
+    watch: Watch, until: dict[str, bytes], *, view: dict[str, bytes] | None = None, seconds: float = DEADLINE_S
+) -> None:
+    """Applies a watch's events to `view` (an empty map without it) until it is `until`.
+
+    TimeoutError when it does not become so.
+    """
+    view = {} if view is None else view
     while view != until:
         event = await within(anext(watch), seconds)
         if isinstance(event, Put):

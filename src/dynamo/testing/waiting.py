@@ -6,7 +6,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-DEADLINE_S = 10.0  # far more than anything takes on a busy machine
+DEADLINE_S = 1.0
 
 _POLL_INTERVAL_S = 0.01
 

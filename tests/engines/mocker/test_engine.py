@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from dynamo.clock import VirtualClock
 from dynamo.config import parse
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.engine import MockerEngine, create_engine, create_engines
+from dynamo.engines.mocker.pacing import Pacer
 from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler import Scheduler, StepResult
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
@@ -123,9 +125,11 @@ async def test_abort_ends_the_stream_with_cancelled(engine: MockerEngine, reques
         await engine.abort("the-one")
         await engine.abort("the-one")
         assert engine.load()[0].running_requests == 0
+        for _ in range(5):
+            await asyncio.sleep(0)  # the step that was under way ends
         rest = [output async for output in outputs]
 
-    assert rest[-1].finish_reason == FinishReason.CANCELLED
+    assert rest == [LLMEngineOutput(finish_reason=FinishReason.CANCELLED)]
 
 
 async def test_a_prompt_that_does_not_fit_is_the_callers_mistake(engine: MockerEngine, request_of: MakeRequest) -> None:
@@ -154,6 +158,24 @@ async def test_simulated_time_passes_in_real_time(request_of: MakeRequest) -> No
 
     assert [len(output.token_ids) for output in outputs] == [1, 1, 1]
     assert took_s >= 0.0165 + 2 * 0.00574
+
+
+async def test_a_request_to_an_idle_engine_begins_at_once_and_takes_its_time(request_of: MakeRequest) -> None:
+    clock = VirtualClock()
+
+    async def sleep(delay_s: float) -> None:
+        clock.advance(delay_s)
+        await asyncio.sleep(0)
+
+    engine = MockerEngine(scheduler_of(speedup_ratio=1.0), pacer=Pacer(clock.now_s, sleep))
+    await engine.start()
+    for _ in range(2):
+        await asyncio.sleep(0)  # the engine goes to sleep
+        clock.advance(1000.0)
+        began_s = clock.now_s()
+        await collect(engine, request_of(range(10), max_tokens=1))
+        assert 0.0165 < clock.now_s() - began_s < 0.018
+    await engine.cleanup()
 
 
 async def test_cleanup_ends_what_runs(engine: MockerEngine, request_of: MakeRequest) -> None:

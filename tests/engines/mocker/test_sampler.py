@@ -95,10 +95,12 @@ def test_a_stop_token_ends_when_it_is_read(request_of: MakeRequest) -> None:
 
 
 def test_a_stop_token_before_min_tokens_does_not_end(request_of: MakeRequest) -> None:
-    sampler = Sampler(range(100, 105))
-    script = sampler.script(request_of([1], max_tokens=90, min_tokens=50, stop_token_ids=(101,)), ROOM)
+    sampler = Sampler(VOCABULARY)
+    stop = sampler.script(request_of([1], max_tokens=90), ROOM).tokens(0, 90)[30]
 
-    said = script.tokens(0, 90)
-    assert 101 in said[:49]
-    assert said[-1] == 101
-    assert len(said) == script.length >= 50
+    def length(min_tokens: int) -> int:
+        request = request_of([1], max_tokens=90, min_tokens=min_tokens, stop_token_ids=(stop,))
+        return len(sampler.script(request, ROOM).tokens(0, 90))
+
+    assert length(min_tokens=0) == length(min_tokens=31) == 31
+    assert length(min_tokens=32) > 31

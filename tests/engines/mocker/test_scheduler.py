@@ -136,13 +136,14 @@ def test_a_prompt_that_is_cached_as_a_whole_still_computes_its_last_block(reques
     assert step.outputs[sequence].cached_tokens == 4
 
 
-def test_generated_tokens_are_a_prefix_too(request_of: MakeRequest) -> None:
+@pytest.mark.parametrize(("max_tokens", "cached"), [(6, 8), (7, 12)])
+def test_generated_tokens_are_a_prefix_too(request_of: MakeRequest, max_tokens: int, cached: int) -> None:
     scheduler = scheduler_of()
-    first = scheduler.add(request_of(range(6), max_tokens=7))  # its KV: 6 + 6 tokens
+    first = scheduler.add(request_of(range(6), max_tokens=max_tokens))  # the KV of the last token is never computed
     said = tokens(run(scheduler)[first])
     second = scheduler.add(request_of([*range(6), *said, 50], max_tokens=1))
 
-    assert scheduler.step().outputs[second].cached_tokens == 12
+    assert scheduler.step().outputs[second].cached_tokens == cached
 
 
 def test_prefix_caching_can_be_off(request_of: MakeRequest) -> None:
@@ -168,16 +169,28 @@ def test_the_newest_gives_way_and_goes_on_exactly_where_it_was(request_of: MakeR
 
 
 def test_a_half_prefilled_sequence_gives_way_first(request_of: MakeRequest) -> None:
-    scheduler = scheduler_of(num_blocks=10, max_num_batched_tokens=10)
+    scheduler = scheduler_of(num_blocks=10, max_num_batched_tokens=20)
     old = scheduler.add(request_of(range(8), max_tokens=20))
     new = scheduler.add(request_of(range(100, 132), max_tokens=2))
 
     steps = [scheduler.step() for _ in range(2)]
-    assert [step.new_tokens for step in steps] == [10, 0]  # new had taken the last block, which old now needs
+    assert [step.new_tokens for step in steps] == [20, 0]  # new had taken the last block, which old now needs
     assert scheduler.preemptions == 1
     assert list(steps[1].outputs) == [old]
     outputs = run(scheduler)
     assert len(tokens(outputs[new])) == 2
+    assert outputs[new][0].cached_tokens == 0, "what it computed itself before it gave way does not count"
+
+
+def test_who_gave_way_is_served_before_newer_ones(request_of: MakeRequest) -> None:
+    scheduler = scheduler_of(num_blocks=6, max_num_seqs=2)
+    old, new, newest = (scheduler.add(request_of(range(start, start + 8), max_tokens=9)) for start in (0, 100, 200))
+    outputs = run(scheduler)
+
+    assert scheduler.preemptions > 0
+    assert list(outputs) == [old, new, newest]
+    ends = [outputs[sequence][-1].finish_reason for sequence in (old, new, newest)]
+    assert ends == 3 * [FinishReason.LENGTH]
 
 
 def test_an_aborted_sequence_frees_everything_at_once(request_of: MakeRequest) -> None:
@@ -190,6 +203,18 @@ def test_an_aborted_sequence_frees_everything_at_once(request_of: MakeRequest) -
     for sequence in (prefilling, decoding, waiting, waiting):
         scheduler.abort(sequence)
     assert not scheduler.has_work
+    assert scheduler.pool.used == 0
+
+
+def test_a_sequence_that_gave_way_can_be_aborted(request_of: MakeRequest) -> None:
+    scheduler = scheduler_of(num_blocks=6)
+    old, new = (scheduler.add(request_of(range(start, start + 8), max_tokens=9)) for start in (0, 100))
+    while not scheduler.preemptions:
+        scheduler.step()
+
+    scheduler.abort(new)
+    assert scheduler.load().waiting_requests == 0
+    scheduler.abort(old)
     assert scheduler.pool.used == 0
 
 

@@ -1,4 +1,4 @@
-import dataclasses
+from collections.abc import Callable
 
 import pytest
 
@@ -11,10 +11,19 @@ def test_the_context_is_what_the_model_allows_and_the_blocks_hold() -> None:
     assert SchedulerConfig(max_model_len=1000, block_size=16, num_blocks=10).context_length == 160
 
 
-@pytest.mark.parametrize("name", ["block_size", "num_blocks", "max_num_seqs", "max_model_len", "max_num_waiting"])
-def test_nothing_can_be_zero(name: str) -> None:
-    with pytest.raises(ConfigError, match=name):
-        dataclasses.replace(SchedulerConfig(), **{name: 0})
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SchedulerConfig(block_size=0),
+        lambda: SchedulerConfig(num_blocks=0),
+        lambda: SchedulerConfig(max_num_seqs=0),
+        lambda: SchedulerConfig(max_model_len=0),
+        lambda: SchedulerConfig(max_num_waiting=-1),
+    ],
+)
+def test_every_size_is_at_least_one(make: Callable[[], SchedulerConfig]) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        make()
 
 
 def test_a_step_must_hold_a_token_of_each_sequence() -> None:

@@ -123,6 +123,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert scheduler.config.enable_prefix_caching or not self.stored.present
 
     @invariant()
+    def nobody_overtakes(self) -> None:
+        scheduler = self.scheduler
+        half_done = [scheduler._prefilling] if scheduler._prefilling else []
+        served = [*scheduler._decoding, *half_done, *scheduler._waiting]
+        assert served == sorted(served, key=list(self.outputs).index)
+
+    @invariant()
     def running_sequences_hold_what_they_need(self) -> None:
         for sequence in self.scheduler._decoding:
             in_cache = sequence.length - 1

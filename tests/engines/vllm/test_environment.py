@@ -22,11 +22,17 @@ def test_log_level_follows_dyn_log(dyn_log: str, expected: str) -> None:
 
 
 def test_prepare_keeps_what_the_user_has_set() -> None:
-    environ = {"VLLM_LOGGING_LEVEL": "ERROR", "DYN_LOG": "debug", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+    theirs = {
+        "DYN_LOG": "debug",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_STREAM": "ext://sys.stdout",
+        "VLLM_WORKER_MULTIPROC_METHOD": "fork",
+    }
+    environ = dict(theirs)
 
     prepare(environ)
 
-    assert environ == {"VLLM_LOGGING_LEVEL": "ERROR", "DYN_LOG": "debug", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+    assert environ == theirs
 
 
 def test_prepare_fills_an_empty_environment() -> None:
@@ -34,7 +40,11 @@ def test_prepare_fills_an_empty_environment() -> None:
 
     prepare(environ)
 
-    assert environ == {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    assert environ == {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
 
 
 def test_our_plugin_joins_a_list_of_allowed_ones_once() -> None:

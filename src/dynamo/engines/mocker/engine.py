@@ -50,9 +50,10 @@ def _create(config: MockerConfig, *, num_engines: int) -> list["MockerEngine"]:
 class MockerEngine:
     """An LLMEngine without a model: real scheduling, simulated time, words without sense."""
 
-    def __init__(self, scheduler: Scheduler, *, startup_time_s: float = 0.0) -> None:
-        """`startup_time_s`: how long start() pretends to load a model."""
+    def __init__(self, scheduler: Scheduler, *, pacer: Pacer | None = None, startup_time_s: float = 0.0) -> None:
+        """`pacer`: how time passes; `startup_time_s`: how long start() pretends to load a model."""
         self._scheduler = scheduler
+        self._pacer = pacer or Pacer()
         self._startup_time_s = startup_time_s
         self._mailboxes: dict[SequenceState, Mailbox] = {}
         self._arrival = asyncio.Event()
@@ -117,7 +118,7 @@ class MockerEngine:
         self._stop(UnavailableError)
 
     async def _run(self) -> None:
-        scheduler, pacer = self._scheduler, Pacer()
+        scheduler, pacer = self._scheduler, self._pacer
         while True:
             if not scheduler.has_work:
                 await self._wait_for_work()

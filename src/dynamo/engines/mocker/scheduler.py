@@ -89,14 +89,9 @@ class Scheduler:
     def step(self) -> StepResult:
         """One pass of the simulated model."""
         outputs: dict[SequenceState, LLMEngineOutput] = {}
-        preemptions = self.preemptions
         self._decode(outputs)
         decoded = len(outputs)
-        new_tokens = self._prefill(
-            outputs,
-            budget=self.config.max_num_batched_tokens - decoded,
-            admit=self.preemptions == preemptions,
-        )
+        new_tokens = self._prefill(outputs, budget=self.config.max_num_batched_tokens - decoded)
         usage = self.pool.used / self.pool.num_blocks
         self._generated_tokens += len(outputs)
         self._retire()
@@ -146,11 +141,11 @@ class Scheduler:
             sequence.finished = True
             self._finished.append(sequence)
 
-    def _prefill(self, outputs: dict[SequenceState, LLMEngineOutput], *, budget: int, admit: bool) -> int:
-        """Computes up to `budget` prompt tokens, of new sequences only with `admit`; returns how many."""
+    def _prefill(self, outputs: dict[SequenceState, LLMEngineOutput], *, budget: int) -> int:
+        """Computes up to `budget` prompt tokens; returns how many."""
         left = budget
         while left:
-            sequence = self._prefilling or (self._admit(left) if admit else None)
+            sequence = self._prefilling or self._admit(left)
             if sequence is None:
                 break
             chunk = min(left, sequence.length - sequence.computed)

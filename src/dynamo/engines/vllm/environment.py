@@ -21,6 +21,7 @@ _FEW_CPUS = 4
 def prepare(environ: MutableMapping[str, str]) -> None:
     """Sets what vLLM must find when it is imported; what the user has set stays."""
     environ.setdefault("VLLM_LOGGING_LEVEL", log_level(environ.get("DYN_LOG", "")))
+    environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where ours go
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", _START_METHOD)
     allowed = environ.get("VLLM_PLUGINS")
     if allowed and PLUGIN_NAME not in allowed.split(","):

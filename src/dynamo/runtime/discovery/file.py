@@ -154,7 +154,7 @@ class FileDiscovery:
         except OSError as error:  # another user's, perhaps: not a reason to miss all the others
             if name not in self._unreadable:
                 self._unreadable.add(name)
-                logger.warning("cannot read the discovery entry %s: %s", name, error)
+                logger.warning("cannot read the discovery entry %s: %s", name, error.strerror)
             return None
 
     def _publish(self, event: Event) -> None:

@@ -1,0 +1,53 @@
+"""`python -m dynamo.cli.flags`: the reference of all flags, made from the configuration classes."""
+
+import sys
+from collections.abc import Sequence
+
+from dynamo.cli.serve import ServeConfig
+from dynamo.config import Setting, settings
+from dynamo.engines.config import WorkerConfig
+from dynamo.engines.echo import EchoConfig
+from dynamo.engines.mocker.args import MockerConfig
+from dynamo.engines.vllm.args import VllmConfig
+from dynamo.frontend.config import FrontendConfig
+from dynamo.runtime.config import RuntimeConfig
+
+_PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
+    ("Every process", RuntimeConfig, ()),
+    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig,)),
+    ("dynamo serve", ServeConfig, (FrontendConfig,)),
+    ("Every worker", WorkerConfig, (RuntimeConfig,)),
+    ("python -m dynamo.vllm", VllmConfig, (WorkerConfig,)),
+    ("python -m dynamo.mocker", MockerConfig, (WorkerConfig,)),
+    ("python -m dynamo.echo", EchoConfig, (WorkerConfig,)),
+)
+
+_INTRODUCTION = """\
+# Flags and variables
+
+A flag wins over the environment variable, which wins over the default. A wrong flag ends the program with a message; a
+wrong variable is a warning. Made by `python -m dynamo.cli.flags`.
+"""
+
+
+def reference() -> str:
+    """docs/flags.md."""
+    return "\n".join([_INTRODUCTION, *(_page(title, cls, bases) for title, cls, bases in _PAGES)])
+
+
+def _page(title: str, cls: type, bases: tuple[type, ...]) -> str:
+    inherited = {setting.name for base in bases for setting in settings(base)}
+    rows = [_row(setting) for setting in settings(cls) if setting.name not in inherited]
+    return "\n".join([f"## {title}\n", "| flag | variable | default | |", "|---|---|---|---|", *rows, ""])
+
+
+def _row(setting: Setting) -> str:
+    described = setting.option
+    flags = ", ".join(f"`{flag}`" for flag in described.flags)
+    choices = f" ({', '.join(described.choices)})" if described.choices else ""
+    default = "" if setting.default is None else f"`{setting.default}`"
+    return f"| {flags} | {f'`{described.env}`' if described.env else ''} | {default} | {described.help}{choices} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

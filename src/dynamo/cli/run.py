@@ -1,0 +1,145 @@
+"""`dynamo run`: a conversation in the terminal, the engine in this process."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+
+from dynamo.config import build_parser, from_namespace, option
+from dynamo.engines.base import LLMEngine
+from dynamo.engines.make import ENGINES, make_engine
+from dynamo.errors import ConfigError, DynamoError
+from dynamo.llm.loaded_model import LoadedModel
+from dynamo.llm.model_card import artifact_paths, build_card
+from dynamo.llm.model_source import resolve_model
+from dynamo.llm.pipeline import TokenPipeline
+from dynamo.protocols.model_card import ModelInput, ModelType
+from dynamo.protocols.openai import ChatCompletionRequest, Message
+from dynamo.runtime.context import Context
+from dynamo.runtime.handler import closing
+from dynamo.telemetry import logging as telemetry_logging
+
+PROG = "dynamo run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Chat with MODEL in the terminal. Without a prompt it is read from standard input, or asked for."""
+
+    engine: str = option("vllm", flag="--engine", choices=ENGINES, help="what runs the model")
+    max_tokens: int | None = option(None, flag="--max-tokens", help="longest answer (default: what the context leaves)")
+    temperature: float | None = option(
+        None, flag="--temperature", metavar="X", help="0 always gives the likeliest token"
+    )
+    seed: int | None = option(None, flag="--seed", help="makes the answer repeatable")
+
+
+def main(argv: Sequence[str]) -> int:
+    telemetry_logging.configure({"DYN_LOG": "warn"} | dict(os.environ))
+    argv = list(argv)
+    own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = build_parser(RunConfig, prog=PROG, epilog="What follows -- goes to the engine.")
+    parser.add_argument("model", metavar="MODEL", help="smollm2, a directory or a hub name")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="one question, to be answered and done with")
+    namespace = parser.parse_args(own)
+    config = from_namespace(RunConfig, namespace)
+    prompt = namespace.prompt
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            parser.error("there is no prompt on standard input")
+    try:
+        model_dir = resolve_model(namespace.model, weights=config.engine == "vllm")
+        engine = make_engine(config.engine, str(model_dir), flags)
+        return uvloop.run(_run(engine, model_dir, config, prompt))
+    except DynamoError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _run(engine: LLMEngine, model_dir: Path, config: RunConfig, prompt: str | None) -> int:
+    try:
+        info = await engine.start()
+        files = {name: path.read_bytes() for name, path in artifact_paths(model_dir).items()}
+        if "tokenizer.json" not in files:
+            raise ConfigError(f"{model_dir} has no tokenizer.json")
+        card = build_card(
+            name=model_dir.name,
+            model_type=ModelType.Chat,
+            model_input=ModelInput.Tokens,
+            context_length=info.context_length,
+            features=info.features,
+        )
+        chat = Chat(TokenPipeline(LoadedModel.load(card, files), engine.generate), card.name, config)
+        if prompt is not None:
+            await chat.ask(prompt)
+        else:
+            await _converse(chat)
+        return 0
+    finally:
+        await engine.cleanup()
+
+
+async def _converse(chat: "Chat") -> None:
+    print("Ctrl-D ends the conversation, Ctrl-C an answer.", file=sys.stderr)
+    while True:
+        try:
+            question = await asyncio.to_thread(input, "> ")
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        if question.strip():
+            await chat.ask(question)
+
+
+class Chat:
+    """A conversation that remembers what was said."""
+
+    def __init__(self, pipeline: TokenPipeline, model: str, config: RunConfig) -> None:
+        self._pipeline = pipeline
+        self._model = model
+        self._config = config
+        self._messages: list[Message] = []
+
+    async def ask(self, question: str) -> None:
+        """Prints the answer as it comes. Ctrl-C ends the answer, not the conversation."""
+        self._messages.append(Message(role="user", content=question))
+        answer = []
+        with contextlib.suppress(asyncio.CancelledError), _interruptible():
+            async for text in self._answer():
+                answer.append(text)
+                print(text, end="", flush=True)
+        print()
+        self._messages.append(Message(role="assistant", content="".join(answer)))
+
+    async def _answer(self) -> AsyncIterator[str]:
+        request = ChatCompletionRequest(
+            model=self._model,
+            messages=self._messages,
+            max_tokens=self._config.max_tokens,
+            temperature=self._config.temperature,
+            seed=self._config.seed,
+        )
+        async with closing(self._pipeline.chat(request, b"", Context())) as outputs:
+            async for output in outputs:
+                yield output.text
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within the block, Ctrl-C cancels the current task's wait."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)

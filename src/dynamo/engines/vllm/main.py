@@ -1,0 +1,27 @@
+"""`python -m dynamo.vllm`: vLLM as a worker process."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from dynamo.engines.vllm.args import parse_command_line
+from dynamo.engines.worker import Worker, run_workers
+from dynamo.errors import ConfigError
+from dynamo.runtime.parent import follow_parent
+from dynamo.telemetry import logging as telemetry_logging
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    follow_parent()  # importing vLLM takes seconds, in which the parent may die too
+    telemetry_logging.configure()
+    try:
+        config, engine_config = parse_command_line(sys.argv[1:] if argv is None else argv)
+    except ConfigError as error:
+        logger.error("%s", error)
+        return 1
+    from dynamo.engines.vllm.engine import VllmEngine  # after the environment is set, and not for --help
+
+    worker = Worker(engine=VllmEngine(engine_config), model_path=config.model_path(), model_name=config.model_name())
+    return run_workers(config, [worker])

@@ -1,0 +1,23 @@
+"""What every request plane must do.
+
+    @pytest.mark.parametrize("case", CASES)
+    async def test_my_plane(case):
+        await case(MyPlane())
+"""
+
+from collections.abc import Awaitable, Callable
+
+from dynamo.runtime.request_plane.base import RequestPlane
+from dynamo.testing.request_plane import connections, endings, failures, flow, streams
+
+Case = Callable[[RequestPlane], Awaitable[None]]
+
+CASES: tuple[Case, ...] = (
+    *streams.CASES,
+    *failures.CASES,
+    *flow.CASES,
+    *endings.CASES,
+    *connections.CASES,
+)
+
+__all__ = ["CASES", "Case"]

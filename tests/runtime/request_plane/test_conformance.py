@@ -1,0 +1,39 @@
+"""The suite that every request plane passes, run on each of ours and on both event loops that people use."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import pytest
+import uvloop
+
+from dynamo.runtime.request_plane.base import Address, RequestPlane
+from dynamo.runtime.request_plane.connection import CallerConnection
+from dynamo.runtime.request_plane.inproc import InprocPlane
+from dynamo.runtime.request_plane.tcp import TcpPlane
+from dynamo.testing import run_strictly
+from dynamo.testing.request_plane import CASES, Case
+
+
+class OverTcp(TcpPlane):
+    """As if the instance were on another host."""
+
+    async def connect(self, address: Address) -> CallerConnection:
+        return await super().connect(msgspec.structs.replace(address, unix=None))
+
+
+class OverUnix(TcpPlane):
+    async def connect(self, address: Address) -> CallerConnection:
+        return await super().connect(msgspec.structs.replace(address, tcp_host=None, tcp_port=None))
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("plane", [InprocPlane, OverTcp, OverUnix])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_conformance(
+    case: Case, plane: Callable[[], RequestPlane], loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def run() -> None:
+        await case(plane())
+
+    run_strictly(run(), loop_factory)
