@@ -3,6 +3,7 @@
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dynamo.errors import DynamoError
 from dynamo.frontend.errors import on_defect, on_dynamo_error, on_http_exception
@@ -12,13 +13,16 @@ from dynamo.frontend.state import Frontend
 from dynamo.frontend.status import StatusRoutes
 
 
-def create_app(frontend: Frontend) -> Starlette:
+def create_app(frontend: Frontend) -> ASGIApp:
     """The application over the models that `frontend` follows."""
     status = StatusRoutes(frontend)
-    return Starlette(
+    generation: dict[str, ASGIApp] = {
+        "/v1/chat/completions": ChatRoute(frontend),
+        "/v1/completions": CompletionRoute(frontend),
+    }
+    starlette = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatRoute(frontend), methods=["POST"]),
-            Route("/v1/completions", CompletionRoute(frontend), methods=["POST"]),
+            *(Route(path, route, methods=["POST"]) for path, route in generation.items()),
             Route("/v1/models", status.list_models),
             Route("/v1/models/{model:path}", status.get_model),
             Route("/health", status.health),
@@ -32,3 +36,12 @@ def create_app(frontend: Frontend) -> Starlette:
             Exception: on_defect,
         },
     )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # Past Starlette's middleware, which would handle every token of a stream once more.
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in generation:
+            await generation[scope["path"]](scope, receive, send)
+        else:
+            await starlette(scope, receive, send)
+
+    return app

@@ -84,15 +84,18 @@ class GenerationRoute(ABC, Generic[RequestT]):
         head = ResponseHead(
             id=f"{self.id_prefix}{response.request_id}", created_s=int(time.time()), model=request.model
         )
-        async with closing(tracked(outputs, tracker)) as answer:
-            if not request.stream:
-                await response.whole(msgspec.json.encode(await self._collect(answer, request, head)))
-                return
-            events = self._events(request, head)
+        if not request.stream:
+            async with closing(_tracked(outputs, tracker)) as answer:
+                whole = await self._collect(answer, request, head)
+            await response.whole(msgspec.json.encode(whole))
+            return
+        events = self._events(request, head)
+        async with closing(outputs) as answer:
             async for output in answer:
+                tracker.on_output(output)
                 if event := events.encode(output):
                     await response.event(event)
-            await response.end(events.finish() + _DONE_EVENT)
+        await response.end(events.finish() + _DONE_EVENT)
 
     @abstractmethod
     def _decode(self, body: bytes) -> RequestT: ...
@@ -157,13 +160,10 @@ class CompletionRoute(GenerationRoute[CompletionRequest]):
         return await collect_completion(outputs, request, head)
 
 
-async def tracked(outputs: AsyncIterator[TextOutput], tracker: RequestTracker) -> AsyncIterator[TextOutput]:
-    """Measures what passes through."""
+async def _tracked(outputs: AsyncIterator[TextOutput], tracker: RequestTracker) -> AsyncIterator[TextOutput]:
     async with closing(outputs) as stream:
         async for output in stream:
-            if output.prompt_tokens is not None:
-                tracker.on_prompt(output.prompt_tokens, output.cached_tokens)
-            tracker.on_tokens(output.token_count)
+            tracker.on_output(output)
             yield output
 
 

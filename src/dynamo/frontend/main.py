@@ -20,6 +20,7 @@ from dynamo.llm.model_manager import ModelManager
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.parent import follow_parent
+from dynamo.runtime.process import settle_memory
 from dynamo.runtime.system_server import EmbeddedServer, bind
 from dynamo.runtime.worker import shutdown_on_signals
 from dynamo.telemetry import logging as telemetry_logging
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     follow_parent()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # waking a thread pool costs more than most prompts take
     telemetry_logging.configure()
     config = parse(FrontendConfig, sys.argv[1:] if argv is None else argv, prog="python -m dynamo.frontend")
     try:
@@ -75,6 +77,7 @@ async def _serve(config: FrontendConfig) -> None:
             stopping = asyncio.create_task(runtime.wait_for_shutdown())
             host, port = sock.getsockname()[:2]
             logger.info("OpenAI API on http://%s:%d, process %d", host, port, os.getpid())
+            settle_memory()
             print(f"ready: http://{host}:{port}", file=sys.stderr, flush=True)
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = True

@@ -4,6 +4,7 @@ import logging
 import time
 
 from dynamo.errors import DynamoError, RequestCancelledError
+from dynamo.llm.sequence import TextOutput
 from dynamo.telemetry.metrics import FrontendMetrics
 
 access_logger = logging.getLogger("dynamo.frontend.access")
@@ -48,24 +49,27 @@ class RequestTracker:
         series.inflight.inc()
         series.queued.inc()
 
-    def on_prompt(self, prompt_tokens: int, cached_tokens: int | None) -> None:
-        self._prompt_tokens = (self._prompt_tokens or 0) + prompt_tokens
-        self._series.input_tokens.observe(prompt_tokens)
-        if cached_tokens is not None:
-            self._series.cached_tokens.observe(cached_tokens)
-
-    def on_tokens(self, count: int) -> None:
-        """`count` tokens have arrived together; several of them share the time since the last."""
+    def on_output(self, output: TextOutput) -> None:
+        """Tokens that have arrived together share the time since the last."""
         now_s = time.perf_counter()
+        count = output.token_count
         if self._first_s is None:
             self._first_s = now_s
             self._series.queued.dec()
             self._series.time_to_first_token.observe(now_s - self._started_s)
         elif count:
             self._itl.observe((now_s - self._last_s) / count, count)
+        if output.prompt_tokens is not None:
+            self._on_prompt(output.prompt_tokens, output.cached_tokens)
         self._last_s = now_s
         self._tokens += count
         self._outputs.add(count)
+
+    def _on_prompt(self, prompt_tokens: int, cached_tokens: int | None) -> None:
+        self._prompt_tokens = (self._prompt_tokens or 0) + prompt_tokens
+        self._series.input_tokens.observe(prompt_tokens)
+        if cached_tokens is not None:
+            self._series.cached_tokens.observe(cached_tokens)
 
     def finish(self, request_id: str, status: int, error: DynamoError | None) -> None:
         """Called once, whatever became of the request."""

@@ -38,7 +38,9 @@ class ChatTemplate:
     """The template of one model, or its two: one for requests with tools."""
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-        """`sources` has a "default" and may have a "tool_use"; raises ConfigError when one does not compile."""
+        """`sources` has a "default" and may have a "tool_use"; ConfigError if not, or if one does not compile."""
+        if "default" not in sources:
+            raise ConfigError(f"the model has chat templates, but no default one: {', '.join(sorted(sources))}")
         self._special_tokens = dict(special_tokens)
         self._templates = {name: _compile(name, source) for name, source in sources.items()}
         self._sources = dict(sources)

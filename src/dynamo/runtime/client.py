@@ -54,21 +54,26 @@ class ReplyStream(AsyncIterator[T]):
     async def __anext__(self) -> T:
         if not self._reply and not await self._reply.arrival():
             raise StopAsyncIteration
-        return self._checked(self._reply.pop())
+        try:
+            return self._decode(self._reply.pop())
+        except msgspec.DecodeError as error:
+            raise self._wrong_shape(error) from error
 
     async def next_batch(self) -> list[T]:
         """All items that have arrived, waiting for the first of them; empty only at the end."""
-        return [self._checked(payload) for payload in await self._reply.next_batch()]
+        payloads = await self._reply.next_batch()
+        decode = self._decode
+        try:
+            return [decode(payload) for payload in payloads]
+        except msgspec.DecodeError as error:
+            raise self._wrong_shape(error) from error
 
     async def aclose(self) -> None:
         """Gives the call up; idempotent."""
         await self._reply.aclose()
 
-    def _checked(self, payload: msgspec.Raw) -> T:
-        try:
-            return self._decode(payload)
-        except msgspec.DecodeError as error:
-            raise ProtocolError(f"instance {self.instance_id:x} sent an item of the wrong shape: {error}") from error
+    def _wrong_shape(self, error: msgspec.DecodeError) -> ProtocolError:
+        return ProtocolError(f"instance {self.instance_id:x} sent an item of the wrong shape: {error}")
 
 
 class Client:

@@ -50,16 +50,14 @@ def scheduler() -> CountingScheduler:
 @pytest.fixture
 async def engine(scheduler: CountingScheduler) -> AsyncIterator[MockerEngine]:
     engine = MockerEngine(scheduler)
+    await engine.start()
+    yield engine
+    await engine.cleanup()
+
+
+async def collect(engine: MockerEngine, request: PreprocessedRequest) -> list[LLMEngineOutput]:
     async with asyncio.timeout(DEADLINE_S):
-        await engine.start()
-        yield engine
-        await engine.cleanup()
-
-
-async def collect(
-    engine: MockerEngine, request: PreprocessedRequest, context: Context | None = None
-) -> list[LLMEngineOutput]:
-    return [output async for output in engine.generate(request, context or Context())]
+        return [output async for output in engine.generate(request, Context())]
 
 
 async def test_start_says_what_the_engine_can_do(scheduler: CountingScheduler) -> None:
@@ -168,10 +166,12 @@ async def test_a_request_to_an_idle_engine_begins_at_once_and_takes_its_time(req
         await asyncio.sleep(0)
 
     engine = MockerEngine(scheduler_of(speedup_ratio=1.0), pacer=Pacer(clock.now_s, sleep))
+    clock.advance(1000.0)
     await engine.start()
-    for _ in range(2):
-        await asyncio.sleep(0)  # the engine goes to sleep
-        clock.advance(1000.0)
+    for turns in (0, 1, 1):  # the first request comes before the engine's first turn
+        for _ in range(turns):
+            await asyncio.sleep(0)
+            clock.advance(1000.0)
         began_s = clock.now_s()
         await collect(engine, request_of(range(10), max_tokens=1))
         assert 0.0165 < clock.now_s() - began_s < 0.018

@@ -71,7 +71,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.requests: dict[SequenceState, PreprocessedRequest] = {}
         self.outputs: dict[SequenceState, list[LLMEngineOutput]] = {}
-        self.ever_stored: set[int] = set()
 
     @initialize(config=configs)
     def begin(self, config: SchedulerConfig) -> None:

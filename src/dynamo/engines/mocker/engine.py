@@ -119,6 +119,7 @@ class MockerEngine:
 
     async def _run(self) -> None:
         scheduler, pacer = self._scheduler, self._pacer
+        pacer.restart()
         while True:
             if not scheduler.has_work:
                 await self._wait_for_work()

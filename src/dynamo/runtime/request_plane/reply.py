@@ -78,7 +78,10 @@ class Reply:
             return []
         batch = list(self._items)
         self._items.clear()
-        self._consumed(sum(len(memoryview(payload)) for payload in batch))
+        size_bytes = 0
+        for payload in batch:
+            size_bytes += len(memoryview(payload))
+        self._consumed(size_bytes)
         return batch
 
     async def aclose(self) -> None:
