@@ -26,7 +26,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
-_FALSE = frozenset({"0", "false", "no", "off", "n", "f", ""})
+_FALSE = frozenset({"0", "false", "no", "off", "n", "f"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +134,7 @@ def from_environment(cls: type, environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for setting in settings(cls):
         text = environ.get(setting.option.env) if setting.option.env else None
-        if text is None:
+        if not text:  # set but empty, as in many a compose file, means unset
             continue
         try:
             values[setting.name] = _boolean(text) if setting.type is bool else _converter(setting)(text)

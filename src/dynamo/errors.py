@@ -182,6 +182,9 @@ class ConfigError(DynamoError):
     code = "config_error"
 
 
+_CHARACTERS_MAX = 10_000  # of a message that leaves the process
+
+
 class ErrorInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
     """An error as it travels between processes."""
 
@@ -200,11 +203,23 @@ def _subclasses(root: type[DynamoError]) -> dict[str, type[DynamoError]]:
 
 def to_info(error: BaseException) -> ErrorInfo:
     """What the other side of a connection gets to know about `error`."""
+    message = _sendable(error)
     if isinstance(error, HandlerError):
-        return ErrorInfo(code=error.code, message=error.message, error_type=error.error_type)
+        return ErrorInfo(code=error.code, message=message, error_type=_sendable(error.error_type))
     if isinstance(error, DynamoError):
-        return ErrorInfo(code=error.code, message=error.message, param=error.param)
-    return ErrorInfo(code=HandlerError.code, message=str(error), error_type=type(error).__name__)
+        return ErrorInfo(
+            code=error.code, message=message, param=None if error.param is None else _sendable(error.param)
+        )
+    return ErrorInfo(code=HandlerError.code, message=message, error_type=type(error).__name__)
+
+
+def _sendable(value: object) -> str:
+    """`value` as text that fits into a frame: users' exceptions may say anything, at any length, or fail to."""
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001 - their __str__ is their code
+        text = f"<unprintable {type(value).__name__}>"
+    return text[:_CHARACTERS_MAX].encode(errors="backslashreplace").decode()  # lone surrogates are no UTF-8
 
 
 def from_info(info: ErrorInfo) -> DynamoError:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from dynamo.cli.serve import ServeConfig
+from dynamo.cli.deployment import ServeConfig
 from dynamo.config import Setting, settings
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.echo import EchoConfig

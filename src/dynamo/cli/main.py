@@ -16,15 +16,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in _COMMANDS:
         module = importlib.import_module(_COMMANDS[command][0])  # only what this command needs
         return int(module.main(arguments[1:]))
-    print("usage: dynamo COMMAND ...\n", file=sys.stderr)
-    for name, (_, purpose) in _COMMANDS.items():
-        print(f"  dynamo {name:8} {purpose}", file=sys.stderr)
-    print("\n`dynamo COMMAND --help` says more.", file=sys.stderr)
     if command in ("-h", "--help"):
+        print(_usage())
         return 0
+    print(_usage(), file=sys.stderr)
     if command:
-        print(f"dynamo: there is no command {command!r}", file=sys.stderr)
+        print(f"\ndynamo: there is no command {command!r}", file=sys.stderr)
     return 2
+
+
+def _usage() -> str:
+    lines = [f"  dynamo {name:8} {purpose}" for name, (_, purpose) in _COMMANDS.items()]
+    return "\n".join(["usage: dynamo COMMAND ...\n", *lines, "\n`dynamo COMMAND --help` says more."])
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
+from dynamo.cli.output_lines import OutputLines
 from dynamo.runtime.parent import PARENT_VARIABLE
 
 READY_PREFIX = "ready: "  # what each of our processes prints when it can serve
 _READ_BYTES = 64 << 10
-_LINE_CHARS_MAX = 8 << 10
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _STABLE_AFTER_S = 60.0
 
@@ -39,41 +39,44 @@ class Child:
         self.name = name
         self.state = State.STARTING
         self.restarts = 0
+        self.ready = ""  # what it said when it was last ready, such as a URL
         self.was_up = asyncio.Event()
         self._command = list(command)
         self._environ = {**environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         self._show = show
         self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Runs for ever; raises StartError when the command fails before it has ever been up."""
-        failures = 0
-        while True:
+        """Returns after stop(); raises StartError when the command fails before it has ever been up."""
+        crashes = 0  # one soon after the other
+        while not self._stopping.is_set():
             started_s = asyncio.get_running_loop().time()
             code = await self._run_once()
+            if self._stopping.is_set():
+                break
             if not self.was_up.is_set():
                 raise StartError(f"{self.name} ended with {_describe(code)} before it was ready")
-            lasted_s = asyncio.get_running_loop().time() - started_s
-            failures = 0 if lasted_s >= _STABLE_AFTER_S else failures + 1
-            delay_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+            if asyncio.get_running_loop().time() - started_s >= _STABLE_AFTER_S:
+                crashes = 0
+            delay_s = _BACKOFF_S[min(crashes, len(_BACKOFF_S) - 1)]
+            crashes += 1
             self.state = State.WAITING
             self._show(self.name, f"ended with {_describe(code)}: starting it again in {delay_s:g} s", True)
-            await asyncio.sleep(delay_s)
-            self.restarts += 1
-
-    async def stop(self, timeout_s: float) -> None:
-        """SIGTERM, and SIGKILL for what is left of its process group after `timeout_s`."""
-        process = self._process
-        if process is not None and process.returncode is None:
-            process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), timeout_s)
-            self.kill()
-            await process.wait()
+                await asyncio.wait_for(self._stopping.wait(), delay_s)
+            self.restarts += 1
         self.state = State.STOPPED
 
+    def stop(self) -> None:
+        """Asks the command to end, by SIGTERM, for good."""
+        self._stopping.set()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+
     def kill(self) -> None:
-        """Ends the child and its own children at once."""
+        """Ends the command and all that it has started at once."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -89,33 +92,32 @@ class Child:
             env=self._environ,
             start_new_session=True,
         )
-        assert process.stdout is not None
-        await self._read(process.stdout)
-        code = await process.wait()
-        self.kill()  # what it may have left behind
+        if self._stopping.is_set():  # meanwhile
+            self.stop()
+        try:
+            assert process.stdout is not None
+            await self._read(process.stdout)
+            code = await process.wait()
+            self.kill()  # what it may have left behind
+        finally:
+            self._process = None  # its pid may be another's soon
         return code
 
     async def _read(self, output: asyncio.StreamReader) -> None:
-        pending = ""
+        lines = OutputLines()
         while data := await output.read(_READ_BYTES):
-            pending += data.decode(errors="replace").replace("\r\n", "\n")
-            *lines, pending = pending.split("\n")
-            for line in lines:
-                self._on_line(line.rpartition("\r")[2])
-            if "\r" in pending:
-                progress = pending.strip("\r").rpartition("\r")[2]
-                self._show(self.name, progress, False)
-                pending = progress
-            pending = pending[-_LINE_CHARS_MAX:]
-        if pending:
-            self._on_line(pending)
+            for line, complete in lines.feed(data):
+                self._on_line(line, complete)
+        for line, complete in lines.end():
+            self._on_line(line, complete)
 
-    def _on_line(self, line: str) -> None:
-        if line.startswith(READY_PREFIX):
+    def _on_line(self, line: str, complete: bool) -> None:
+        if complete and line.startswith(READY_PREFIX):
             self.state = State.UP
+            self.ready = line.removeprefix(READY_PREFIX)
             self.was_up.set()
         elif line.strip():
-            self._show(self.name, line, True)
+            self._show(self.name, line, complete)
 
 
 def _describe(code: int) -> str:

@@ -13,8 +13,8 @@ import uvloop
 
 from dynamo.config import build_parser, from_namespace, option
 from dynamo.engines.base import LLMEngine
-from dynamo.engines.make import ENGINES, make_engine
-from dynamo.errors import ConfigError, DynamoError
+from dynamo.engines.make import ENGINES, check_engine, make_engine
+from dynamo.errors import ConfigError, DynamoError, InvalidRequestError
 from dynamo.llm.loaded_model import LoadedModel
 from dynamo.llm.model_card import artifact_paths, build_card
 from dynamo.llm.model_source import resolve_model
@@ -47,14 +47,15 @@ def main(argv: Sequence[str]) -> int:
     parser = build_parser(RunConfig, prog=PROG, epilog="What follows -- goes to the engine.")
     parser.add_argument("model", metavar="MODEL", help="smollm2, a directory or a hub name")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="one question, to be answered and done with")
-    namespace = parser.parse_args(own)
+    namespace = parser.parse_intermixed_args(own)  # the prompt may come after flags
     config = from_namespace(RunConfig, namespace)
-    prompt = namespace.prompt
+    prompt = None if namespace.prompt is None else _printable(namespace.prompt)
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().strip()
-        if not prompt:
-            parser.error("there is no prompt on standard input")
+        prompt = sys.stdin.buffer.read().decode(errors="replace").strip()
+    if prompt is not None and not prompt:
+        parser.error("the prompt is empty")
     try:
+        check_engine(config.engine)  # before anything is fetched for it
         model_dir = resolve_model(namespace.model, weights=config.engine == "vllm")
         engine = make_engine(config.engine, str(model_dir), flags)
         return uvloop.run(_run(engine, model_dir, config, prompt))
@@ -90,14 +91,29 @@ async def _run(engine: LLMEngine, model_dir: Path, config: RunConfig, prompt: st
 
 async def _converse(chat: "Chat") -> None:
     print("Ctrl-D ends the conversation, Ctrl-C an answer.", file=sys.stderr)
-    while True:
-        try:
-            question = await asyncio.to_thread(input, "> ")
-        except EOFError:
-            print(file=sys.stderr)
-            return
+    while (question := _ask_user()) is not None:
         if question.strip():
-            await chat.ask(question)
+            try:
+                await chat.ask(question)
+            except InvalidRequestError as error:  # such as a conversation that has become too long
+                print(f"{PROG}: {error}", file=sys.stderr)
+
+
+def _ask_user() -> str | None:
+    """What the user types; None for Ctrl-D and Ctrl-C. It blocks: while the user thinks there is nothing else to do."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _printable(input("> "))
+    except (EOFError, KeyboardInterrupt):
+        print(file=sys.stderr)
+        return None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _printable(text: str) -> str:
+    """Bytes of a terminal or command line that are no UTF-8 arrive as lone surrogates, which no tokenizer takes."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 class Chat:
@@ -110,20 +126,23 @@ class Chat:
         self._messages: list[Message] = []
 
     async def ask(self, question: str) -> None:
-        """Prints the answer as it comes. Ctrl-C ends the answer, not the conversation."""
-        self._messages.append(Message(role="user", content=question))
+        """Prints the answer as it comes. Ctrl-C ends the answer, not the conversation.
+
+        Raises InvalidRequestError for a question that cannot be answered; it is forgotten then.
+        """
+        messages = [*self._messages, Message(role="user", content=question)]
         answer = []
         with contextlib.suppress(asyncio.CancelledError), _interruptible():
-            async for text in self._answer():
+            async for text in self._answer(messages):
                 answer.append(text)
                 print(text, end="", flush=True)
         print()
-        self._messages.append(Message(role="assistant", content="".join(answer)))
+        self._messages = [*messages, Message(role="assistant", content="".join(answer))]
 
-    async def _answer(self) -> AsyncIterator[str]:
+    async def _answer(self, messages: list[Message]) -> AsyncIterator[str]:
         request = ChatCompletionRequest(
             model=self._model,
-            messages=self._messages,
+            messages=messages,
             max_tokens=self._config.max_tokens,
             temperature=self._config.temperature,
             seed=self._config.seed,

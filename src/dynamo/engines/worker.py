@@ -6,13 +6,13 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import uvloop
 
 from dynamo.engines.base import EngineInfo, LLMEngine
 from dynamo.engines.config import WorkerConfig
 from dynamo.errors import DynamoError, InternalError
+from dynamo.llm.model_card import default_name
 from dynamo.llm.register import register_model
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import WorkerLoad
@@ -43,7 +43,7 @@ class Worker:
 
     @property
     def name(self) -> str:
-        return self.model_name or Path(self.model_path).name
+        return self.model_name or default_name(self.model_path)
 
 
 def run_workers(config: WorkerConfig, workers: Sequence[Worker]) -> int:
@@ -94,8 +94,8 @@ async def _shut_down(runtime: DistributedRuntime) -> str:
 
 async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Worker) -> None:
     """Starts the engine and announces it; the model becomes visible last."""
+    endpoint_id, template = config.endpoint_id(), config.chat_template()  # what is wrong with them is said at once
     info: EngineInfo = await worker.engine.start()
-    endpoint_id = config.endpoint_id()
     endpoint = runtime.endpoint(str(endpoint_id))
     engine_endpoint = EngineEndpoint(worker.engine)
     load_id = EndpointId(endpoint_id.namespace, endpoint_id.component, LOAD_ENDPOINT)
@@ -109,7 +109,7 @@ async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Work
         worker.name,
         context_length=info.context_length,
         runtime_config=info.limits,
-        custom_template_path=config.custom_jinja_template,
+        custom_template_path=template,
         features=info.features,
     )
 

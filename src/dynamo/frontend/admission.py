@@ -14,9 +14,7 @@ async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> byt
     Raises UnsupportedMediaTypeError, RequestTooLargeError (before reading when the client says the size), and
     RequestCancelledError when the client leaves in the middle.
     """
-    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise UnsupportedMediaTypeError(f"send the request as application/json, not {media_type or 'nothing'}")
+    _check_media_type(headers)
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit_bytes:
         raise _too_large(limit_bytes)
@@ -45,6 +43,15 @@ def request_id(headers: Headers) -> str | None:
             f"x-request-id must be 1 to {REQUEST_ID_CHARS_MAX} printable ASCII characters", param="x-request-id"
         )
     return value
+
+
+def _check_media_type(headers: Headers) -> None:
+    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaTypeError(f"send the request as application/json, not {media_type or 'nothing'}")
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaTypeError(f"send the request uncompressed, not with content-encoding {encoding}")
 
 
 def _too_large(limit_bytes: int) -> RequestTooLargeError:

@@ -37,6 +37,8 @@ def create_app(frontend: Frontend) -> ASGIApp:
         },
     )
 
+    starlette.router.redirect_slashes = False  # a path that is not one of these is a 404, not a redirection
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # Past Starlette's middleware, which would handle every token of a stream once more.
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in generation:

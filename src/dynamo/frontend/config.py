@@ -1,8 +1,10 @@
 """The frontend's command line, named as upstream's."""
 
+import math
 from dataclasses import dataclass
 
 from dynamo.config import option
+from dynamo.errors import ConfigError
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.config import RuntimeConfig
 
@@ -36,3 +38,9 @@ class FrontendConfig(RuntimeConfig):
     keep_alive_s: int = option(
         75, flag="--http-keep-alive", metavar="SECONDS", help="how long an idle client connection is kept"
     )
+
+    def body_limit_bytes(self) -> int:
+        """Raises ConfigError when --http-body-limit-mb is no size."""
+        if not 0 < self.body_limit_mb < math.inf:
+            raise ConfigError(f"--http-body-limit-mb must be a positive number, not {self.body_limit_mb}")
+        return int(self.body_limit_mb * 1_000_000)

@@ -12,15 +12,16 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from dynamo.errors import DynamoError, InternalError
+from dynamo.errors import DynamoError, InternalError, RequestCancelledError, UnavailableError
 from dynamo.frontend.admission import read_body, request_id
 from dynamo.frontend.response import HttpResponse
 from dynamo.frontend.state import Frontend
-from dynamo.frontend.tracker import RequestTracker
+from dynamo.frontend.tracker import RequestTracker, log_refused
 from dynamo.llm.aggregate import collect_chat, collect_completion
 from dynamo.llm.delta import ChatEvents, CompletionEvents, EventStream, ResponseHead
 from dynamo.llm.pipeline import Pipeline
 from dynamo.llm.sequence import TextOutput
+from dynamo.llm.served_model import ServedModel
 from dynamo.protocols.openai import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -51,30 +52,36 @@ class GenerationRoute(ABC, Generic[RequestT]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         response = HttpResponse(send)
-        tracker: RequestTracker | None = None
-        error: DynamoError | None = None
         try:
             context = Context(request_id(headers), traceparent=headers.get("traceparent"))
             response.request_id = context.id()
             body = await read_body(headers, receive, self._frontend.body_limit_bytes)
             request = self._decode(body)
             model = self._frontend.models.get(request.model)
-            tracker = RequestTracker(
-                self._frontend.metrics,
-                self._frontend.series(model.card.name),
-                self.endpoint,
-                stream=bool(request.stream),
-            )
-            async with _killed_when_client_leaves(receive, context):
-                await self._answer(request, self._run(model.pipeline, request, body, context), response, tracker)
-        except DynamoError as failure:
-            error = failure
-        except Exception as failure:  # the boundary of a request's task
-            logger.exception("request %s failed", response.request_id)
-            error = InternalError(f"internal error; the server's log says more ({type(failure).__name__})")
-        finally:
-            if tracker is not None:
-                tracker.finish(response.request_id, response.status(error), error)
+        except Exception as failure:  # noqa: BLE001 - the boundary of a request's task
+            error = _for_client(failure, response.request_id)
+            log_refused(self.endpoint, response.request_id, error)
+            await response.fail(error)
+            return
+        async with _killed_when_client_leaves(receive, context):
+            await self._serve(model, request, body, response, context)
+
+    async def _serve(
+        self, model: ServedModel, request: RequestT, body: bytes, response: HttpResponse, context: Context
+    ) -> None:
+        """Whatever happens, the client gets an answer or an error, and the request is accounted for."""
+        series = self._frontend.series(model.card.name)
+        tracker = RequestTracker(self._frontend.metrics, series, self.endpoint, stream=bool(request.stream))
+        error: DynamoError | None = None
+        try:
+            await self._answer(request, self._run(model.pipeline, request, body, context), response, tracker)
+        except asyncio.CancelledError:
+            error = UnavailableError("the server is shutting down and could not wait any longer")
+        except Exception as failure:  # noqa: BLE001 - the boundary of a request's task
+            error = _for_client(failure, response.request_id)
+            if isinstance(error, RequestCancelledError) and not context.is_killed():
+                error = UnavailableError("the engine has given the request up")
+        tracker.finish(response.request_id, response.status(error), error)
         if error is not None:
             await response.fail(error)
 
@@ -158,6 +165,13 @@ class CompletionRoute(GenerationRoute[CompletionRequest]):
         self, outputs: AsyncIterator[TextOutput], request: CompletionRequest, head: ResponseHead
     ) -> Completion:
         return await collect_completion(outputs, request, head)
+
+
+def _for_client(failure: Exception, request_id: str) -> DynamoError:
+    if isinstance(failure, DynamoError):
+        return failure
+    logger.error("request %s failed", request_id, exc_info=failure)
+    return InternalError(f"internal error; the server's log says more ({type(failure).__name__})")
 
 
 async def _tracked(outputs: AsyncIterator[TextOutput], tracker: RequestTracker) -> AsyncIterator[TextOutput]:

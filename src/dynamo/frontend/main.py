@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,9 @@ from dynamo.config import parse
 from dynamo.errors import ConfigError
 from dynamo.frontend.app import create_app
 from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.http_protocol import HttpProtocol
 from dynamo.frontend.state import Frontend
+from dynamo.frontend.tracker import access_logger
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_cache import cache_dir
 from dynamo.llm.model_manager import ModelManager
@@ -44,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _serve(config: FrontendConfig) -> None:
     sock = bind(config.http_host, config.http_port)
+    access_logger.disabled = not config.access_log
     runtime = DistributedRuntime(config=config)
     models = ModelManager(
         runtime,
@@ -55,12 +59,12 @@ async def _serve(config: FrontendConfig) -> None:
         models=models,
         registry=runtime.registry,
         metrics=FrontendMetrics(runtime.registry),
-        body_limit_bytes=int(config.body_limit_mb * 1_000_000),
+        body_limit_bytes=config.body_limit_bytes(),
     )
     server = EmbeddedServer(
         uvicorn.Config(
             create_app(frontend),
-            http="httptools",
+            http=HttpProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -72,15 +76,22 @@ async def _serve(config: FrontendConfig) -> None:
         )
     )
     with shutdown_on_signals(runtime):
-        async with models.following():
+        async with models.following() as follower:
             serving = asyncio.create_task(server.serve(sockets=[sock]), name="http")
             stopping = asyncio.create_task(runtime.wait_for_shutdown())
-            host, port = sock.getsockname()[:2]
-            logger.info("OpenAI API on http://%s:%d, process %d", host, port, os.getpid())
+            url = _url(sock)
+            logger.info("OpenAI API on %s, process %d", url, os.getpid())
             settle_memory()
-            print(f"ready: http://{host}:{port}", file=sys.stderr, flush=True)
-            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            print(f"ready: {url}", file=sys.stderr, flush=True)
+            await asyncio.wait({serving, stopping, follower}, return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = True
             await serving
             stopping.cancel()
         await runtime.close()
+        if not follower.cancelled():
+            follower.result()  # without it no model would ever be found again: the reason ends the process
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

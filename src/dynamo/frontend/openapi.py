@@ -53,6 +53,7 @@ def _document() -> bytes:
                 "/health": _get("Whether a model is served, and by whom", "HealthBody"),
                 "/live": _get("Whether this process lives"),
                 "/metrics": {"get": {"summary": "Prometheus metrics", "responses": {"200": _text("text/plain")}}},
+                "/openapi.json": _get("This description"),
             },
             "components": {"schemas": components},
         }

@@ -2,7 +2,7 @@
 
 from starlette.types import Send
 
-from dynamo.errors import DynamoError, RequestCancelledError, UnavailableError
+from dynamo.errors import DynamoError, UnavailableError
 from dynamo.frontend.errors import RETRY_AFTER_S, encode_error
 
 _JSON = b"application/json"
@@ -37,9 +37,7 @@ class HttpResponse:
         await self._send({"type": "http.response.body", "body": b""})
 
     async def fail(self, error: DynamoError) -> None:
-        """An error response or, once events have gone out, an error event; nothing when the client has left."""
-        if isinstance(error, RequestCancelledError):
-            return
+        """An error response or, once events have gone out, an error event."""
         if self._streaming:
             await self.end(b"data: " + encode_error(error) + b"\n\n")
             return

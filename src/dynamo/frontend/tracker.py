@@ -10,6 +10,11 @@ from dynamo.telemetry.metrics import FrontendMetrics
 access_logger = logging.getLogger("dynamo.frontend.access")
 
 
+def log_refused(endpoint: str, request_id: str, error: DynamoError) -> None:
+    """The access log's line for a request that was refused before its model was known."""
+    access_logger.info("%s %d refused %s error=%s", endpoint, error.http_status, request_id or "-", error.code)
+
+
 class ModelMetrics:
     """The series of one model, looked up once."""
 

@@ -1,5 +1,6 @@
 """Model files on their way to a frontend: workers serve them by hash, frontends fetch and cache them."""
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -57,10 +58,10 @@ class ArtifactCache:
         return {artifact.name: await self._load_one(artifact, client, instance_id) for artifact in card.artifacts}
 
     async def _load_one(self, artifact: Artifact, client: Client, instance_id: int) -> bytes:
-        content = self._read(artifact)
+        content = await asyncio.to_thread(self._read, artifact)  # reading and hashing megabytes is felt by all streams
         if content is None:
             content = await _fetch(artifact, client, instance_id)
-            self._write(artifact, content)
+            await asyncio.to_thread(self._write, artifact, content)
         return content
 
     def _read(self, artifact: Artifact) -> bytes | None:
@@ -81,7 +82,8 @@ class ArtifactCache:
             unfinished.write_bytes(content)
             os.replace(unfinished, self._directory / artifact.sha256)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
             logger.warning("cannot cache %s in %s: %s", artifact.name, self._directory, error)
 
 
@@ -95,7 +97,7 @@ async def _fetch(artifact: Artifact, client: Client, instance_id: int) -> bytes:
             content += chunk
             if len(content) > artifact.size_bytes:
                 break
-    if not _matches(artifact, content):
+    if not await asyncio.to_thread(_matches, artifact, content):
         raise ProtocolError(f"the worker sent a {artifact.name} that is not the one on its model card")
     return bytes(content)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +31,11 @@ ARTIFACT_NAMES = (
     "generation_config.json",
 )
 _CONTEXT_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+
+
+def default_name(model_path: str | Path) -> str:
+    """What a model is called that is given no name: the last part of its path or hub name."""
+    return os.path.basename(os.path.abspath(model_path))
 
 
 def artifact_paths(model_dir: Path) -> dict[str, Path]:
@@ -79,8 +85,12 @@ def model_context_length(model_dir: Path) -> int | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
-    for part in (config, config.get("text_config") or {}):
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    text_config = config.get("text_config")  # of a model that takes images too
+    for part in (config, text_config if isinstance(text_config, dict) else {}):
         for key in _CONTEXT_LENGTH_KEYS:
-            if isinstance(part.get(key), int):
-                return int(part[key])
+            length = part.get(key)
+            if type(length) is int and length > 0:
+                return length
     return None

@@ -105,12 +105,11 @@ class CompletionPreprocessor:
         self, request: CompletionRequest, texts: Sequence[str], prompts: Sequence[TokenArray]
     ) -> list[SequenceRequest]:
         echo_only = request.max_tokens == 0
-        limit = None if request.max_tokens is None else AnswerLimit(field="max_tokens", tokens=request.max_tokens)
         choices = engine_requests(
             request,
             self._model,
             prompts,
-            limit=limit,
+            limit=_completion_limit(request),
             output_options=OutputOptions(
                 logprobs=None if echo_only else request.logprobs,
                 prompt_logprobs=request.logprobs if request.echo else None,
@@ -142,6 +141,14 @@ def _chat_limit(request: ChatCompletionRequest) -> AnswerLimit | None:
     if request.max_completion_tokens is not None:
         return AnswerLimit(field="max_completion_tokens", tokens=request.max_completion_tokens)
     return None if request.max_tokens is None else AnswerLimit(field="max_tokens", tokens=request.max_tokens)
+
+
+def _completion_limit(request: CompletionRequest) -> AnswerLimit | None:
+    if request.max_tokens is None:
+        return None
+    # The logprobs of an echo come from the engine, which makes at least one token.
+    at_least = 0 if request.logprobs is None else 1
+    return AnswerLimit(field="max_tokens", tokens=max(request.max_tokens, at_least))
 
 
 def _echoed(sequence: SequenceRequest) -> TextOutput:

@@ -1,6 +1,7 @@
 """Announcing a model: `register_model` for anyone's engine."""
 
 import hashlib
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import msgspec
 
 from dynamo.errors import ConfigError
 from dynamo.llm.artifacts import ArtifactRequest, ArtifactServer
-from dynamo.llm.model_card import artifact_paths, build_card, describe, model_context_length
+from dynamo.llm.model_card import artifact_paths, build_card, default_name, describe, model_context_length
 from dynamo.llm.model_source import resolve_model
 from dynamo.protocols.model_card import (
     EngineFeature,
@@ -31,6 +32,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     instance_id: int
     endpoint: EndpointId
     card: ModelCard
+    announced_ms: int = 0  # Unix time
 
     @property
     def key(self) -> str:
@@ -84,7 +86,6 @@ async def register_model(
     Raises ConfigError when the model cannot be read or announced.
     """
     paths = _artifact_paths(model_input, str(model_path), custom_template_path)
-    directory = Path(model_path)
     limits = runtime_config or RuntimeLimits()
     if kv_cache_block_size is not None:
         limits = msgspec.structs.replace(limits, kv_block_size=kv_cache_block_size)
@@ -92,7 +93,7 @@ async def register_model(
         context_length = model_context_length(paths["config.json"].parent)
     artifacts = {describe(path, name): path for name, path in paths.items()}
     card = build_card(
-        name=model_name or directory.name,
+        name=model_name or default_name(model_path),
         model_type=model_type,
         model_input=model_input,
         artifacts=artifacts,
@@ -101,7 +102,9 @@ async def register_model(
         features=features,
         limits=limits,
     )
-    entry = ModelEntry(instance_id=endpoint.connection_id(), endpoint=endpoint.id, card=card)
+    entry = ModelEntry(
+        instance_id=endpoint.connection_id(), endpoint=endpoint.id, card=card, announced_ms=time.time_ns() // 1_000_000
+    )
     if artifacts:
         files = payload_handler(ArtifactServer(artifacts).serve, ArtifactRequest)
         await endpoint.runtime.serve(entry.files_endpoint, files)

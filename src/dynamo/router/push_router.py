@@ -3,11 +3,11 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from dynamo.errors import DynamoError, InvalidRequestError, NoInstancesError
+from dynamo.errors import DynamoError, InvalidRequestError, NoInstancesError, UnavailableError
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId, merge_outputs
 from dynamo.router.selection import RouterMode, make_selector
 from dynamo.runtime.client import Client, ReplyStream
@@ -15,6 +15,8 @@ from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.context import Context
 
 logger = logging.getLogger(__name__)
+
+_TARGET = "nvext.backend_instance_id"  # the request's field that names a worker
 
 
 class PushRouter:
@@ -38,8 +40,10 @@ class PushRouter:
         self._in_flight: Counter[int] = Counter()
 
     def workers(self) -> list[int]:
-        """The instances that a request could go to now."""
-        return [i for i in self._client.available_ids() if self._serves(i)]
+        """The instances that a request could go to now: those that just failed only if there are no others."""
+        workers = [i for i in self._client.instance_ids() if self._serves(i)]
+        available = set(self._client.available_ids())
+        return [i for i in workers if i in available] or workers
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         """Tokens for tokens: outputs that have arrived together come as one."""
@@ -55,7 +59,7 @@ class PushRouter:
 
     async def generate_text(self, request: dict[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
         """The OpenAI request for OpenAI chunks, for workers that take text."""
-        batches = self._batches(request, context, None, _decode_any)
+        batches = self._batches(request, context, _text_target(request), _decode_any)
         async with aclosing(batches):
             async for _, chunks in batches:
                 for chunk in chunks:
@@ -65,8 +69,8 @@ class PushRouter:
         self, request: Any, context: Context, target: WorkerId | None, decode: Callable[[Any], Any]
     ) -> AsyncGenerator[tuple[WorkerId, list[Any]], None]:
         """The reply in batches of what arrived together, and who sent it."""
-        payload = encode_payload(request)
-        failed: set[int] = set()
+        payload = _encode(request)
+        failed: dict[int, DynamoError] = {}
         while True:
             worker = self._choose(target, failed)
             instance_id = worker.instance_id
@@ -81,11 +85,13 @@ class PushRouter:
             except _StartError as failure:
                 if target is not None:
                     raise failure.error from None
-                logger.warning("request %s: instance %x: %s; trying another", context.id(), instance_id, failure.error)
+                logger.warning("request %s: instance %x: %s", context.id(), instance_id, failure.error)
                 self._client.avoid(instance_id)
-                failed.add(instance_id)
+                failed[instance_id] = failure.error
             finally:
                 self._in_flight[instance_id] -= 1
+                if not self._in_flight[instance_id]:
+                    del self._in_flight[instance_id]  # instances come and go
 
     async def _first_batch(
         self, instance_id: int, payload: bytes, context: Context, decode: Callable[[Any], Any]
@@ -103,20 +109,33 @@ class PushRouter:
                 raise _StartError(error) from error
             raise
 
-    def _choose(self, target: WorkerId | None, failed: set[int]) -> WorkerId:
-        workers = self.workers()
+    def _choose(self, target: WorkerId | None, failed: Mapping[int, DynamoError]) -> WorkerId:
         if target is not None:
-            if target.instance_id not in workers:
-                raise InvalidRequestError(f"there is no worker {target.instance_id} for this model", param="nvext")
+            if target.instance_id not in self._client.instance_ids() or not self._serves(target.instance_id):
+                raise InvalidRequestError(f"there is no worker {target.instance_id} for this model", param=_TARGET)
             return target
         if self._mode is RouterMode.DIRECT:
-            raise InvalidRequestError(
-                "the router is in direct mode: name a worker in nvext.backend_instance_id", param="nvext"
-            )
-        candidates = [i for i in workers if i not in failed]
+            raise InvalidRequestError(f"the router is in direct mode: name a worker in {_TARGET}", param=_TARGET)
+        candidates = [i for i in self.workers() if i not in failed]
         if not candidates:
-            raise NoInstancesError("no worker can take this request right now")
+            # What the last one said of its state says more than that a connection failed.
+            said = [error for error in failed.values() if isinstance(error, UnavailableError)]
+            raise said[-1] if said else NoInstancesError("no worker can take this request right now")
         return WorkerId(self._selector.pick(candidates, self._in_flight))
+
+
+def _encode(request: Any) -> bytes:
+    try:
+        return encode_payload(request)
+    except OverflowError as error:  # JSON has larger integers than msgpack
+        raise InvalidRequestError("the request holds an integer of more than 64 bits") from error
+
+
+def _text_target(request: Mapping[str, Any]) -> WorkerId | None:
+    """The worker that the client asks for; the request has been checked already."""
+    nvext = request.get("nvext") or {}
+    instance_id = nvext.get("backend_instance_id")
+    return None if instance_id is None else WorkerId(instance_id, nvext.get("dp_rank") or 0)
 
 
 class _StartError(Exception):

@@ -11,39 +11,42 @@ class Channels:
         self._plane = plane
         self._open: dict[Address, Channel] = {}
         self._opening: dict[Address, asyncio.Task[Channel]] = {}
-
-    def ready(self, address: Address) -> Channel | None:
-        """The connection to `address` if it is there already."""
-        channel = self._open.get(address)
-        return channel if channel is not None and channel.usable else None
+        self._retired: list[Channel] = []  # may have calls under way
 
     async def get(self, address: Address) -> Channel:
         """Raises ConnectionLostError when the instance can't be reached, DrainingError when it is going away."""
-        if (channel := self.ready(address)) is not None:
-            return channel
-        if address not in self._opening:
-            task = asyncio.create_task(self._connect(address))
-            self._opening[address] = task
-            task.add_done_callback(lambda _: self._opening.pop(address, None))
-        channel = await asyncio.shield(self._opening[address])  # others may wait for the same connection
+        channel = self._open.get(address)
+        if channel is None or channel.lost:
+            channel = await self._connected(address)
         if not channel.usable:
             raise DrainingError("the worker is shutting down")
         return channel
 
-    async def forget(self, address: Address) -> None:
-        """Closes the connection to an instance that is gone."""
+    def forget(self, address: Address) -> None:
+        """Lets go of the connection to an instance that takes no more calls; those under way go on."""
         if (channel := self._open.pop(address, None)) is not None:
-            await channel.close()
+            channel.retire()
+            self._retired = [c for c in self._retired if not c.lost] + [channel]
 
     async def close(self) -> None:
-        for task in tuple(self._opening.values()):
+        opening = tuple(self._opening.values())
+        for task in opening:
             task.cancel()
-        for address in tuple(self._open):
-            await self.forget(address)
+        await asyncio.gather(*opening, return_exceptions=True)
+        await asyncio.gather(*(channel.close() for channel in (*self._open.values(), *self._retired)))
+
+    async def _connected(self, address: Address) -> Channel:
+        if address not in self._opening:
+            task = asyncio.create_task(self._connect(address))
+            self._opening[address] = task
+            task.add_done_callback(lambda task: self._connection_tried(address, task))
+        return await asyncio.shield(self._opening[address])  # others may wait for the same connection
 
     async def _connect(self, address: Address) -> Channel:
-        channel = await self._plane.connect(address)
-        if (old := self._open.get(address)) is not None and not old.usable:
-            await old.close()
-        self._open[address] = channel
+        channel = self._open[address] = await self._plane.connect(address)
         return channel
+
+    def _connection_tried(self, address: Address, task: asyncio.Task[Channel]) -> None:
+        del self._opening[address]
+        if not task.cancelled():
+            task.exception()  # all who waited for it may have been cancelled

@@ -12,9 +12,9 @@ import msgspec
 
 from dynamo.errors import ConnectionLostError, DrainingError, NoInstancesError, ProtocolError
 from dynamo.runtime.channels import Channels
-from dynamo.runtime.codec import encode_payload, payload_decoder
+from dynamo.runtime.codec import PAYLOAD_ERRORS, encode_payload, payload_decoder
 from dynamo.runtime.context import Context
-from dynamo.runtime.discovery.base import Discovery, Put
+from dynamo.runtime.discovery.base import Discovery, Event, Put
 from dynamo.runtime.instance import EndpointId, Instance
 from dynamo.runtime.request_plane.base import Channel
 from dynamo.runtime.request_plane.reply import Reply
@@ -51,12 +51,15 @@ class ReplyStream(AsyncIterator[T]):
         self._decode = decode
         self.instance_id = instance_id  # who answers
 
+    def __del__(self) -> None:
+        self._reply.abandon()  # as a plain async generator, it may be dropped half-read
+
     async def __anext__(self) -> T:
         if not self._reply and not await self._reply.arrival():
             raise StopAsyncIteration
         try:
             return self._decode(self._reply.pop())
-        except msgspec.DecodeError as error:
+        except PAYLOAD_ERRORS as error:
             raise self._wrong_shape(error) from error
 
     async def next_batch(self) -> list[T]:
@@ -65,14 +68,14 @@ class ReplyStream(AsyncIterator[T]):
         decode = self._decode
         try:
             return [decode(payload) for payload in payloads]
-        except msgspec.DecodeError as error:
+        except PAYLOAD_ERRORS as error:
             raise self._wrong_shape(error) from error
 
     async def aclose(self) -> None:
         """Gives the call up; idempotent."""
         await self._reply.aclose()
 
-    def _wrong_shape(self, error: msgspec.DecodeError) -> ProtocolError:
+    def _wrong_shape(self, error: Exception) -> ProtocolError:
         return ProtocolError(f"instance {self.instance_id:x} sent an item of the wrong shape: {error}")
 
 
@@ -99,6 +102,8 @@ class Client:
         self._changed = asyncio.Event()
         self._turn = 0
         self._watch = discovery.watch(endpoint.instances_prefix)
+        for event in self._watch.take():  # known instances can be called at once
+            self._apply(event)
         self._follower = asyncio.create_task(self._follow(), name=f"client-{endpoint}")
 
     def instance_ids(self) -> list[int]:
@@ -195,12 +200,14 @@ class Client:
         payload = encode_payload(request)
         context = context or Context()
         candidates = self.available_ids()
+        failed: set[int] = set()
         while candidates:
             instance_id = pick(candidates)
             try:
                 reply = await self.call(instance_id, payload, context)
             except (ConnectionLostError, DrainingError, NoInstancesError):
-                candidates = [i for i in candidates if i != instance_id]
+                failed.add(instance_id)
+                candidates = [i for i in self.available_ids() if i not in failed]
             else:
                 return ReplyStream(reply, self._decoder(annotated), instance_id)
         raise NoInstancesError(f"no live instance of {self.endpoint}")
@@ -215,15 +222,19 @@ class Client:
 
     async def _follow(self) -> None:
         async for event in self._watch:
+            self._apply(event)
+
+    def _apply(self, event: Event) -> None:
+        try:
             instance_id = int(event.key.rpartition("/")[2], 16)
-            if isinstance(event, Put):
-                try:
-                    self._instances[instance_id] = Instance.decode(event.value)
-                except msgspec.DecodeError as error:
-                    logger.warning("ignoring the discovery entry %s: %s", event.key, error)
-                    continue
-            elif (gone := self._instances.pop(instance_id, None)) is not None:
-                self._open.pop(instance_id, None)
-                await self._channels.forget(gone.address)
-            self._ids = sorted(self._instances)
-            self._changed.set()
+            instance = Instance.decode(event.value) if isinstance(event, Put) else None
+        except ValueError as error:
+            logger.warning("ignoring the discovery entry %s: %s", event.key, error)
+            return
+        if instance is not None:
+            self._instances[instance_id] = instance
+        elif (gone := self._instances.pop(instance_id, None)) is not None:
+            self._open.pop(instance_id, None)
+            self._channels.forget(gone.address)
+        self._ids = sorted(self._instances)
+        self._changed.set()

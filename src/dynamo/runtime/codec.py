@@ -16,8 +16,11 @@ from dynamo.tokens import TokenArray, token_array
 
 PROTOCOL_VERSION = 1
 DEFAULT_MAX_FRAME_BYTES = 64 << 20
+HANDSHAKE_FRAME_BYTES = 4 << 10
+PAYLOAD_ERRORS = (ValueError, RecursionError)  # what decoding a payload may raise; msgspec's errors are ValueErrors
 _LENGTH_BYTES = 4
-_FRAME_OVERHEAD_BYTES = 512  # what a message may need around its payload
+ITEM_OVERHEAD_BYTES = 64  # what an item costs its reader beside its payload, so that empty ones are not free
+FRAME_OVERHEAD_BYTES = 512  # what a message may need around its payload
 _U32_ARRAY = 1
 
 
@@ -87,13 +90,13 @@ def encode_frame(messages: list[Message]) -> bytes:
 def encode_payload(value: Any, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> bytes:
     """`value` as msgpack; TypeError when it holds something that msgpack lacks, RequestTooLargeError over the limit."""
     payload = _encoder.encode(value)
-    if len(payload) > max_frame_bytes - _FRAME_OVERHEAD_BYTES:
+    if len(payload) > max_frame_bytes - FRAME_OVERHEAD_BYTES:
         raise RequestTooLargeError(f"an item of {len(payload)} bytes does not fit into a frame of {max_frame_bytes}")
     return payload
 
 
 def payload_decoder(value_type: Any = Any) -> Callable[[bytes | msgspec.Raw], Any]:
-    """A function from payload to `value_type`; it raises msgspec.DecodeError (ValidationError for a wrong shape).
+    """A function from payload to `value_type`; it raises one of PAYLOAD_ERRORS for a wrong shape.
 
     Without a type, arrays of u32 arrive as plain lists.
     """
@@ -103,10 +106,16 @@ def payload_decoder(value_type: Any = Any) -> Callable[[bytes | msgspec.Raw], An
 
 
 class FrameReader:
-    """Cuts a byte stream into messages."""
+    """Cuts a byte stream into messages.
 
-    def __init__(self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+    The first frame may be no larger than `first_frame_bytes`: the peer has not shown yet who it is.
+    """
+
+    def __init__(
+        self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES, first_frame_bytes: int = HANDSHAKE_FRAME_BYTES
+    ) -> None:
         self._max_frame_bytes = max_frame_bytes
+        self._limit_bytes = first_frame_bytes
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
@@ -125,6 +134,7 @@ class FrameReader:
         start = 0
         while (end := self._end_of_frame(data, start)) <= len(data):
             messages += self._decode(view[start + _LENGTH_BYTES : end])
+            self._limit_bytes = self._max_frame_bytes
             start = end
         if start < len(data):
             self._buffer += view[start:]
@@ -135,8 +145,8 @@ class FrameReader:
         if len(data) - start < _LENGTH_BYTES:
             return len(data) + 1
         size = int.from_bytes(data[start : start + _LENGTH_BYTES], "big")
-        if size > self._max_frame_bytes:
-            raise ProtocolError(f"a frame of {size} bytes is over the limit of {self._max_frame_bytes}")
+        if size > self._limit_bytes:
+            raise ProtocolError(f"a frame of {size} bytes is over the limit of {self._limit_bytes}")
         return start + _LENGTH_BYTES + size
 
     def _decode(self, body: memoryview) -> list[Message]:
@@ -169,7 +179,12 @@ def _decode_array(wanted: Any, value: Any) -> Any:
         raise NotImplementedError(f"cannot decode {wanted}")
     if isinstance(value, msgspec.msgpack.Ext) and value.code == _U32_ARRAY:
         return _array_from_bytes(bytes(value.data))
-    return token_array(value)
+    if not isinstance(value, list):
+        raise ValueError("expected token ids")
+    try:
+        return token_array(value)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"not a token id: {error}") from error
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_unknown)

@@ -2,18 +2,20 @@
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dynamo.errors import InvalidRequestError
+from dynamo.errors import DynamoError, HandlerError, InvalidRequestError, RequestCancelledError
 from dynamo.runtime.client import Client
-from dynamo.runtime.codec import encode_payload, payload_decoder
+from dynamo.runtime.codec import PAYLOAD_ERRORS, encode_payload, payload_decoder
 from dynamo.runtime.context import Context
 from dynamo.runtime.handler import Handler, closing
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.request_plane.call import PayloadHandler
+from dynamo.telemetry.metrics import EndpointMetrics
 
 if TYPE_CHECKING:
     from dynamo.runtime.distributed import DistributedRuntime
@@ -42,7 +44,8 @@ class Component:
         self.name = name
 
     def endpoint(self, name: str) -> "Endpoint":
-        return Endpoint(self._runtime, EndpointId(self.namespace, self.name, name))
+        """ValueError when one of the three names is not made of letters, digits, "-" and "_"."""
+        return Endpoint(self._runtime, EndpointId.parse(f"{self.namespace}.{self.name}.{name}"))
 
 
 class Endpoint:
@@ -84,31 +87,75 @@ class Endpoint:
 
     async def start(self, handler: UserHandler, *, request_type: Any = Any) -> None:
         """Serves the endpoint and returns at once; it ends with the runtime."""
-        await self.runtime.serve(self.id, payload_handler(handler, request_type))
+        metrics = self.runtime.shared.metrics.endpoint(self.id.namespace, self.id.component, self.id.name)
+        await self.runtime.serve(self.id, payload_handler(handler, request_type, metrics))
 
 
-def payload_handler(handler: UserHandler, request_type: Any = Any) -> PayloadHandler:
+def payload_handler(
+    handler: UserHandler, request_type: Any = Any, metrics: EndpointMetrics | None = None
+) -> PayloadHandler:
     """Wraps a handler of values into one of encoded payloads; TypeError when it is not an async generator function."""
     decode = payload_decoder(request_type)
     call = with_context(handler)
+    metrics = metrics or EndpointMetrics()  # which nobody looks at
 
     async def serve(payload: msgspec.Raw, context: Context) -> AsyncGenerator[bytes, None]:
+        started_s = time.perf_counter()
+        metrics.started()
+        error_type: str | None = None
         try:
-            request = decode(payload)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise InvalidRequestError(f"the request has the wrong shape: {error}") from error
-        async with closing(call(request, context)) as replies:
-            async for reply in replies:
-                yield encode_payload(reply)
+            async with closing(call(_decoded(decode, payload), context)) as replies:
+                async for reply in replies:
+                    yield encode_payload(reply)
+        except BaseException as error:
+            error_type = _error_type(error)
+            raise
+        finally:
+            metrics.ended(time.perf_counter() - started_s, error_type)
 
     return serve
 
 
+def _decoded(decode: Callable[[msgspec.Raw], Any], payload: msgspec.Raw) -> Any:
+    try:
+        return decode(payload)
+    except PAYLOAD_ERRORS as error:
+        raise InvalidRequestError(f"the request has the wrong shape: {error}") from error
+
+
+def _error_type(error: BaseException) -> str:
+    """What metrics call it: the code that the caller sees."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return RequestCancelledError.code
+    return error.code if isinstance(error, DynamoError) else HandlerError.code
+
+
 def with_context(handler: UserHandler) -> Handler[Any, Any]:
-    """`handler` as a function of request and context, whichever of the two forms it has."""
-    if asyncio.iscoroutinefunction(handler):
-        raise TypeError(f"{handler!r} must yield its items: an async function with `yield`, not with `return`")
+    """`handler` as a function of request and context, whichever of the two forms it has.
+
+    It gets the context if it has a parameter of that name, or a second one without a default. TypeError when it can't
+    be a handler.
+    """
+    check_handler(handler)
     parameters = inspect.signature(handler).parameters
-    if len(parameters) >= 2:
+    if len(parameters) >= 2 and _takes_context(list(parameters.values())[1]):
         return handler
+    if "context" in parameters:
+        return lambda request, context: handler(request, context=context)
     return lambda request, _context: handler(request)
+
+
+def check_handler(handler: UserHandler) -> None:
+    """Raises TypeError for what cannot answer a request with a stream."""
+    if not callable(handler):
+        raise TypeError(f"{handler!r} is not a function")
+    for function in (handler, type(handler).__call__):  # a function, or an object that can be called like one
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(f"{handler!r} must be an `async def` that answers by `yield`")
+    if not inspect.signature(handler).parameters:
+        raise TypeError(f"{handler!r} must take a request")
+
+
+def _takes_context(parameter: inspect.Parameter) -> bool:
+    positional = parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return positional and (parameter.name == "context" or parameter.default is inspect.Parameter.empty)

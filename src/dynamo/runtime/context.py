@@ -25,7 +25,7 @@ class Context:
         deadline_s: float | None = None,
         traceparent: str | None = None,
     ) -> None:
-        self._id = id or f"{random.getrandbits(128):032x}"
+        self._id = _sendable(id) if id else f"{random.getrandbits(128):032x}"
         self.metadata = metadata if metadata is not None else {}
         self.deadline_s = deadline_s  # on this process's time.monotonic(); None: no deadline
         self.traceparent = traceparent  # W3C Trace Context
@@ -83,3 +83,11 @@ class Context:
     def _notify(self) -> None:
         for listener in tuple(self._listeners):
             listener(self)
+
+
+def _sendable(request_id: str) -> str:
+    """TypeError or ValueError for what could not travel as text."""
+    if not isinstance(request_id, str):
+        raise TypeError(f"a request id is a string, not {request_id!r}")
+    request_id.encode()
+    return request_id

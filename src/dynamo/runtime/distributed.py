@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from dynamo.config import from_environment
-from dynamo.errors import NotFoundError
+from dynamo.errors import ConfigError, DrainingError, NotFoundError
 from dynamo.runtime.channels import Channels
 from dynamo.runtime.client import Client
 from dynamo.runtime.component import Endpoint, Namespace
@@ -24,6 +24,7 @@ from dynamo.runtime.request_plane.base import Listener, RequestPlane
 from dynamo.runtime.request_plane.call import PayloadHandler
 from dynamo.runtime.request_plane.inproc import InprocNetwork, InprocPlane
 from dynamo.runtime.request_plane.tcp import TcpPlane
+from dynamo.telemetry.metrics import ComponentMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ class SharedParts:
     store: MemoryStore = dataclasses.field(default_factory=MemoryStore)
     network: InprocNetwork = dataclasses.field(default_factory=InprocNetwork)
     registry: CollectorRegistry = dataclasses.field(default_factory=CollectorRegistry)
+    metrics: ComponentMetrics = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = ComponentMetrics(self.registry)
 
 
 class DistributedRuntime:
@@ -96,27 +101,29 @@ class DistributedRuntime:
         return client
 
     async def serve(self, endpoint: EndpointId, handler: PayloadHandler) -> None:
-        """Serves an endpoint and announces it; ConfigError when that is impossible."""
+        """Serves an endpoint and announces it.
+
+        Raises ValueError when it is served already, ConfigError when it cannot be announced, DrainingError when the
+        runtime is shutting down.
+        """
         path = str(endpoint)
+        if self.is_shutting_down:
+            raise DrainingError("this runtime is shutting down")
         if path in self._handlers:
             raise ValueError(f"{path} is already served by this runtime")
         self._handlers[path] = handler
-        async with self._listening:
-            if self._listener is None:
-                self._listener = await self._plane.listen(self._dispatch)
-        instance = Instance(
-            instance_id=self.instance_id,
-            namespace=endpoint.namespace,
-            component=endpoint.component,
-            endpoint=endpoint.name,
-            address=self._listener.address,
-        )
-        await self.register(instance.key, instance.encode())
+        try:
+            await self._announce(endpoint)
+        except BaseException:
+            del self._handlers[path]
+            raise
         self.health.set_endpoint(path, serving=True)
         logger.info("serving %s as instance %x", path, self.instance_id)
 
     async def register(self, key: str, value: bytes) -> Registration:
-        """Makes a discovery entry that lives until this runtime begins to close."""
+        """Makes a discovery entry that lives until this runtime begins to close; raises what serve() raises."""
+        if self.is_shutting_down:
+            raise DrainingError("this runtime is shutting down")
         registration = await self.discovery.register(key, value)
         self._registrations.append(registration)
         return registration
@@ -159,6 +166,19 @@ class DistributedRuntime:
         await self._channels.close()
         await self.discovery.close()
 
+    async def _announce(self, endpoint: EndpointId) -> None:
+        async with self._listening:
+            if self._listener is None:
+                self._listener = await self._plane.listen(self._dispatch)
+        instance = Instance(
+            instance_id=self.instance_id,
+            namespace=endpoint.namespace,
+            component=endpoint.component,
+            endpoint=endpoint.name,
+            address=self._listener.address,
+        )
+        await self.register(instance.key, instance.encode())
+
     def _dispatch(self, path: str) -> PayloadHandler:
         handler = self._handlers.get(path)
         if handler is None:
@@ -178,12 +198,20 @@ def _configured(
 
 
 def _discovery(config: RuntimeConfig, shared: SharedParts) -> Discovery:
-    if config.discovery_backend == "mem":
-        return MemoryDiscovery(shared.store)
-    return FileDiscovery(config.discovery_directory())
+    match config.discovery_backend:
+        case "mem" | "memory":
+            return MemoryDiscovery(shared.store)
+        case "file":
+            return FileDiscovery(config.discovery_directory())
+        case other:
+            raise ConfigError(f"there is no discovery backend {other!r}: choose file or mem")
 
 
 def _request_plane(config: RuntimeConfig, shared: SharedParts) -> RequestPlane:
-    if config.request_plane == "inproc":
-        return InprocPlane(shared.network)
-    return TcpPlane(config.rpc_host, config.rpc_port)
+    match config.request_plane:
+        case "inproc":
+            return InprocPlane(shared.network)
+        case "tcp":
+            return TcpPlane(config.rpc_host, config.rpc_port)
+        case other:
+            raise ConfigError(f"there is no request plane {other!r}: choose tcp or inproc")

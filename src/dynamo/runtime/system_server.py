@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import socket
 from collections.abc import AsyncIterator
 
 import uvicorn
@@ -13,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dynamo.errors import ConfigError
 from dynamo.runtime.health import Health
+from dynamo.runtime.listening_socket import bind as bind
 from dynamo.telemetry.metrics import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)
@@ -70,19 +69,3 @@ class EmbeddedServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]
         yield
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; ConfigError says what is wrong with the address."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(2048)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    except OverflowError:
-        raise ConfigError(f"{port} is not a port: it must be between 0 and 65535") from None
-    sock.setblocking(False)
-    return sock

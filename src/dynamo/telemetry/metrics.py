@@ -6,9 +6,10 @@ frontend observes one value for each token.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -31,6 +32,11 @@ class HistogramChild:
     def observe(self, value: float, times: int = 1) -> None:
         self.counts[bisect_left(self._bounds, value)] += times
         self.sum += value * times
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bounds with cumulative counts, as the text format has them."""
+        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        return list(zip(bounds, accumulate(self.counts), strict=True))
 
 
 class Histogram(Collector):
@@ -56,11 +62,7 @@ class Histogram(Collector):
     def collect(self) -> Iterable[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         for values, child in self._children.items():
-            cumulative, buckets = 0, []
-            for bound, count in zip((*map(float, self._bounds), float("inf")), child.counts, strict=True):
-                cumulative += count
-                buckets.append(("+Inf" if bound == float("inf") else str(bound), cumulative))
-            family.add_metric(values, buckets, child.sum)
+            family.add_metric(values, child.buckets(), child.sum)
         yield family
 
 
@@ -136,22 +138,55 @@ class FrontendMetrics:
         )
 
 
-class ComponentMetrics:
+class EndpointMetrics:
+    """The series of one endpoint; a request costs a few additions."""
+
+    __slots__ = ("duration", "errors", "inflight", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.inflight = 0
+        self.errors: dict[str, int] = {}  # by error type
+        self.duration = HistogramChild(_LATENCY_BUCKETS_S)
+
+    def started(self) -> None:
+        self.requests += 1
+        self.inflight += 1
+
+    def ended(self, duration_s: float, error_type: str | None) -> None:
+        self.inflight -= 1
+        self.duration.observe(duration_s)
+        if error_type is not None:
+            self.errors[error_type] = self.errors.get(error_type, 0) + 1
+
+
+class ComponentMetrics(Collector):
     """dynamo_component_*: the endpoints that a process serves."""
 
     LABELS = ("dynamo_namespace", "dynamo_component", "dynamo_endpoint")
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._endpoints: dict[tuple[str, str, str], EndpointMetrics] = {}
+        registry.register(self)
+
+    def endpoint(self, namespace: str, component: str, name: str) -> EndpointMetrics:
+        """The series with these labels."""
+        return self._endpoints.setdefault((namespace, component, name), EndpointMetrics())
+
+    def collect(self) -> Iterable[Metric]:
         prefix = "dynamo_component_"
-        self.requests = Counter(f"{prefix}requests_total", "Requests taken", self.LABELS, registry=registry)
-        self.errors = Counter(
-            f"{prefix}errors_total", "Requests that failed", (*self.LABELS, "error_type"), registry=registry
+        requests = CounterMetricFamily(f"{prefix}requests_total", "Requests taken", labels=self.LABELS)
+        errors = CounterMetricFamily(
+            f"{prefix}errors_total", "Requests that failed", labels=(*self.LABELS, "error_type")
         )
-        self.inflight = Gauge(f"{prefix}inflight_requests", "Requests being answered", self.LABELS, registry=registry)
-        self.duration = Histogram(
-            f"{prefix}request_duration_seconds",
-            "From the request to its end",
-            self.LABELS,
-            _LATENCY_BUCKETS_S,
-            registry,
+        inflight = GaugeMetricFamily(f"{prefix}inflight_requests", "Requests being answered", labels=self.LABELS)
+        duration = HistogramMetricFamily(
+            f"{prefix}request_duration_seconds", "From the request to its end", labels=self.LABELS
         )
+        for labels, endpoint in self._endpoints.items():
+            requests.add_metric(labels, endpoint.requests)
+            inflight.add_metric(labels, endpoint.inflight)
+            duration.add_metric(labels, endpoint.duration.buckets(), endpoint.duration.sum)
+            for error_type, count in endpoint.errors.items():
+                errors.add_metric((*labels, error_type), count)
+        return requests, errors, inflight, duration

@@ -80,7 +80,7 @@ async def own_entries_are_seen_at_once(make: Participant) -> None:
         await owner.register("k", b"v")
         await follow(first, {"k": b"v"})
         await owner.register("l", b"w")
-        await follow(owner.watch(""), {"k": b"v", "l": b"w"})
+        assert sorted(event.key for event in owner.watch("").take()) == ["k", "l"]
 
 
 async def changes_follow(make: Participant) -> None:

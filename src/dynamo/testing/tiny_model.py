@@ -1,6 +1,6 @@
 """Model directories of a few kilobytes, as file name -> content: real tokenizers, no weights.
 
-The two kinds of vocabulary that models have: `byte_level_files` spells like GPT-2, Llama 3 and Qwen, `byte_fallback_files`
+They spell text in the two ways that models do: `byte_level_files` like GPT-2, Llama 3 and Qwen, `byte_fallback_files`
 like Llama 2, Mistral and Gemma.
 """
 
@@ -18,6 +18,7 @@ _CORPUS = (
     "Hello world, hello there! This is a tiny vocabulary; it knows a few words and all bytes.",
 )
 _SPACE = "▁"
+_UNKNOWN = "<unk>"
 
 
 def byte_level_files(**generation_config: Any) -> dict[str, bytes]:
@@ -44,18 +45,18 @@ def byte_level_files(**generation_config: Any) -> dict[str, bytes]:
 
 def byte_fallback_files(**generation_config: Any) -> dict[str, bytes]:
     """SentencePiece-like BPE: "▁" is a space, <0x00> to <0xFF> are bytes, and a text begins with <s>."""
-    tokenizer = Tokenizer(models.BPE(*_pieces(), unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer = Tokenizer(models.BPE(*_pieces(), unk_token=_UNKNOWN, byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.add_special_tokens([_UNKNOWN, "<s>", "</s>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", _id(tokenizer, "<s>"))]
     )
     return _files(
         tokenizer,
-        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": _UNKNOWN},
         {"eos_token_id": _id(tokenizer, "</s>")} | generation_config,
     )
 
@@ -66,7 +67,7 @@ def _pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trained.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=200, show_progress=False))
     model = json.loads(trained.to_str())["model"]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(0x100)), *model["vocab"]]
+    tokens = [_UNKNOWN, "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(0x100)), *model["vocab"]]
     return {token: i for i, token in enumerate(tokens)}, [tuple(merge) for merge in model["merges"]]
 
 

@@ -4,15 +4,6 @@ import os
 import select
 import signal
 import time
-from pathlib import Path
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below `pid`."""
-    children = [
-        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
-    ]
-    return children + [below for child in children for below in descendants(child)]
 
 
 def kill_and_wait(pid: int, others: list[int], *, timeout_s: float) -> list[int]:

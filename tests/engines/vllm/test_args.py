@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dynamo.engines.vllm.args import VllmConfig, parse_command_line
+from dynamo.errors import ConfigError
 
 
 def test_help_does_not_import_vllm() -> None:
@@ -28,6 +29,15 @@ def test_model_is_required(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert end.value.code == 2
     assert "--model is missing" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_noticed_before_vllm_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dynamo.engines.vllm.engine_config", None)  # importing it would fail
+
+    with pytest.raises(ConfigError, match="nothing"):
+        parse_command_line(["--model", str(tmp_path / "nothing")])
 
 
 def test_model_name_is_that_of_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

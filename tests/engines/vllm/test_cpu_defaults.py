@@ -69,4 +69,7 @@ def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="dynamo"):
         chosen()
 
-    assert "block size 32" in caplog.text
+    assert caplog.messages == [
+        "no accelerator, vLLM runs on the CPU: "
+        "block size 32, KV cache of 1.0 GiB, context of 2048 tokens, eager, threads on CPUs auto"
+    ]

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from dynamo.engines.base import EngineInfo
 from dynamo.engines.vllm.args import parse_command_line
+from dynamo.engines.vllm.ownership import descendants
 from dynamo.errors import ConnectionLostError, ContextLengthExceededError, InvalidRequestError
 from dynamo.protocols.generation import (
     FinishReason,
@@ -30,9 +31,8 @@ from dynamo.protocols.generation import (
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import EngineFeature
 from dynamo.runtime.context import Context
+from dynamo.testing.waiting import eventually, within
 from dynamo.tokens import token_array
-
-from .processes import descendants
 
 if TYPE_CHECKING:
     from dynamo.engines.vllm.engine import VllmEngine
@@ -50,7 +50,6 @@ END_OF_TURN = 2
 CAPITAL = "What is the capital of France?"
 LONG = "Write a very long story about a dragon."
 DEADLINE_S = 60.0
-POLL_S = 0.01
 
 
 class Running(NamedTuple):
@@ -106,16 +105,16 @@ def request(
 
 
 async def collect(vllm: Running, wanted: PreprocessedRequest, context: Context | None = None) -> list[LLMEngineOutput]:
-    async with asyncio.timeout(DEADLINE_S):
+    async def outputs() -> list[LLMEngineOutput]:
         return [output async for output in vllm.engine.generate(wanted, context or Context())]
+
+    return await within(outputs(), DEADLINE_S)
 
 
 async def load_becomes(vllm: Running, expected: Callable[[WorkerLoad], bool]) -> WorkerLoad:
     """The load as soon as it is as `expected`. It changes with the engine's steps, which nothing announces."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not expected(load := vllm.engine.load()[0]):  # noqa: ASYNC110
-            await asyncio.sleep(POLL_S)
-    return load
+    await eventually(lambda: expected(vllm.engine.load()[0]), DEADLINE_S)
+    return vllm.engine.load()[0]
 
 
 async def test_info(vllm: Running) -> None:
@@ -378,8 +377,8 @@ async def test_death_of_the_engine_is_told(vllm: Running) -> None:
         os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(ConnectionLostError):
-        await asyncio.wait_for(exhaust(stream), timeout=5)
-    assert "died" in await asyncio.wait_for(failure, timeout=5)
+        await within(exhaust(stream), 5)
+    assert "died" in await within(failure, 5)
     with pytest.raises(ConnectionLostError):
         await collect(vllm, request(vllm.tokens(CAPITAL)))
 

@@ -24,6 +24,7 @@ def test_log_level_follows_dyn_log(dyn_log: str, expected: str) -> None:
 def test_prepare_keeps_what_the_user_has_set() -> None:
     theirs = {
         "DYN_LOG": "debug",
+        "PYTHONWARNINGS": "error",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stdout",
         "VLLM_WORKER_MULTIPROC_METHOD": "fork",
@@ -41,6 +42,7 @@ def test_prepare_fills_an_empty_environment() -> None:
     prepare(environ)
 
     assert environ == {
+        "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -53,7 +55,7 @@ def test_our_plugin_joins_a_list_of_allowed_ones_once() -> None:
     prepare(environ)
     prepare(environ)
 
-    assert environ["VLLM_PLUGINS"] == "theirs,dynamo_orphans"
+    assert environ["VLLM_PLUGINS"] == "theirs,dynamo_ownership"
 
 
 def test_a_small_machine_gives_all_its_cpus() -> None:

@@ -1,23 +1,21 @@
-"""vLLM's processes go when the worker is killed, without being asked by anybody."""
+"""vLLM's processes go when the worker is killed, though nobody is left to ask them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from .processes import descendants, kill_and_wait
+from dynamo.engines.vllm.ownership import descendants
+from dynamo.testing.program import program
+
+from .processes import kill_and_wait
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
-PROGRAM = Path(__file__).with_name("engine_process.py")
 
-
-def test_nothing_outlives_a_killed_worker(smollm2_dir: Path) -> None:
-    command = [sys.executable, str(PROGRAM), "--model", str(smollm2_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "started\n"
+async def test_nothing_outlives_a_killed_worker(smollm2_dir: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(smollm2_dir), "--file-kv", str(tmp_path)]
+    async with program(["-m", "dynamo.vllm", *flags]) as worker:
+        await worker.line("ready:", seconds=240)
         below = descendants(worker.pid)
         assert len(below) >= 2  # the engine process and its worker
 

@@ -284,6 +284,12 @@ def test_prompts_times_n_is_bounded() -> None:
         completion(prompt=["a"] * 9, n=128)
 
 
+def test_decode_object_refuses_what_others_could_not_walk_through() -> None:
+    assert decode_object(json.dumps(nested(150)).encode())
+    with pytest.raises(InvalidRequestError):
+        decode_object(json.dumps(nested(300)).encode())
+
+
 def test_decode_object_keeps_everything() -> None:
     body = {"model": "m", "anything": {"at": ["all", 1, None]}}
     assert decode_object(json.dumps(body).encode()) == body

@@ -1,5 +1,7 @@
 """What only the file backend has to get right: processes that die, and a directory that others can reach too."""
 
+# ruff: noqa: ASYNC222, ASYNC240 - a few small files
+
 import os
 import shutil
 import signal

@@ -27,8 +27,17 @@ class OverUnix(TcpPlane):
         return await super().connect(msgspec.structs.replace(address, tcp_host=None, tcp_port=None))
 
 
-@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-@pytest.mark.parametrize("plane", [InprocPlane, OverTcp, OverUnix])
+@pytest.mark.parametrize(
+    ("plane", "loop_factory"),
+    [
+        (InprocPlane, asyncio.new_event_loop),
+        (OverTcp, asyncio.new_event_loop),
+        (OverTcp, uvloop.new_event_loop),
+        (OverUnix, asyncio.new_event_loop),
+        (OverUnix, uvloop.new_event_loop),
+    ],
+    ids=["inproc", "tcp-asyncio", "tcp-uvloop", "unix-asyncio", "unix-uvloop"],
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_conformance(
     case: Case, plane: Callable[[], RequestPlane], loop_factory: Callable[[], asyncio.AbstractEventLoop]

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynamo.config import build_parser, option, parse_known
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.vllm import environment
+from dynamo.llm.model_source import resolve_model
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig as EngineConfig
@@ -21,7 +22,7 @@ class VllmConfig(WorkerConfig):
     """Serve a model with vLLM. All other flags go to vLLM's engine: --help-engine lists them."""
 
     model: str | None = option(
-        None, flag="--model", metavar="MODEL", help="directory of the model, or its name on the hub"
+        None, flag="--model", metavar="MODEL", help="what to serve: a directory, a hub name or smollm2"
     )
     served_model_name: str | None = option(
         None,
@@ -31,7 +32,7 @@ class VllmConfig(WorkerConfig):
     )
 
     def model_path(self) -> str:
-        """What --model says; parse_command_line has seen to it that it does."""
+        """The model's directory, after parse_command_line."""
         assert self.model is not None
         return self.model
 
@@ -46,16 +47,26 @@ class VllmConfig(WorkerConfig):
 def parse_command_line(argv: Sequence[str]) -> "tuple[VllmConfig, EngineConfig]":
     """Our configuration and vLLM's. Imports vLLM, after it has set the environment for that.
 
+    The configuration's model is a directory then, fetched where necessary; ConfigError when there is no such model.
     Exits like argparse: with code 2 and a message when a flag is wrong, ours or vLLM's, and after a help text.
     """
     config, rest = parse_known(VllmConfig, argv, prog=PROG)
-    if config.model is None and "--help-engine" not in rest:
+    if "--help-engine" in rest:
+        _print_engine_help()
+        raise SystemExit(0)
+    if config.model is None:
         build_parser(VllmConfig, prog=PROG).error("--model is missing")
+    directory = resolve_model(config.model, weights=True)
+    config = replace(config, model=str(directory), served_model_name=config.model_name())
     environment.prepare(os.environ)
     from dynamo.engines.vllm import engine_config  # takes seconds, and --help must not
 
-    if "--help-engine" in rest:
-        engine_config.print_help(PROG)
-        raise SystemExit(0)
     model_flags = ["--model", config.model_path(), "--served-model-name", config.model_name()]
     return config, engine_config.parse(PROG, [*model_flags, *rest])
+
+
+def _print_engine_help() -> None:
+    environment.prepare(os.environ)
+    from dynamo.engines.vllm import engine_config
+
+    engine_config.print_help(PROG)

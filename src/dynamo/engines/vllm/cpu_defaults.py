@@ -29,13 +29,19 @@ def choose(args: "AsyncEngineArgs", environ: MutableMapping[str, str]) -> None:
         args.max_model_len = _CONTEXT_LENGTH
     if args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size == 1:
         bind_threads(environ, os.sched_getaffinity(0))
-    logger.info(
-        "no accelerator, vLLM runs on the CPU: block size %s, KV cache of %s bytes, context of %s tokens, %s, CPUs %s",
-        args.block_size,
-        args.kv_cache_memory_bytes,
-        args.max_model_len,
-        "eager" if args.enforce_eager else "compiled",
-        environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto"),
+    logger.info("no accelerator, vLLM runs on the CPU: %s", _description(args, environ))
+
+
+def _description(args: "AsyncEngineArgs", environ: MutableMapping[str, str]) -> str:
+    cache, context = args.kv_cache_memory_bytes, args.max_model_len
+    return ", ".join(
+        [
+            f"block size {args.block_size}",
+            f"KV cache of {cache / 2**30:.1f} GiB" if cache else "KV cache sized by vLLM",
+            f"context of {context} tokens" if context else "the model's whole context",
+            "eager" if args.enforce_eager else "compiled",
+            f"threads on CPUs {environ.get('VLLM_CPU_OMP_THREADS_BIND', 'that vLLM chooses')}",
+        ]
     )
 
 

@@ -1,6 +1,7 @@
 """VllmEngine: vLLM's AsyncLLM as an LLMEngine."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -23,6 +24,7 @@ from dynamo.protocols.load import WorkerLoad
 from dynamo.runtime.context import Context
 
 _HEALTH_INTERVAL_S = 0.2
+_SHUTDOWN_GRACE_S = 2.0
 
 
 class VllmEngine:
@@ -32,7 +34,7 @@ class VllmEngine:
         """`config` as dynamo.engines.vllm.args.parse_command_line makes it."""
         self._config = config
         self._recorders: list[LoadRecorder] = []
-        self._thread: EngineThread[AsyncLLM] = EngineThread(self._build)
+        self._thread: EngineThread[AsyncLLM] = EngineThread(self._build, _shut_down)
         self._llm: AsyncLLM | None = None
 
     async def start(self) -> EngineInfo:
@@ -112,6 +114,12 @@ class VllmEngine:
                 f"the prompt has {length} tokens, but the model's context holds {limit} tokens, output included",
                 param="prompt",
             )
+
+
+def _shut_down(llm: AsyncLLM) -> None:
+    """Often takes the whole grace time: vLLM's processes need seconds to tear down what the kernel frees at once."""
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # it would warn of each process that it kills then
+    llm.shutdown(timeout=_SHUTDOWN_GRACE_S)
 
 
 def _sampling_params(request: PreprocessedRequest) -> SamplingParams:

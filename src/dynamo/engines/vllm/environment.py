@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, MutableMapping
 
-from dynamo.engines.vllm.orphans import PLUGIN_NAME
+from dynamo.engines.vllm.ownership import PLUGIN_NAME
 
 # An engine process starts as a fresh interpreter: a forked one would inherit the worker's sockets and locks.
 _START_METHOD = "spawn"
@@ -23,6 +23,8 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     environ.setdefault("VLLM_LOGGING_LEVEL", log_level(environ.get("DYN_LOG", "")))
     environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where ours go
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", _START_METHOD)
+    # Python's resource tracker outlives killed processes to clean up after them, and would tell the user each time.
+    environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     allowed = environ.get("VLLM_PLUGINS")
     if allowed and PLUGIN_NAME not in allowed.split(","):
         environ["VLLM_PLUGINS"] = f"{allowed},{PLUGIN_NAME}"

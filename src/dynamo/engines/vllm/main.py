@@ -1,5 +1,6 @@
 """`python -m dynamo.vllm`: vLLM as a worker process."""
 
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         logger.error("%s", error)
         return 1
+    except KeyboardInterrupt:  # importing vLLM takes long enough to change one's mind
+        return 130
     from dynamo.engines.vllm.engine import VllmEngine  # after the environment is set, and not for --help
 
     worker = Worker(engine=VllmEngine(engine_config), model_path=config.model_path(), model_name=config.model_name())
-    return run_workers(config, [worker])
+    try:
+        return run_workers(config, [worker])
+    finally:
+        gc.unfreeze()  # what stays frozen at the exit, Triton's bindings report as leaks, at length

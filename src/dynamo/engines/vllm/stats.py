@@ -1,5 +1,6 @@
 """How busy vLLM is, from its own statistics."""
 
+import msgspec
 from vllm.config import VllmConfig as EngineConfig
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
@@ -17,8 +18,8 @@ class LoadRecorder(StatLoggerBase):  # type: ignore[misc] # vLLM is untyped here
         )
 
     def load(self) -> WorkerLoad:
-        """The numbers after the last step; the object belongs to the recorder."""
-        return self._load
+        """The numbers after the last step."""
+        return msgspec.structs.replace(self._load)
 
     def record(
         self,

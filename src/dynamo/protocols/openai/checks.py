@@ -26,8 +26,8 @@ def check_chat(request: ChatCompletionRequest) -> None:
     for i, message in enumerate(request.messages):
         _check_message(message, f"messages[{i}]")
     for i, tool in enumerate(request.tools or ()):
-        _check_nesting(tool.function.parameters, f"tools[{i}].function.parameters")
-    _check_nesting(request.chat_template_kwargs, "chat_template_kwargs")
+        check_nesting(tool.function.parameters, f"tools[{i}].function.parameters")
+    check_nesting(request.chat_template_kwargs, "chat_template_kwargs")
 
 
 def check_completion(request: CompletionRequest) -> None:
@@ -53,7 +53,7 @@ def _check_generation(request: GenerationRequest) -> None:
         raise InvalidRequestError("json_schema: required, but missing.", param="response_format.json_schema")
     if response_format.json_schema.schema is None:
         raise InvalidRequestError("schema: required, but missing.", param="response_format.json_schema.schema")
-    _check_nesting(response_format.json_schema.schema, "response_format.json_schema.schema")
+    check_nesting(response_format.json_schema.schema, "response_format.json_schema.schema")
 
 
 def _check_min_tokens(request: GenerationRequest, max_tokens: int | None) -> None:
@@ -70,7 +70,7 @@ def _check_message(message: Message, field: str) -> None:
                 place = f"{field}.content[{j}].text"
                 raise InvalidRequestError(f"{place}: required, but missing.", param=place)
     for j, call in enumerate(message.tool_calls or ()):
-        _check_nesting(call.function.arguments, f"{field}.tool_calls[{j}].function.arguments")
+        check_nesting(call.function.arguments, f"{field}.tool_calls[{j}].function.arguments")
 
 
 def _check_prompt(prompt: Prompt) -> int:
@@ -87,14 +87,15 @@ def _check_prompt(prompt: Prompt) -> int:
     return 1 if kinds == {int} else len(prompt)
 
 
-def _check_nesting(value: object, field: str) -> None:
-    """Later stages walk this value recursively; here it is done level by level."""
+def check_nesting(value: object, field: str | None) -> None:
+    """Raises InvalidRequestError for what later stages, which walk it recursively, could not take."""
     level: list[object] = [value]
     for _ in range(NESTING_MAX):
         level = [child for parent in level for child in _children(parent)]
         if not level:
             return
-    raise InvalidRequestError(f"{field}: nested more than {NESTING_MAX} levels deep.", param=field)
+    where = "The body is" if field is None else f"{field}:"
+    raise InvalidRequestError(f"{where} nested more than {NESTING_MAX} levels deep.", param=field)
 
 
 def _children(value: object) -> Iterable[object]:

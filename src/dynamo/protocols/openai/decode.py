@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dynamo.errors import InvalidRequestError
-from dynamo.protocols.openai.checks import check_chat, check_completion
+from dynamo.protocols.openai.checks import check_chat, check_completion, check_nesting
 from dynamo.protocols.openai.messages import JsonObject
 from dynamo.protocols.openai.requests import ChatCompletionRequest, CompletionRequest
 
@@ -34,8 +34,10 @@ def decode_completion(body: bytes) -> CompletionRequest:
 
 
 def decode_object(body: bytes) -> JsonObject:
-    """The body as plain data, all fields kept, for workers that take the request as it came."""
-    return _decode(_object_decoder, body)
+    """The body as plain data with all its fields, for workers that take it as it came; raises InvalidRequestError."""
+    request = _decode(_object_decoder, body)
+    check_nesting(request, None)
+    return request
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

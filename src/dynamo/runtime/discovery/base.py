@@ -79,6 +79,12 @@ class Watch(AsyncIterator[Event]):
             self._changed.set()
             self._on_close(self)
 
+    def take(self) -> list[Event]:
+        """What waits to be read, without waiting for more."""
+        events = list(self._pending.values())
+        self._pending.clear()
+        return events
+
     async def __anext__(self) -> Event:
         while not self._pending:
             if self._closed:

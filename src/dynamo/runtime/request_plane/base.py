@@ -25,11 +25,23 @@ class Channel(Protocol):
 
     @property
     def usable(self) -> bool:
-        """False once the connection is lost or the other side is draining."""
+        """Whether a call may be started: false once the connection is lost, retired, or the other side is draining."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone, and with it the calls that were under way."""
         ...
 
     def call(self, endpoint: str, payload: bytes, context: Context) -> Reply:
-        """Starts a call; whatever goes wrong from here on is raised by the reply."""
+        """Starts a call; whatever goes wrong from here on is raised by the reply.
+
+        Raises RequestTooLargeError when it does not fit into a frame, ValueError for a context that cannot travel.
+        """
+        ...
+
+    def retire(self) -> None:
+        """Starts no more calls, and closes when those under way have ended."""
         ...
 
     async def close(self) -> None: ...
@@ -41,7 +53,10 @@ class Listener(Protocol):
     address: Address
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuses new calls and waits for those under way, at most `timeout_s`; then cancels the rest."""
+        """Accepts no connections, tells callers to make no calls, and waits for those under way.
+
+        After `timeout_s` it cancels them: their callers see ConnectionLostError.
+        """
         ...
 
     async def close(self) -> None: ...

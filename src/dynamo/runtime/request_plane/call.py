@@ -8,8 +8,8 @@ from typing import Protocol
 
 import msgspec
 
-from dynamo.errors import DeadlineExceededError, DynamoError, InternalError, to_info
-from dynamo.runtime.codec import Call, End, Item, Message
+from dynamo.errors import DeadlineExceededError, DynamoError, to_info
+from dynamo.runtime.codec import ITEM_OVERHEAD_BYTES, Call, End, Item, Message
 from dynamo.runtime.context import Context
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class ServedCall:
         "_credit_bytes",
         "_credit_waiter",
         "_on_done",
-        "_past_deadline",
         "_port",
+        "_reason",
         "_stream_id",
         "_timer",
         "context",
@@ -50,7 +50,7 @@ class ServedCall:
         self._credit_bytes = call.window_bytes
         self._credit_waiter: asyncio.Future[None] | None = None
         self._on_done = on_done
-        self._past_deadline = False
+        self._reason: DynamoError | None = None  # of a kill, for the caller
         self.context = Context(
             call.request_id,
             call.metadata,
@@ -75,9 +75,11 @@ class ServedCall:
         else:
             self.context.stop_generating()
 
-    def kill(self) -> None:
-        """Cancels the handler: nobody wants its answer."""
-        self.context.kill()
+    def kill(self, reason: DynamoError | None = None) -> None:
+        """Cancels the handler. The caller is told the reason; without one, it does not listen any more."""
+        if not self.context.is_killed():
+            self._reason = reason
+            self.context.kill()
         if self.task is not None:
             self.task.cancel()
 
@@ -85,16 +87,20 @@ class ServedCall:
         error: BaseException | None = None
         try:
             await self._answer(handler, payload)
-        except asyncio.CancelledError:
-            error = self._cancel_reason()
+        except asyncio.CancelledError as cancelled:
+            error = self._reason if self.context.is_killed() else cancelled
             if error is None:
-                return  # killed: the caller has forgotten the stream already
+                return
         except DynamoError as failure:
             error = failure
         except Exception as failure:
             logger.warning("request %s: the handler failed", self.context.id(), exc_info=failure)
             error = failure
-        self._port.post(End(self._stream_id, None if error is None else to_info(error)))
+        if error is None:
+            self._port.post(End(self._stream_id))
+        else:
+            info = to_info(error)
+            self._port.post(End(self._stream_id, info), len(info.message))
 
     def _done(self, task: asyncio.Task[None]) -> None:
         if self._timer is not None:
@@ -105,7 +111,7 @@ class ServedCall:
         port, stream_id = self._port, self._stream_id
         async with aclosing(handler(payload, self.context)) as replies:
             async for reply in replies:
-                size_bytes = len(reply)
+                size_bytes = len(reply) + ITEM_OVERHEAD_BYTES
                 port.post(Item(stream_id, msgspec.Raw(reply)), size_bytes)
                 self._credit_bytes -= size_bytes
                 if self._credit_bytes <= 0 or not port.writable.is_set():
@@ -117,11 +123,5 @@ class ServedCall:
             await self._credit_waiter
         await self._port.writable.wait()
 
-    def _cancel_reason(self) -> DynamoError | None:
-        if self._past_deadline:
-            return DeadlineExceededError("the request's deadline passed")
-        return None if self.context.is_killed() else InternalError("the worker is shutting down")
-
     def _on_deadline(self) -> None:
-        self._past_deadline = True
-        self.kill()
+        self.kill(DeadlineExceededError("the request's deadline passed"))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import socket
+from collections.abc import Callable
 from typing import cast
 
 import msgspec
@@ -14,10 +15,13 @@ from dynamo.errors import (
     DrainingError,
     DynamoError,
     ProtocolError,
+    RequestTooLargeError,
     from_info,
     to_info,
 )
 from dynamo.runtime.codec import (
+    DEFAULT_MAX_FRAME_BYTES,
+    FRAME_OVERHEAD_BYTES,
     PROTOCOL_VERSION,
     Call,
     Credit,
@@ -37,6 +41,8 @@ from dynamo.runtime.request_plane.reply import WINDOW_BYTES, Reply
 
 logger = logging.getLogger(__name__)
 
+CLOSE_TIMEOUT_S = 5.0  # how long a peer that does not read may delay the end of its connection
+HANDSHAKE_TIMEOUT_S = 5.0
 _FRAME_TARGET_BYTES = 256 << 10  # a frame that has grown to this leaves before the turn ends
 
 
@@ -49,12 +55,17 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._outbox: list[Message] = []
         self._outbox_bytes = 0
+        self._closing = False
         self.writable = asyncio.Event()  # cleared while the socket's buffer is full
         self.writable.set()
         self.closed = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        made = cast("asyncio.Transport", transport)
+        if self._closing:
+            made.abort()
+        else:
+            self._transport = made
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -77,6 +88,8 @@ class Connection(asyncio.Protocol):
         """Queues a message for this turn's frame; does nothing once the connection is lost."""
         if self._transport is None:
             return
+        if size_bytes >= _FRAME_TARGET_BYTES:
+            self._flush()  # as large as a frame may be, perhaps: it gets one to itself
         if not self._outbox:
             self._loop.call_soon(self._flush)
         self._outbox.append(message)
@@ -94,11 +107,20 @@ class Connection(asyncio.Protocol):
     def on_message(self, message: Message) -> None:
         raise NotImplementedError
 
-    async def close(self) -> None:
-        """Sends what is queued and closes."""
+    def hang_up(self) -> None:
+        """Closes as soon as what is queued has been sent; at once when the connection is yet to be made."""
+        self._closing = True
         if self._transport is not None:
             self._flush()
             self._transport.close()
+
+    async def close(self) -> None:
+        """Sends what is queued and closes; idempotent."""
+        self.hang_up()
+        if self._transport is not None:
+            await asyncio.wait([self.closed], timeout=CLOSE_TIMEOUT_S)
+        if self._transport is not None:
+            self._transport.abort()
             await self.closed
 
     def _flush(self) -> None:
@@ -113,8 +135,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             logger.warning("closing a connection: %s", error)
             self.post(GoAway(to_info(error)))
-            self._flush()
-            self._transport.close()
+            self.hang_up()
 
 
 class CallerConnection(Connection):
@@ -131,21 +152,29 @@ class CallerConnection(Connection):
     def usable(self) -> bool:
         return self._transport is not None and not self._draining
 
+    @property
+    def lost(self) -> bool:
+        return self._transport is None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.post(Hello(PROTOCOL_VERSION, self._secret))
+        self._flush()  # alone in its frame, which has a limit of its own
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._fail_all(ConnectionLostError(f"the connection to the worker was lost{f': {exc}' if exc else ''}"))
 
     def call(self, endpoint: str, payload: bytes, context: Context) -> Reply:
-        if context.metadata:
-            encode_payload(context.metadata)  # an unusable value is this caller's error, not the whole frame's
+        size_bytes = len(payload)
+        if context.metadata or context.traceparent is not None:
+            size_bytes += _checked_size(context)
+        if size_bytes > DEFAULT_MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
+            raise RequestTooLargeError(f"a request of {size_bytes} bytes does not fit into a frame")
         stream_id = self._next_stream_id = self._next_stream_id + 1
-        reply = Reply(self, stream_id, context)
-        if self._transport is None:
-            reply.end(ConnectionLostError("the connection to the worker was lost"))
+        reply = Reply(self, stream_id)
+        if not self.usable:
+            reply.end(self._refusal())
             return reply
         self._replies[stream_id] = reply
         call = Call(
@@ -158,8 +187,13 @@ class CallerConnection(Connection):
             context.metadata,
             msgspec.Raw(payload),
         )
-        self.post(call, len(payload))
+        self.post(call, size_bytes)
+        reply.follow(context)
         return reply
+
+    def retire(self) -> None:
+        self._draining = True
+        self._close_when_idle()
 
     def on_message(self, message: Message) -> None:
         if type(message) is Item:
@@ -171,9 +205,9 @@ class CallerConnection(Connection):
         elif type(message) is Hello:
             _check_version(message)
         elif type(message) is GoAway:
-            self._draining = True
             if message.error is not None:
                 self._fail_all(from_info(message.error))
+            self.retire()
         else:
             raise ProtocolError(f"a worker must not send {type(message).__name__}")
 
@@ -185,6 +219,26 @@ class CallerConnection(Connection):
 
     def forget(self, stream_id: int) -> None:
         self._replies.pop(stream_id, None)
+        if self._draining:
+            self._close_when_idle()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Calls back in the event loop, from any thread; never when the loop is gone."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback)
+
+    def _refusal(self) -> DynamoError:
+        if self._transport is None:
+            return ConnectionLostError("the connection to the worker was lost")
+        return DrainingError("the worker is shutting down")
+
+    def _close_when_idle(self) -> None:
+        if not self._replies:
+            self.hang_up()
+
+    def _refuse(self, error: DynamoError) -> None:
+        super()._refuse(error)
+        self._fail_all(error)
 
     def _fail_all(self, error: DynamoError) -> None:
         for reply in tuple(self._replies.values()):
@@ -200,14 +254,16 @@ class CalleeConnection(Connection):
         self._secret = secret
         self._calls: dict[int, ServedCall] = {}
         self._greeted = False
-        self._draining = False
+        self._silence = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._on_silence)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.post(Hello(PROTOCOL_VERSION))
+        self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._silence.cancel()
         for call in tuple(self._calls.values()):
             call.kill()
 
@@ -228,8 +284,10 @@ class CalleeConnection(Connection):
             raise ProtocolError(f"a caller must not send {type(message).__name__}")
 
     def go_away(self) -> None:
-        """Refuses new calls; those under way go on."""
-        self._draining = True
+        """Asks the caller to make no new calls, and to hang up when those under way have ended.
+
+        Calls that were sent before the caller hears of it are answered.
+        """
         self.post(GoAway())
 
     def calls(self) -> list[ServedCall]:
@@ -242,13 +300,15 @@ class CalleeConnection(Connection):
         if not secrets.compare_digest(message.secret.encode(), self._secret.encode()):
             raise AuthenticationError("the caller does not know this instance's secret")
         self._greeted = True
+        self._silence.cancel()
+
+    def _on_silence(self) -> None:
+        self._refuse(ProtocolError("the caller did not introduce itself"))
 
     def _serve(self, call: Call) -> None:
         if call.stream_id in self._calls:
             raise ProtocolError(f"stream {call.stream_id} is already open")
         try:
-            if self._draining:
-                raise DrainingError("this worker is shutting down")
             handler = self._dispatch(call.endpoint)
         except DynamoError as error:
             self.post(End(call.stream_id, to_info(error)))
@@ -259,6 +319,12 @@ class CalleeConnection(Connection):
 
     def _forget(self, stream_id: int) -> None:
         self._calls.pop(stream_id, None)
+
+
+def _checked_size(context: Context) -> int:
+    """How much of a frame the context takes; ValueError for what would spoil the frame for all who share it."""
+    head = msgspec.convert((context.traceparent, context.metadata), tuple[str | None, dict[str, str]])
+    return len(encode_payload(head))
 
 
 def _check_version(hello: Hello) -> None:

@@ -34,7 +34,7 @@ class InprocPlane:
         async def stop_accepting() -> None:
             self._network.listeners.pop(name, None)
 
-        listener.on_close(stop_accepting)
+        listener.on_stop(stop_accepting)
         return listener
 
     async def connect(self, address: Address) -> CallerConnection:
@@ -70,6 +70,9 @@ class _Pipe(asyncio.Transport):
             self._closing = self.other._closing = True
             self._loop.call_soon(self._receiver.connection_lost, None)
             self._loop.call_soon(self.other._receiver.connection_lost, None)
+
+    def abort(self) -> None:
+        self.close()
 
     def is_closing(self) -> bool:
         return self._closing

@@ -4,11 +4,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from dynamo.errors import ConnectionLostError
 from dynamo.runtime.request_plane.base import Address
-from dynamo.runtime.request_plane.call import Dispatcher
+from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
 from dynamo.runtime.request_plane.connection import CalleeConnection
 
 logger = logging.getLogger(__name__)
+
+_HANG_UP_S = 1.0  # how long callers without calls may take to hang up
+_CLEANUP_S = 5.0  # how long handlers that were cancelled may take over their `finally`
 
 
 class ConnectionListener:
@@ -18,33 +22,55 @@ class ConnectionListener:
         self._dispatch = dispatch
         self._secret = secret
         self._connections: set[CalleeConnection] = set()
+        self._stopped = False
         self._stop_accepting: list[Callable[[], Awaitable[None]]] = []
         self.address = Address(secret=secret)
 
     def accept(self) -> CalleeConnection:
         """A new connection; the transport's protocol factory."""
         connection = CalleeConnection(self._dispatch, self._secret)
+        if self._stopped:  # it was on its way already
+            connection.hang_up()
         self._connections.add(connection)
         connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
         return connection
 
-    def on_close(self, stop_accepting: Callable[[], Awaitable[None]]) -> None:
+    def on_stop(self, stop_accepting: Callable[[], Awaitable[None]]) -> None:
         self._stop_accepting.append(stop_accepting)
 
     async def drain(self, timeout_s: float) -> None:
+        await self._stop()
         for connection in self._connections:
             connection.go_away()
-        tasks = [call.task for c in self._connections for call in c.calls() if call.task is not None]
-        if tasks:
-            _, pending = await asyncio.wait(tasks, timeout=timeout_s)
-            if pending:
-                logger.warning("cancelling %d requests that did not finish within %g s", len(pending), timeout_s)
-            for task in pending:
-                task.cancel()
-            if pending:
-                await asyncio.wait(pending, timeout=timeout_s)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while (remaining_s := deadline_s - loop.time()) > 0 and self._connections:
+            if calls := self._calls():
+                await asyncio.wait(calls, timeout=remaining_s)
+            else:
+                await asyncio.wait([c.closed for c in self._connections], timeout=min(remaining_s, _HANG_UP_S))
+                if not self._calls():  # else one had been sent before its caller heard
+                    return
+        await self._cancel_calls()
 
     async def close(self) -> None:
-        for stop_accepting in self._stop_accepting:
-            await stop_accepting()
+        await self._stop()
         await asyncio.gather(*(connection.close() for connection in tuple(self._connections)))
+
+    def _calls(self) -> dict[asyncio.Task[None], ServedCall]:
+        """The calls under way, by their tasks."""
+        return {call.task: call for c in self._connections for call in c.calls() if call.task is not None}
+
+    async def _cancel_calls(self) -> None:
+        if not (calls := self._calls()):
+            return
+        logger.warning("cancelling %d requests that did not finish in time", len(calls))
+        for call in calls.values():
+            call.kill(ConnectionLostError("the worker shut down before the reply was complete"))
+        await asyncio.wait(calls, timeout=_CLEANUP_S)
+
+    async def _stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            for stop_accepting in self._stop_accepting:
+                await stop_accepting()

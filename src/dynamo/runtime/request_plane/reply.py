@@ -2,11 +2,13 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
 from dynamo.errors import DeadlineExceededError, DynamoError, RequestCancelledError
+from dynamo.runtime.codec import ITEM_OVERHEAD_BYTES
 from dynamo.runtime.context import Context
 
 # What a callee may send before the caller has consumed anything: small enough that thousands of slow callers fit into
@@ -20,6 +22,7 @@ class CallerPort(Protocol):
     def grant(self, stream_id: int, size_bytes: int) -> None: ...
     def stop(self, stream_id: int, *, kill: bool) -> None: ...
     def forget(self, stream_id: int) -> None: ...
+    def soon(self, callback: Callable[[], None]) -> None: ...
 
 
 class Reply:
@@ -40,7 +43,7 @@ class Reply:
         "_waiter",
     )
 
-    def __init__(self, port: CallerPort, stream_id: int, context: Context) -> None:
+    def __init__(self, port: CallerPort, stream_id: int) -> None:
         self._port = port
         self._stream_id = stream_id
         self._items: deque[msgspec.Raw] = deque()
@@ -48,11 +51,17 @@ class Reply:
         self._ended = False
         self._error: DynamoError | None = None
         self._consumed_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._unfollow: Callable[[], None] | None = None
+
+    def follow(self, context: Context) -> None:
+        """Ends with the context, which may have ended already; to be called when the call is on its way."""
         remaining_s = context.remaining_s()
-        self._timer = (
-            None if remaining_s is None else asyncio.get_running_loop().call_later(remaining_s, self._on_deadline)
-        )
+        if remaining_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(remaining_s, self._on_deadline)
         self._unfollow = context.on_stop(self._on_stop)
+        if self._ended:
+            self._unfollow()
 
     def __aiter__(self) -> "Reply":
         return self
@@ -69,7 +78,7 @@ class Reply:
     def pop(self) -> msgspec.Raw:
         """The next payload; IndexError when none waits."""
         payload = self._items.popleft()
-        self._consumed(len(memoryview(payload)))
+        self._consumed(len(memoryview(payload)) + ITEM_OVERHEAD_BYTES)
         return payload
 
     async def next_batch(self) -> list[msgspec.Raw]:
@@ -78,7 +87,7 @@ class Reply:
             return []
         batch = list(self._items)
         self._items.clear()
-        size_bytes = 0
+        size_bytes = len(batch) * ITEM_OVERHEAD_BYTES
         for payload in batch:
             size_bytes += len(memoryview(payload))
         self._consumed(size_bytes)
@@ -86,10 +95,17 @@ class Reply:
 
     async def aclose(self) -> None:
         """Tells the callee that nobody listens any more; idempotent."""
-        self._give_up(RequestCancelledError("the caller closed the reply"))
+        self._close()
+
+    def abandon(self) -> None:
+        """Like aclose(), for a destructor, which may run in any thread."""
+        if not self._ended:
+            self._port.soon(self._close)
 
     def feed(self, payload: msgspec.Raw) -> None:
         """Called by the connection: an item has arrived."""
+        if self._waiter is None:
+            payload = payload.copy()  # it may wait for long, and must not keep its whole frame in memory
         self._items.append(payload)
         self._wake()
 
@@ -100,7 +116,8 @@ class Reply:
         self._ended = True
         self._error = error
         self._port.forget(self._stream_id)
-        self._unfollow()
+        if self._unfollow is not None:
+            self._unfollow()
         if self._timer is not None:
             self._timer.cancel()
         self._wake()
@@ -137,6 +154,9 @@ class Reply:
 
     def _on_deadline(self) -> None:
         self._give_up(DeadlineExceededError("the request's deadline passed"))
+
+    def _close(self) -> None:
+        self._give_up(RequestCancelledError("the caller closed the reply"))
 
     def _give_up(self, error: DynamoError) -> None:
         if not self._ended:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from dynamo.errors import ConfigError, ConnectionLostError
+from dynamo.errors import ConnectionLostError
+from dynamo.runtime.listening_socket import bind
+from dynamo.runtime.request_plane.acceptor import Acceptor
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher
 from dynamo.runtime.request_plane.connection import CallerConnection
@@ -35,20 +37,13 @@ class TcpPlane:
     async def listen(self, dispatch: Dispatcher) -> ConnectionListener:
         """Raises ConfigError when the port cannot be bound."""
         listener = ConnectionListener(dispatch, secrets.token_hex(16))
-        loop = asyncio.get_running_loop()
-        try:
-            server = await loop.create_server(listener.accept, self._host, self._port, backlog=_BACKLOG)
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {self._host}:{self._port}: {error.strerror}") from error
-        listener.on_close(functools.partial(_close_server, server))
-        bound = server.sockets[0].getsockname()
-        address = msgspec.structs.replace(listener.address, tcp_host=_reachable(self._host), tcp_port=bound[1])
+        sock = bind(self._host, self._port)
+        listener.on_stop(Acceptor(sock, listener.accept).stop)
+        port: int = sock.getsockname()[1]
+        listener.address = msgspec.structs.replace(listener.address, tcp_host=_reachable(self._host), tcp_port=port)
         if sys.platform == "linux":
-            name = f"dynamo-{secrets.token_hex(16)}"
-            unix_server = await loop.create_unix_server(listener.accept, sock=_abstract_listener(name))
-            listener.on_close(functools.partial(_close_server, unix_server))
-            address = msgspec.structs.replace(address, unix=name, host_id=host_id())
-        listener.address = address
+            with contextlib.suppress(OSError):  # some sandboxes forbid it: TCP still works
+                _listen_unix(listener)
         return listener
 
     async def connect(self, address: Address) -> CallerConnection:
@@ -56,8 +51,8 @@ class TcpPlane:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return await _connect(address)
         except (OSError, TimeoutError) as error:
-            where = f"{address.tcp_host}:{address.tcp_port}"
-            raise ConnectionLostError(f"cannot connect to the worker at {where}: {error or 'timed out'}") from error
+            where, reason = f"{address.tcp_host}:{address.tcp_port}", str(error) or "timed out"
+            raise ConnectionLostError(f"cannot connect to the worker at {where}: {reason}") from error
 
 
 @functools.cache
@@ -71,7 +66,7 @@ async def _connect(address: Address) -> CallerConnection:
     loop = asyncio.get_running_loop()
     factory = functools.partial(CallerConnection, address.secret)
     if address.unix is not None and sys.platform == "linux" and address.host_id == host_id():
-        with contextlib.suppress(OSError):  # some sandboxes forbid it: TCP still works
+        with contextlib.suppress(OSError):
             sock = socket.socket(socket.AF_UNIX)
             sock.setblocking(False)
             try:
@@ -88,22 +83,28 @@ async def _connect(address: Address) -> CallerConnection:
     return connection
 
 
-def _abstract_listener(name: str) -> socket.socket:
+def _listen_unix(listener: ConnectionListener) -> None:
+    name = f"dynamo-{secrets.token_hex(16)}"
     sock = socket.socket(socket.AF_UNIX)
-    sock.setblocking(False)
-    sock.bind(f"\0{name}")
-    sock.listen(_BACKLOG)
-    return sock
-
-
-async def _close_server(server: asyncio.Server) -> None:
-    # Not wait_closed(): from Python 3.12 on that waits for the connections, which are closed after this.
-    server.close()
+    try:
+        sock.setblocking(False)
+        sock.bind(f"\0{name}")
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    listener.on_stop(Acceptor(sock, listener.accept).stop)
+    listener.address = msgspec.structs.replace(listener.address, unix=name, host_id=host_id())
 
 
 def _reachable(host: str) -> str:
     """What to tell others when listening on every interface."""
-    return socket.gethostbyname(socket.gethostname()) if host in ("0.0.0.0", "::") else host  # noqa: S104
+    if host not in ("0.0.0.0", "::"):  # noqa: S104
+        return host
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"  # the host does not know its own name: nobody else will
 
 
 def _detect_dead_peer(connection: CallerConnection) -> None:

@@ -3,21 +3,10 @@
     @pytest.mark.parametrize("case", CASES)
     async def test_my_plane(case):
         await case(MyPlane())
+
+A case is given a plane that can listen, and connect to where it listens.
 """
 
-from collections.abc import Awaitable, Callable
-
-from dynamo.runtime.request_plane.base import RequestPlane
-from dynamo.testing.request_plane import connections, endings, failures, flow, streams
-
-Case = Callable[[RequestPlane], Awaitable[None]]
-
-CASES: tuple[Case, ...] = (
-    *streams.CASES,
-    *failures.CASES,
-    *flow.CASES,
-    *endings.CASES,
-    *connections.CASES,
-)
+from dynamo.testing.request_plane.suite import CASES, Case
 
 __all__ = ["CASES", "Case"]

@@ -5,20 +5,20 @@ import sys
 
 import pytest
 
-from dynamo.engines.vllm.orphans import die_with_owner
+from dynamo.engines.vllm.ownership import descendants, follow_owner, kill_tree
 
-from .processes import descendants, kill_and_wait
+from .processes import kill_and_wait
 
 CHILD = (
     "import time\n"
-    "from dynamo.engines.vllm.orphans import die_with_owner\n"
-    "die_with_owner()\n"
+    "from dynamo.engines.vllm.ownership import follow_owner\n"
+    "follow_owner()\n"
     "print('running', flush=True)\n"
     "time.sleep(60)\n"
 )
 OWNER = (
     "import subprocess, sys\n"
-    "from dynamo.engines.vllm.orphans import own_children\n"
+    "from dynamo.engines.vllm.ownership import own_children\n"
     "own_children()\n"
     f"subprocess.run([sys.executable, '-c', {CHILD!r}])\n"
 )
@@ -51,4 +51,22 @@ def test_nothing_happens_to_the_owner_and_to_strangers(owned: bool, monkeypatch:
     if owned:
         monkeypatch.setenv("DYN_VLLM_OWNER_PID", str(os.getpid()))
 
-    die_with_owner()
+    follow_owner()
+
+
+def test_kill_tree_takes_all_below() -> None:
+    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+
+        kill_tree(owner.pid)
+
+        assert owner.wait(timeout=2) == -9
+        assert owner.stdout.read() == ""  # the child has gone too: the pipe is closed
+
+
+def test_descendants_of_a_process_that_is_gone() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait(timeout=30)
+
+    assert descendants(gone.pid) == []

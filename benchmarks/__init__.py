@@ -1,0 +1,1 @@
+"""The project's own benchmark, run by scripts/bench; docs/performance.md says what the figures mean."""

@@ -1,0 +1,125 @@
+"""uvicorn's HTTP protocol, with what a server for strangers needs beside it."""
+
+import asyncio
+from typing import Any
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from dynamo.errors import DynamoError, InvalidRequestError, RequestTooLargeError
+from dynamo.frontend.errors import encode_error
+
+HEAD_BYTES_MAX = 64 << 10  # of a request's first line and headers together
+_LINGER_S = 1.0  # closing at once, with input unread, could take the answer away from the client
+_PIPELINED_MAX = 16  # requests that may wait on one connection
+_UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings", b"connection"})
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """Differs from uvicorn's in four things.
+
+    - What one connection makes us remember is bounded.
+    - Broken HTTP is answered by an error of OpenAI's shape.
+    - An offer to speak another protocol, as Java's client makes with each request, is passed over. (The parser takes
+      it for the end of the request and loses the body.)
+    - When a connection is lost, the request that is being answered gets to know it, and at once. (Where requests are
+      pipelined, uvicorn tells the latest one only, if it notices at all.)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._unparsed_bytes = 0  # what the parser has taken without giving anything
+        self._answering: RequestResponseCycle | None = None
+        self._refused = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._unset_keepalive_if_required()
+        self._unparsed_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._pass_over(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            if self._head_bytes <= HEAD_BYTES_MAX:  # else it was stopped by _grow_head()
+                self._refuse(400, InvalidRequestError("this is not a valid HTTP request"))
+        if max(self._unparsed_bytes, self._head_bytes) > HEAD_BYTES_MAX:
+            self._refuse(431, RequestTooLargeError(f"the headers are over the limit of {HEAD_BYTES_MAX} bytes"))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._grow_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._grow_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        self._unparsed_bytes = 0
+        if self.parser.should_upgrade():
+            return
+        super().on_headers_complete()
+        if len(self.pipeline) > _PIPELINED_MAX:
+            raise ValueError("too many requests wait for the one that is being answered")  # stops the parser
+        self.flow.resume_reading()  # uvicorn reads no further while requests wait, and would not see the client leave
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unparsed_bytes = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._abandon()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _grow_head(self, size_bytes: int) -> None:
+        self._unparsed_bytes = 0
+        self._head_bytes += size_bytes
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise ValueError("the head is too large")  # stops the parser
+
+    def _pass_over(self, rest: bytes) -> None:
+        """Feeds the parser the same request without the offer."""
+        kept = [(name, value) for name, value in self.headers if name not in _UPGRADE_HEADERS]
+        if len(kept) == len(self.headers):  # CONNECT: the parser takes that for an offer too
+            self._refuse(400, InvalidRequestError("this server is no proxy"))
+            return
+        lines = [b"%s: %s\r\n" % header for header in kept]
+        request_line = b"%s %s HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
+        self.data_received(b"".join([request_line, *lines, b"\r\n", rest]))
+
+    def _refuse(self, status: int, error: DynamoError) -> None:
+        if self._refused:
+            return
+        self._refused = True
+        answering = self._answering
+        if answering is not None and answering.response_started and not answering.response_complete:
+            self.transport.close()  # no other answer can follow the one that is under way
+            return
+        self._abandon()
+        body = encode_error(error)
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + body)
+        self.transport.write_eof()
+        asyncio.get_running_loop().call_later(_LINGER_S, self.transport.close)
+
+    def _abandon(self) -> None:
+        """Ends the work on the request that is being answered."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()

@@ -1,0 +1,29 @@
+"""Sockets that a process listens on."""
+
+import socket
+
+from dynamo.errors import ConfigError
+
+_PORT_MAX = 0xFFFF
+_BACKLOG = 2048
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; ConfigError says what is wrong with the address."""
+    if not 0 <= port <= _PORT_MAX:
+        raise ConfigError(f"{port} is not a port: it must be between 0 and {_PORT_MAX}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where TCP is named as the protocol
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(_BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason or error}") from error
+    sock.setblocking(False)
+    return sock

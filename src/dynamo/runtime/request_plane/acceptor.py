@@ -1,0 +1,60 @@
+"""Accepting connections.
+
+Not asyncio.Server: when that is closed, a connection that it has just accepted is neither served nor closed.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S = 0.5  # after a failure that time may mend: most likely, there are no descriptors left
+
+
+class Acceptor:
+    """Makes a protocol of each connection that arrives at a listening, non-blocking socket, which it owns."""
+
+    def __init__(self, sock: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._make_protocol = make_protocol
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
+        self._start()
+
+    async def stop(self) -> None:
+        """Refuses connections from here on; idempotent."""
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
+        if self._connecting:
+            await asyncio.wait(self._connecting)
+
+    def _start(self) -> None:
+        self._loop.add_reader(self._sock, self._on_arrival)
+
+    def _on_arrival(self) -> None:
+        try:
+            connection, _ = self._sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # it has gone again
+        except OSError as error:
+            logger.error("cannot accept a connection: %s", error)
+            self._loop.remove_reader(self._sock)
+            self._retry = self._loop.call_later(_RETRY_S, self._start)
+            return
+        connection.setblocking(False)
+        task = asyncio.create_task(self._connect(connection))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._make_protocol, connection)
+        except OSError as error:
+            logger.warning("a connection broke before it was made: %s", error)
+            connection.close()

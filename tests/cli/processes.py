@@ -1,0 +1,34 @@
+"""Looking at processes from outside."""
+
+import os
+from pathlib import Path
+
+
+def children(pid: int) -> dict[int, str]:
+    """The processes that `pid` has started, and their command lines."""
+    try:
+        pids = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children_of(task)]
+        return {child: Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode() for child in pids}
+    except FileNotFoundError:  # one of them has just ended
+        return children(pid) if is_running(pid) else {}
+
+
+def is_running(pid: int) -> bool:
+    """False for zombies too, whose parent has not looked at them yet."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _children_of(task: Path) -> list[str]:
+    return (task / "children").read_text().split()

@@ -1,0 +1,87 @@
+"""The command lines that `dynamo serve` makes: each must be what the process itself understands."""
+
+import dataclasses
+from typing import TypeVar
+
+import pytest
+
+from dynamo.cli.deployment import Deployment, ServeConfig
+from dynamo.config import build_parser, from_namespace, settings
+from dynamo.engines.config import WorkerConfig
+from dynamo.engines.echo import EchoConfig
+from dynamo.engines.mocker.args import MockerConfig
+from dynamo.engines.vllm.args import VllmConfig
+from dynamo.frontend.config import FrontendConfig
+
+T = TypeVar("T")
+
+GIVEN = ServeConfig(
+    engine="mocker",
+    workers=2,
+    namespace="mine",
+    file_kv="/tmp/kv",
+    rpc_host="127.0.0.2",
+    rpc_port=5000,
+    system_host="127.0.0.3",
+    system_port=6000,
+    shutdown_timeout_s=5.5,
+    http_host="127.0.0.4",
+    http_port=7000,
+    router_mode="random",
+    body_limit_mb=1.5,
+    access_log=False,
+    keep_alive_s=9,
+)
+CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
+NOT_THE_FRONTENDS = {"rpc_host", "rpc_port", "system_host", "system_port"}  # it serves no endpoints
+
+
+def commands(config: ServeConfig, *worker_flags: str) -> dict[str, list[str]]:
+    deployment = Deployment(config=config, model_name="m", model_dir="/models/m", worker_flags=worker_flags)
+    return deployment.commands()
+
+
+def parsed(cls: type[T], command: list[str]) -> T:
+    return from_namespace(cls, build_parser(cls, prog="test").parse_args(command[3:]), environ={})
+
+
+def test_given_differs_from_every_default() -> None:
+    for setting in settings(FrontendConfig):
+        if setting.name not in CANNOT_DIFFER:
+            assert getattr(GIVEN, setting.name) != setting.default, setting.name
+
+
+def test_the_frontend_gets_every_flag() -> None:
+    made = commands(GIVEN)
+    assert list(made) == ["frontend", "worker-1", "worker-2"]
+    assert made["frontend"][1:3] == ["-m", "dynamo.frontend"]
+    config = parsed(FrontendConfig, made["frontend"])
+    for setting in settings(FrontendConfig):
+        if setting.name not in NOT_THE_FRONTENDS:
+            assert getattr(config, setting.name) == getattr(GIVEN, setting.name), setting.name
+
+
+@pytest.mark.parametrize(("engine", "cls"), [("mocker", MockerConfig), ("echo", EchoConfig), ("vllm", VllmConfig)])
+def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerConfig]) -> None:
+    made = commands(dataclasses.replace(GIVEN, engine=engine))
+    for position, command in enumerate((made["worker-1"], made["worker-2"])):
+        assert command[1:3] == ["-m", f"dynamo.{engine}"]
+        config = parsed(cls, command)
+        assert config.namespace == "mine"
+        assert config.file_kv == "/tmp/kv"
+        assert config.shutdown_timeout_s == 5.5
+        assert (config.rpc_host, config.rpc_port) == ("127.0.0.2", 5000 + position)
+        assert (config.system_host, config.system_port) == ("127.0.0.3", 6000 + position)
+        assert "m" in command
+        assert "/models/m" in command
+
+
+def test_ports_that_need_not_differ() -> None:
+    config = parsed(EchoConfig, commands(ServeConfig(engine="echo", workers=3))["worker-3"])
+    assert (config.rpc_port, config.system_port) == (0, -1)
+
+
+def test_own_flags_of_the_workers_come_last() -> None:
+    made = commands(ServeConfig(engine="mocker"), "--block-size", "16")
+    assert parsed(MockerConfig, made["worker-1"]).block_size == 16
+    assert "--block-size" not in made["frontend"]

@@ -1,0 +1,242 @@
+"""HTTP itself, as rude clients speak it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from dynamo.frontend.http_protocol import HEAD_BYTES_MAX
+from dynamo.testing import within
+
+from .conftest import Stack
+from .raw_http import JSON_HEADERS, connect, encoded, events, get, message, post, request
+from .served import ECHO, MOCK, until_served
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+CHAT = "/v1/chat/completions"
+LIMIT_BYTES = 200_000
+
+
+def chat(**fields: Any) -> bytes:
+    return encoded({"model": ECHO, "messages": [{"role": "user", "content": "Hello"}]} | fields)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def small(stack: Stack) -> AsyncIterator[str]:
+    """The URL of a frontend with a low limit for bodies."""
+    _, url = await stack.deployment.frontend("--http-body-limit-mb", str(LIMIT_BYTES / 1e6))
+    await until_served(url, 3)
+    yield url
+
+
+async def test_body_of_announced_size_over_the_limit(small: str) -> None:
+    async with connect(small) as connection:
+        head = message("POST", CHAT, b"", JSON_HEADERS).replace(b"content-length: 0", b"content-length: 200001")
+        connection.send(head)  # it is refused before a byte of it is sent
+        response = await connection.response()
+    assert response.status == 413
+    assert response.error()["code"] == "request_too_large"
+    assert str(LIMIT_BYTES) in response.error()["message"]
+
+
+async def test_client_that_asks_before_it_sends(small: str) -> None:
+    async with connect(small) as connection:
+        headers = {**JSON_HEADERS, "expect": "100-continue"}
+        connection.send(message("POST", CHAT, b"", headers).replace(b"length: 0", b"length: 999999999"))
+        assert (await connection.response()).status == 413
+    async with connect(small) as connection:
+        body = chat()
+        head, _, _ = message("POST", CHAT, body, headers).partition(body)
+        connection.send(head)
+        assert (await connection.head())[0] == 100
+        connection.send(body)
+        assert (await connection.response()).status == 200
+
+
+async def test_chunked_body_over_the_limit(small: str) -> None:
+    async with connect(small) as connection:
+        connection.send(_chunked_head())
+        for _ in range(11):
+            connection.send(b"4e20\r\n" + b" " * 20_000 + b"\r\n")
+        response = await connection.response()  # the end never comes
+    assert response.status == 413
+    assert response.error()["code"] == "request_too_large"
+
+
+async def test_chunked_body_within_the_limit(small: str) -> None:
+    async with connect(small) as connection:
+        connection.send(_chunked_head())
+        for byte in chat():
+            connection.send(b"1\r\n%c\r\n" % byte)
+        connection.send(b"0\r\n\r\n")
+        assert (await connection.response()).status == 200
+
+
+async def test_body_at_the_limit(small: str) -> None:
+    body = chat()
+    fits = body + b" " * (LIMIT_BYTES - len(body))
+    assert (await post(small, CHAT, fits)).status == 200
+    assert (await post(small, CHAT, fits + b" ")).status == 413
+    assert (await post(small, CHAT, body)).status == 200  # the next one is not affected
+
+
+async def test_the_connection_outlives_a_refusal(stack: Stack) -> None:
+    async with connect(stack.url) as connection:
+        for body, status in ((b"{", 400), (chat(model="none"), 404), (chat(), 200), (b"", 400), (chat(), 200)):
+            connection.post(CHAT, body)
+            assert (await connection.response()).status == status
+
+
+async def test_pipelined_requests(stack: Stack) -> None:
+    async with connect(stack.url) as connection:
+        for position in range(5):
+            connection.post(CHAT, chat(messages=[{"role": "user", "content": f"number {position}"}]))
+        connection.send(message("GET", "/live", b"", {}))
+        for position in range(5):
+            response = await connection.response()
+            assert f"number {position}" in response.json()["choices"][0]["message"]["content"]
+        assert (await connection.response()).json() == {"status": "live"}
+
+
+async def test_too_many_pipelined_requests(stack: Stack) -> None:
+    async with connect(stack.url) as connection:
+        for _ in range(100):
+            connection.post(CHAT, chat(model=MOCK, ignore_eos=True, max_tokens=30_000))
+        refused = await connection.response()
+        assert refused.status == 400
+        assert await connection.is_closed()
+
+
+async def test_request_in_single_bytes(stack: Stack) -> None:
+    async with connect(stack.url) as connection:
+        for byte in message("POST", CHAT, chat(), JSON_HEADERS):
+            connection.send(bytes([byte]))
+            await connection.writer.drain()
+        assert (await connection.response()).status == 200
+
+
+async def test_head(stack: Stack) -> None:
+    for path in ("/v1/models", "/health", "/live", "/metrics", "/openapi.json"):
+        async with connect(stack.url) as connection:
+            connection.send(message("HEAD", path, b"", {"connection": "close"}))
+            response = await connection.response(bodiless=True)
+            assert response.status == 200
+            assert int(response.headers["content-length"]) > 0
+            assert await connection.is_closed()
+
+
+async def test_http_1_0(stack: Stack) -> None:
+    async with connect(stack.url) as connection:
+        connection.send(message("POST", CHAT, chat(), JSON_HEADERS).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        response = await connection.response()
+        assert response.status == 200
+        assert "content-length" in response.headers
+        assert await connection.is_closed()
+
+
+async def test_connection_close(stack: Stack) -> None:
+    async with connect(stack.url) as connection:
+        connection.post(CHAT, chat(stream=True), {**JSON_HEADERS, "connection": "close"})
+        response = await connection.response()
+        assert events(response.body)[-1] == "[DONE]"
+        assert await connection.is_closed()
+
+
+async def test_offer_of_another_protocol_is_passed_over(stack: Stack) -> None:
+    """As Java's client makes it with every request."""
+    headers = {**JSON_HEADERS, "connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAEAAEAA"}
+    response = await request(stack.url, "POST", CHAT, chat(), headers)
+    assert response.status == 200
+    assert "Unsupported upgrade" not in stack.frontend.output
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),  # TLS
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT there:443 HTTP/1.1\r\nhost: there\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_what_is_not_http(stack: Stack, nonsense: bytes) -> None:
+    async with connect(stack.url) as connection:
+        connection.send(nonsense)
+        response = await connection.response()
+        assert response.status == 400
+        assert response.error()["type"] == "invalid_request_error"
+        assert await connection.is_closed()
+
+
+@pytest.mark.parametrize("kind", ["one header", "many headers", "path"])
+async def test_large_head(stack: Stack, kind: str) -> None:
+    def head(size: int) -> bytes:
+        if kind == "path":
+            return b"GET /" + b"x" * size + b" HTTP/1.1\r\n\r\n"
+        fill = b"x: " + b"y" * size + b"\r\n" if kind == "one header" else b"x: y\r\n" * (size // 2)
+        return b"GET /live HTTP/1.1\r\n" + fill + b"\r\n"
+
+    async with connect(stack.url) as connection:
+        connection.send(head(HEAD_BYTES_MAX // 2))
+        assert (await connection.response()).status == (404 if kind == "path" else 200)
+        connection.send(head(HEAD_BYTES_MAX + 100))
+        response = await connection.response()
+        assert response.status == 431
+        assert response.error()["code"] == "request_too_large"
+        assert await connection.is_closed()
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /", b"GET / HTTP/1.1\r\nx: ", b"POST / HTTP/1.1\r\ntransfer-encoding: "])
+async def test_endless_head(stack: Stack, start: bytes) -> None:
+    async with connect(stack.url) as connection:
+        connection.send(start)
+        reading = asyncio.create_task(connection.response())
+        while not reading.done():
+            connection.send(b"G" * 10_000)
+            await asyncio.wait({reading}, timeout=0.01)
+        assert (await within(reading)).status in (400, 431)
+
+
+async def test_garbage_behind_a_stream_is_not_answered_into_it(stack: Stack) -> None:
+    async with connect(stack.url) as connection:
+        connection.post(CHAT, chat(model=MOCK, stream=True, ignore_eos=True, max_tokens=30_000))
+        status, _ = await connection.head()
+        assert status == 200
+        connection.send(b"\x00garbage\r\n\r\n")
+        rest = await within(connection.reader.read())
+    assert b"HTTP/1.1" not in rest
+
+
+async def test_many_connections_that_say_nothing(stack: Stack) -> None:
+    silent = [await asyncio.open_connection(*_address(stack.url)) for _ in range(100)]
+    assert (await get(stack.url, "/live")).status == 200
+    for _, writer in silent:
+        writer.transport.abort()
+
+
+async def test_json_is_not_escaped_needlessly(stack: Stack) -> None:
+    response = await post(stack.url, CHAT, chat(messages=[{"role": "user", "content": "Grüße 世界"}]))
+    assert "Grüße 世界" in response.body.decode()
+    assert json.loads(response.body)
+
+
+def _chunked_head() -> bytes:
+    head = message("POST", CHAT, b"", JSON_HEADERS)
+    return head.replace(b"content-length: 0", b"transfer-encoding: chunked")
+
+
+def _address(url: str) -> tuple[str, int]:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host, int(port)

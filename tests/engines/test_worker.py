@@ -1,0 +1,226 @@
+"""The process around an engine, with an engine that does as the test says."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamo.engines import worker as worker_module
+from dynamo.engines.base import EngineInfo
+from dynamo.engines.config import WorkerConfig
+from dynamo.engines.worker import EngineEndpoint, Worker, run_workers
+from dynamo.errors import ConfigError, InternalError
+from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.load import WorkerLoad
+from dynamo.runtime.context import Context
+from dynamo.testing import program, within
+from dynamo.testing.tiny_model import byte_level_files
+from dynamo.tokens import token_array
+
+REQUEST = PreprocessedRequest(model="m", token_ids=token_array([1]))
+
+
+class FakeEngine:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.start_error: Exception | None = None
+        self.failure = asyncio.Event()
+        self.aborted = asyncio.Event()
+
+    async def start(self) -> EngineInfo:
+        self.calls.append("start")
+        if self.start_error is not None:
+            raise self.start_error
+        return EngineInfo(context_length=77)
+
+    async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
+        try:
+            yield LLMEngineOutput(token_ids=[1])
+            await self.aborted.wait()
+            yield LLMEngineOutput(finish_reason=FinishReason.CANCELLED)
+        finally:
+            self.calls.append("generate ended")
+
+    async def abort(self, request_id: str) -> None:
+        self.calls.append(f"abort {request_id}")
+        self.aborted.set()
+
+    def load(self) -> list[WorkerLoad]:
+        return [WorkerLoad(running_requests=3), WorkerLoad(dp_rank=1)]
+
+    async def failed(self) -> str:
+        await self.failure.wait()
+        return "it caught fire"
+
+    async def cleanup(self) -> None:
+        self.calls.append("cleanup")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "tiny"
+    directory.mkdir()
+    for name, content in byte_level_files().items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> WorkerConfig:
+    return WorkerConfig(discovery_backend="mem", request_plane="inproc", file_kv=str(tmp_path / "discovery"))
+
+
+class TestEndpoint:
+    async def test_stop_becomes_an_abort(self) -> None:
+        engine, context = FakeEngine(), Context("mine")
+        stream = EngineEndpoint(engine).generate(REQUEST, context)
+        await anext(stream)
+        context.stop_generating()
+        assert (await within(anext(stream))).finish_reason is FinishReason.CANCELLED
+        assert engine.calls == ["abort mine"]
+
+    async def test_stop_before_the_start(self) -> None:
+        engine, context = FakeEngine(), Context("mine")
+        context.stop_generating()
+        outputs = [output async for output in EngineEndpoint(engine).generate(REQUEST, context)]
+        assert outputs[-1].finish_reason is FinishReason.CANCELLED
+
+    async def test_kill_closes_the_stream_instead(self) -> None:
+        engine, context = FakeEngine(), Context("mine")
+        stream: Any = EngineEndpoint(engine).generate(REQUEST, context)
+        await anext(stream)
+        context.kill()
+        await stream.aclose()
+        assert engine.calls == ["generate ended"]
+
+    async def test_stop_after_the_end_concerns_nobody(self) -> None:
+        engine, context = FakeEngine(), Context("mine")
+        stream: Any = EngineEndpoint(engine).generate(REQUEST, context)
+        await anext(stream)
+        await stream.aclose()
+        context.stop_generating()
+        await asyncio.sleep(0)
+        assert engine.calls == ["generate ended"]
+
+    async def test_load(self) -> None:
+        engine = FakeEngine()
+        assert [load async for load in EngineEndpoint(engine).load(None)] == [engine.load()]
+
+
+class TestName:
+    def test_own(self) -> None:
+        assert Worker(engine=FakeEngine(), model_path="/models/a", model_name="mine").name == "mine"
+
+    @pytest.mark.parametrize("path", ["/models/a", "/models/a/", "org/a", "./a", "b/../a"])
+    def test_from_the_path(self, path: str) -> None:
+        assert Worker(engine=FakeEngine(), model_path=path).name == "a"
+
+    def test_current_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert Worker(engine=FakeEngine(), model_path=".").name == tmp_path.name
+
+
+class TestRun:
+    @pytest.fixture(autouse=True)
+    def _leave_this_process_as_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dynamo.telemetry.logging.configure", lambda: None)
+        monkeypatch.setattr(worker_module, "settle_memory", lambda: None)
+
+    def test_failure_to_start(
+        self,
+        config: WorkerConfig,
+        model: Path,
+        capfd: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        engine = FakeEngine()
+        engine.start_error = InternalError("out of memory")
+        assert run_workers(config, [Worker(engine=engine, model_path=str(model))]) == 1
+        assert engine.calls == ["start", "cleanup"]
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["out of memory"]
+        assert not any(record.exc_info for record in caplog.records)
+        assert "ready:" not in capfd.readouterr().err
+
+    def test_failure_later(
+        self,
+        config: WorkerConfig,
+        model: Path,
+        capfd: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        engine = FakeEngine()
+        engine.failure.set()
+        assert run_workers(config, [Worker(engine=engine, model_path=str(model), model_name="m")]) == 1
+        assert engine.calls == ["start", "cleanup"]
+        assert "ready: m\n" in capfd.readouterr().err
+        assert "the engine has failed: it caught fire" in caplog.text
+
+    def test_one_of_several_fails(self, config: WorkerConfig, model: Path) -> None:
+        engines = [FakeEngine() for _ in range(3)]
+        engines[1].failure.set()
+        assert run_workers(config, [Worker(engine=engine, model_path=str(model)) for engine in engines]) == 1
+        assert [engine.calls for engine in engines] == [["start", "cleanup"]] * 3
+
+    def test_all_engines_are_cleaned_up_when_one_does_not_start(self, config: WorkerConfig, model: Path) -> None:
+        engines = [FakeEngine() for _ in range(3)]
+        engines[1].start_error = ConfigError("no such device")
+        assert run_workers(config, [Worker(engine=engine, model_path=str(model)) for engine in engines]) == 1
+        assert [engine.calls for engine in engines] == [["start", "cleanup"], ["start", "cleanup"], []]
+
+    @pytest.mark.parametrize(
+        ("wrong", "reason"),
+        [
+            ({"endpoint": "generate"}, "namespace.component.endpoint"),
+            ({"custom_jinja_template": "/nowhere"}, "no chat template at /nowhere"),
+        ],
+    )
+    def test_wrong_flags_are_found_before_the_engine_starts(
+        self, config: WorkerConfig, model: Path, wrong: dict[str, str], reason: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        engine = FakeEngine()
+        config = replace(config, **wrong)  # type: ignore[arg-type]
+        assert run_workers(config, [Worker(engine=engine, model_path=str(model))]) == 1
+        assert engine.calls == ["cleanup"]
+        assert reason in caplog.text
+
+
+SLOW_START = """
+import asyncio, sys
+from dynamo.engines.config import WorkerConfig
+from dynamo.engines.echo import EchoEngine
+from dynamo.engines.worker import Worker, run_workers
+
+class SlowEngine(EchoEngine):
+    async def start(self):
+        print("starting", flush=True)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            print("given up", flush=True)
+
+    async def cleanup(self):
+        print("cleaned up", flush=True)
+
+sys.exit(run_workers(WorkerConfig(file_kv=sys.argv[1]), [Worker(engine=SlowEngine(), model_path=sys.argv[2])]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_told_to_stop_while_the_engine_starts(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    discovery = tmp_path / "discovery"
+    async with program(["-c", SLOW_START, str(discovery), str(model)]) as worker:
+        await worker.line("starting")
+        worker.signal(number)
+        assert await worker.exit_code() == 0
+    assert worker.output.splitlines()[-2:] == ["given up", "cleaned up"]
+    assert not discovery.exists()
+
+
+def test_load_endpoint_has_the_name_that_others_ask_for() -> None:
+    assert worker_module.LOAD_ENDPOINT == "load"

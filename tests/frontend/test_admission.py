@@ -1,0 +1,101 @@
+"""What a request must be before anybody looks into it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+
+from dynamo.errors import (
+    InvalidRequestError,
+    RequestCancelledError,
+    RequestTooLargeError,
+    UnsupportedMediaTypeError,
+)
+from dynamo.frontend.admission import REQUEST_ID_CHARS_MAX, read_body, request_id
+from dynamo.testing import within
+
+JSON = {"content-type": "application/json"}
+LIMIT_BYTES = 10
+
+
+def body(*chunks: bytes, end: bool = True) -> Iterable[dict[str, Any]]:
+    for i, chunk in enumerate(chunks):
+        yield {"type": "http.request", "body": chunk, "more_body": not end or i < len(chunks) - 1}
+    yield {"type": "http.disconnect"}
+
+
+async def read(messages: Iterable[dict[str, Any]], headers: dict[str, str] = JSON) -> bytes:
+    waiting = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        return next(waiting)
+
+    return await within(read_body(Headers(headers), receive, LIMIT_BYTES))
+
+
+@pytest.mark.parametrize("chunks", [[b"0123456789"], [b"01234", b"56789"], [b""], [b"", b"0", b"", b"1"]])
+async def test_body_within_the_limit(chunks: list[bytes]) -> None:
+    assert await read(body(*chunks)) == b"".join(chunks)
+
+
+@pytest.mark.parametrize("chunks", [[b"0123456789A"], [b"0123456789", b"A"], [b"x"] * 11])
+async def test_body_over_the_limit(chunks: list[bytes]) -> None:
+    with pytest.raises(RequestTooLargeError, match="limit of 10 bytes"):
+        await read(body(*chunks))
+
+
+async def test_body_that_is_announced_too_large_is_not_read() -> None:
+    def nothing() -> Iterable[dict[str, Any]]:
+        pytest.fail("it must not be read")
+        yield {}
+
+    with pytest.raises(RequestTooLargeError):
+        await read(nothing(), JSON | {"content-length": "11"})
+
+
+@pytest.mark.parametrize("announced", ["10", "x", "", "-5", "²"])
+async def test_what_is_announced_is_only_a_hint(announced: str) -> None:
+    assert await read(body(b"{}"), JSON | {"content-length": announced}) == b"{}"
+
+
+async def test_client_that_leaves() -> None:
+    with pytest.raises(RequestCancelledError):
+        await read(body(b"01", end=False))
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "APPLICATION/JSON; charset=utf-8", "application/x+json"])
+async def test_media_type(media_type: str) -> None:
+    assert await read(body(b"{}"), {"content-type": media_type}) == b"{}"
+
+
+async def test_no_media_type() -> None:
+    assert await read(body(b"{}"), {}) == b"{}"
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "", "application/jsonx", "json", "multipart/form-data"])
+async def test_other_media_type(media_type: str) -> None:
+    with pytest.raises(UnsupportedMediaTypeError, match="application/json"):
+        await read(body(b"{}"), {"content-type": media_type})
+
+
+async def test_compressed() -> None:
+    with pytest.raises(UnsupportedMediaTypeError, match="gzip"):
+        await read(body(b"{}"), JSON | {"content-encoding": "GZIP"})
+    assert await read(body(b"{}"), JSON | {"content-encoding": " Identity"}) == b"{}"
+
+
+@pytest.mark.parametrize("value", ["a", "x" * REQUEST_ID_CHARS_MAX, "with space", "~!@#$%^&*()"])
+def test_request_id(value: str) -> None:
+    assert request_id(Headers({"X-Request-Id": value})) == value
+
+
+def test_no_request_id() -> None:
+    assert request_id(Headers({})) is None
+
+
+@pytest.mark.parametrize("value", ["", "x" * (REQUEST_ID_CHARS_MAX + 1), "a\x00", "a\x7f", "é", "a\tb"])
+def test_request_id_that_cannot_be_sent_back(value: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        request_id(Headers({"x-request-id": value}))
+    assert raised.value.param == "x-request-id"

@@ -1,0 +1,155 @@
+"""Which models a frontend can serve, as workers come and go."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from dynamo.errors import ConfigError, ModelNotFoundError, NoInstancesError
+from dynamo.llm.model_manager import ModelManager
+from dynamo.runtime import DistributedRuntime, RuntimeConfig
+from dynamo.testing import eventually, within
+
+from .deployed import Deployed, answer, deployed, until_models, write_model
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Deployed]:
+    async with deployed() as made:
+        yield made
+
+
+@pytest.fixture
+async def manager(fleet: Deployed) -> AsyncIterator[ModelManager]:
+    made = fleet.manager()
+    async with made.following():
+        yield made
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "tiny")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "other", other=True)
+
+
+async def test_nothing_yet(manager: ModelManager) -> None:
+    assert manager.models() == []
+    with pytest.raises(NoInstancesError, match="no worker is up yet"):
+        manager.get("m")
+
+
+async def test_workers_come_and_go(fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+    first = await fleet.serve("b", tiny)
+    await until_models(manager, {"b": 1})
+    served = manager.get("b")
+    second = await fleet.serve("b", tiny)
+    await fleet.serve("a", tiny)
+    await until_models(manager, {"a": 1, "b": 2})
+    assert [model.card.name for model in manager.models()] == ["a", "b"]
+    assert manager.get("b") is served  # the same path, with one worker more
+
+    await first.close()
+    await until_models(manager, {"a": 1, "b": 1})
+    await second.close()
+    await until_models(manager, {"a": 1})
+    with pytest.raises(NoInstancesError, match="'b'"):
+        manager.get("b")
+    with pytest.raises(ModelNotFoundError, match="there is: a") as raised:
+        manager.get("c")
+    assert raised.value.param == "model"
+
+    await fleet.serve("b", tiny)
+    await until_models(manager, {"a": 1, "b": 1})
+
+
+async def test_worker_that_was_there_before(fleet: Deployed, tiny: Path) -> None:
+    await fleet.serve("m", tiny)
+    manager = fleet.manager()
+    async with manager.following():
+        await until_models(manager, {"m": 1})
+
+
+async def test_unknown_model_when_all_workers_are_gone(fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+    worker = await fleet.serve("m", tiny)
+    await until_models(manager, {"m": 1})
+    await worker.close()
+    await until_models(manager, {})
+    with pytest.raises(NoInstancesError):
+        manager.get("m")
+    with pytest.raises(ModelNotFoundError, match="there is: none right now"):
+        manager.get("x")
+
+
+async def test_model_before_its_worker_serves_the_endpoint(fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+    """In upstream's programs register_model comes first."""
+    worker = fleet.new_worker()
+    await fleet.announce(worker, "m", tiny)
+    await eventually(lambda: "m" in manager._slots and manager._slots["m"].served is not None)
+    with pytest.raises(NoInstancesError):
+        manager.get("m")
+    await worker.endpoint("ns.backend.generate").start(answer)
+    await until_models(manager, {"m": 1})
+
+
+async def test_only_a_namespace(fleet: Deployed, tiny: Path) -> None:
+    manager = fleet.manager("mine")
+    async with manager.following():
+        await fleet.serve("theirs", tiny, path="others.backend.generate")
+        await fleet.serve("similar", tiny, path="mine2.backend.generate")
+        await fleet.serve("mine", tiny, path="mine.backend.generate")
+        await until_models(manager, {"mine": 1})
+
+
+async def test_several_models_at_one_endpoint(fleet: Deployed, manager: ModelManager, tiny: Path, other: Path) -> None:
+    both = await fleet.serve("a", tiny)
+    await fleet.announce(both, "b", other)
+    await fleet.serve("b", other)
+    await until_models(manager, {"a": 1, "b": 2})
+    assert [i.instance_id for i in manager.get("a").instances()] == [both.instance_id]
+
+
+async def test_entry_that_cannot_be_read(
+    fleet: Deployed, manager: ModelManager, tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await fleet.new_worker().register("models/ns/strange", b"not JSON")
+    await fleet.serve("m", tiny)
+    await until_models(manager, {"m": 1})
+    assert "models/ns/strange" in caplog.text
+
+
+async def test_names_are_not_remembered_without_end(fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+    manager._gone = dict.fromkeys(f"m{i}" for i in range(1024))
+    worker = await fleet.serve("last", tiny)
+    await until_models(manager, {"last": 1})
+    await worker.close()
+    await until_models(manager, {})
+    assert len(manager._gone) == 1024
+    with pytest.raises(NoInstancesError):
+        manager.get("last")
+    with pytest.raises(ModelNotFoundError):
+        manager.get("m0")
+
+
+async def test_discovery_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    runtime = DistributedRuntime(config=RuntimeConfig(file_kv=str(tmp_path / "file")))
+    manager = Deployed(runtime).manager()
+    with pytest.raises(ConfigError, match="discovery directory"):
+        async with manager.following():
+            pytest.fail("it must not begin")
+    await runtime.close()
+
+
+async def test_defect_ends_the_follower_visibly(fleet: Deployed, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("dynamo.llm.model_slot.ModelSlot.add", broken)
+    async with fleet.manager().following() as follower:
+        await fleet.serve("m", tiny)
+        with pytest.raises(ZeroDivisionError):
+            await within(follower)

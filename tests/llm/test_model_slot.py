@@ -1,0 +1,156 @@
+"""Workers that announce one name: those that agree serve it together, the others get nothing."""
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamo.errors import NoInstancesError
+from dynamo.llm import model_slot
+from dynamo.llm.model_manager import ModelManager
+from dynamo.testing import eventually
+
+from .deployed import Deployed, deployed, until_models, write_model
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Deployed]:
+    async with deployed() as made:
+        yield made
+
+
+@pytest.fixture
+async def manager(fleet: Deployed) -> AsyncIterator[ModelManager]:
+    made = fleet.manager()
+    async with made.following():
+        yield made
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "tiny")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "other", other=True)
+
+
+def served_by(manager: ModelManager, name: str) -> set[int]:
+    return {instance.instance_id for instance in manager.get(name).instances()}
+
+
+async def test_most_of_them_serve_or_else_the_first(
+    fleet: Deployed, manager: ModelManager, tiny: Path, other: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await fleet.serve("m", tiny)
+    await until_models(manager, {"m": 1})
+    second = await fleet.serve("m", other)
+    await eventually(lambda: f"instance {second.instance_id:x} gets no requests" in caplog.text)
+    assert "tokenizer.json" in caplog.text
+    assert "chat_template.jinja" not in caplog.text  # which is the same
+    third, fourth = await fleet.serve("m", tiny), await fleet.serve("m", tiny)
+    await until_models(manager, {"m": 3})
+    assert served_by(manager, "m") == {worker.instance_id for worker in (first, third, fourth)}
+
+    await first.close()
+    await until_models(manager, {"m": 2})
+    assert served_by(manager, "m") == {third.instance_id, fourth.instance_id}
+    assert caplog.text.count("gets no requests") == 1  # it is said once
+    await third.close()
+    await eventually(lambda: bool(manager.models()) and served_by(manager, "m") == {second.instance_id})
+    assert f"instance {fourth.instance_id:x} gets no requests" in caplog.text
+
+
+async def test_every_frontend_chooses_alike(fleet: Deployed, tiny: Path, other: Path) -> None:
+    elected = {(await fleet.serve("m", tiny)).instance_id for _ in range(3)}
+    for _ in range(3):
+        await fleet.serve("m", other)
+    for _ in range(3):
+        manager = fleet.manager()
+        async with manager.following():
+            await until_models(manager, {"m": 3})
+            assert served_by(manager, "m") == elected
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"context_length": 5}, "context length 5, not None"),
+        ({"path": "ns.other.generate"}, "endpoint ns.other.generate, not ns.backend.generate"),
+        ({"features": ["logprobs"]}, "another kind of model or engine"),
+    ],
+)
+async def test_differences_are_named(
+    fleet: Deployed,
+    manager: ModelManager,
+    tiny: Path,
+    options: dict[str, Any],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await fleet.serve("m", tiny)
+    await until_models(manager, {"m": 1})
+    await fleet.serve("m", tiny, **options)
+    await eventually(lambda: reason in caplog.text)
+    assert caplog.text.count("gets no requests") == 1
+
+
+async def test_files_are_fetched_from_whoever_has_them(
+    fleet: Deployed, manager: ModelManager, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(tiny, spoilt)
+    await fleet.serve("m", spoilt)
+    (spoilt / "tokenizer.json").write_text("{}")
+    await fleet.serve("m", tiny)
+    await until_models(manager, {"m": 2})
+
+
+async def test_unusable_files(
+    fleet: Deployed,
+    manager: ModelManager,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(model_slot, "_RETRY_S", 0.001)
+    good = (tiny / "tokenizer.json").read_bytes()
+    (tiny / "tokenizer.json").write_text('{"nonsense": true}')
+    worker = await fleet.serve("m", tiny)
+    await eventually(lambda: "'m' cannot be served yet" in caplog.text)
+    with pytest.raises(NoInstancesError):
+        manager.get("m")
+    assert caplog.text.count("cannot be served yet") == 1  # the same complaint is not repeated
+
+    await worker.close()
+    (tiny / "tokenizer.json").write_bytes(good)
+    await fleet.serve("m", tiny)
+    await until_models(manager, {"m": 1})
+
+
+async def test_defect_in_building_is_logged_and_tried_again(
+    fleet: Deployed,
+    manager: ModelManager,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(model_slot, "_RETRY_S", 0.001)
+    with monkeypatch.context() as broken:
+        broken.setattr("dynamo.llm.served_model.build_pipeline", lambda *_: 1 // 0)
+        await fleet.serve("m", tiny)
+        await eventually(lambda: "ZeroDivisionError" in caplog.text)
+    await until_models(manager, {"m": 1})
+
+
+async def test_last_worker_leaves_while_the_model_is_being_made(
+    fleet: Deployed, manager: ModelManager, tiny: Path
+) -> None:
+    worker = await fleet.serve("m", tiny)
+    await worker.close()
+    await eventually(lambda: not manager._slots)
+    with pytest.raises(NoInstancesError):
+        manager.get("m")

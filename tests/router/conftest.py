@@ -1,0 +1,51 @@
+"""Workers of one process behind a router, the network between them simulated in memory."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from dynamo.protocols.generation import PreprocessedRequest
+from dynamo.router import PushRouter, RouterMode
+from dynamo.runtime import Client, DistributedRuntime, RuntimeConfig
+from dynamo.testing import eventually
+from dynamo.testing.scripted import Scripted
+
+ENDPOINT = "test.backend.generate"
+
+
+@dataclass(slots=True)
+class Fleet:
+    """A client of ENDPOINT and the workers that serve it."""
+
+    runtime: DistributedRuntime
+    client: Client
+    workers: dict[int, DistributedRuntime] = field(default_factory=dict)
+
+    async def add(self, handler: Callable[..., Any], request_type: Any = PreprocessedRequest) -> int:
+        """Starts a worker; returns its instance id once the client knows it."""
+        worker = DistributedRuntime(config=self.runtime.config, shared=self.runtime.shared)
+        await worker.endpoint(ENDPOINT).start(handler, request_type=request_type)
+        self.workers[worker.instance_id] = worker
+        await eventually(lambda: worker.instance_id in self.client.instance_ids())
+        return worker.instance_id
+
+    async def add_scripted(self, script: Callable[[Any], Any], *, hang: bool = False) -> tuple[int, Scripted[Any, Any]]:
+        handler = Scripted[Any, Any](script, hang=hang)
+        return await self.add(handler), handler
+
+    def router(
+        self, mode: RouterMode = RouterMode.ROUND_ROBIN, serves: Callable[[int], bool] = lambda _: True
+    ) -> PushRouter:
+        return PushRouter(self.client, mode, serves)
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    runtime = DistributedRuntime(config=RuntimeConfig(discovery_backend="mem", request_plane="inproc"))
+    made = Fleet(runtime, await runtime.endpoint(ENDPOINT).client())
+    yield made
+    for worker in made.workers.values():
+        await worker.close(graceful=False)
+    await runtime.close()

@@ -1,0 +1,272 @@
+"""Sending requests to workers: by turns, by load, by name, and to another one when the first fails."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from dynamo.errors import (
+    ConnectionLostError,
+    DrainingError,
+    DynamoError,
+    HandlerError,
+    InvalidRequestError,
+    NoInstancesError,
+    OverloadedError,
+    ProtocolError,
+    RequestCancelledError,
+)
+from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
+from dynamo.router import PushRouter, RouterMode
+from dynamo.runtime.context import Context
+from dynamo.testing import eventually, within
+from dynamo.testing.scripted import Scripted, answers
+from dynamo.tokens import token_array
+
+from .conftest import Fleet
+
+DONE = LLMEngineOutput(token_ids=[2], finish_reason=FinishReason.STOP)
+FIRST = LLMEngineOutput(token_ids=[1], cached_tokens=0)
+
+
+def request(target: int | None = None) -> PreprocessedRequest:
+    worker = None if target is None else WorkerId(target)
+    return PreprocessedRequest(model="m", token_ids=token_array([1, 2, 3]), target=worker)
+
+
+async def served_by(router: PushRouter, target: int | None = None) -> int:
+    outputs = [output async for output in router.generate(request(target), Context())]
+    assert [token for output in outputs for token in output.token_ids][-1] == 2
+    assert outputs[0].worker_id is not None
+    assert all(output.worker_id is None for output in outputs[1:])
+    return outputs[0].worker_id.instance_id
+
+
+async def text_of(router: PushRouter, body: dict[str, Any]) -> list[Any]:
+    return [chunk async for chunk in router.generate_text(body, Context())]
+
+
+async def failure(router: PushRouter, target: int | None = None) -> DynamoError:
+    with pytest.raises(DynamoError) as raised:
+        await within(served_by(router, target))
+    return raised.value
+
+
+async def test_request_arrives_as_it_is(fleet: Fleet) -> None:
+    _, worker = await fleet.add_scripted(answers(FIRST, DONE))
+    await served_by(fleet.router())
+    assert worker.requests == [request()]
+
+
+async def test_turns(fleet: Fleet) -> None:
+    ids = {await fleet.add(Scripted(answers(DONE))) for _ in range(3)}
+    router = fleet.router()
+    assert Counter([await served_by(router) for _ in range(9)]) == dict.fromkeys(ids, 3)
+
+
+async def test_outputs_that_have_arrived_together_come_as_one(fleet: Fleet) -> None:
+    await fleet.add(Scripted(answers(*[LLMEngineOutput(token_ids=[i]) for i in range(100)], DONE)))
+    outputs = [output async for output in fleet.router().generate(request(), Context())]
+    assert [token for output in outputs for token in output.token_ids] == [*range(100), 2]
+    assert len(outputs) < 20
+    assert outputs[-1].finish_reason is FinishReason.STOP
+
+
+class TestFailover:
+    @pytest.mark.parametrize("error", [OverloadedError("full"), DrainingError("bye"), ConnectionLostError("gone")])
+    async def test_before_the_first_output(self, fleet: Fleet, error: DynamoError) -> None:
+        _, failing = await fleet.add_scripted(answers(error))
+        healthy = await fleet.add(Scripted(answers(FIRST, DONE)))
+        router = fleet.router()
+        assert [await served_by(router) for _ in range(6)] == [healthy] * 6
+        assert len(failing.requests) == 1  # and then it was left alone for a while
+
+    async def test_not_after_the_first_output(self, fleet: Fleet) -> None:
+        for _ in range(2):
+            await fleet.add(Scripted(answers(FIRST, ConnectionLostError("gone"))))
+        stream = fleet.router().generate(request(), Context())
+        assert (await within(anext(stream))).token_ids == [1]
+        with pytest.raises(ConnectionLostError):
+            await within(anext(stream))
+
+    @pytest.mark.parametrize("error", [InvalidRequestError("bad", param="p"), ValueError("tripped")])
+    async def test_not_where_another_worker_would_say_the_same(self, fleet: Fleet, error: Exception) -> None:
+        scripted = [(await fleet.add_scripted(answers(error)))[1] for _ in range(2)]
+        raised = await failure(fleet.router())
+        assert isinstance(raised, InvalidRequestError | HandlerError)
+        assert sum(len(worker.requests) for worker in scripted) == 1
+
+    async def test_worker_that_has_died(self, fleet: Fleet) -> None:
+        healthy = await fleet.add(Scripted(answers(FIRST, DONE)))
+        _, hanging = await fleet.add_scripted(answers(), hang=True)
+        dying = next(i for i in fleet.workers if i != healthy)
+        router = fleet.router()
+        waiting = [asyncio.create_task(served_by(router)) for _ in range(4)]
+        await eventually(lambda: hanging.open == 2)
+        await fleet.workers[dying].close(graceful=False)
+        assert await within(asyncio.gather(*waiting)) == [healthy] * 4
+
+    async def test_all_are_tried_once(self, fleet: Fleet) -> None:
+        scripted = [(await fleet.add_scripted(answers(ConnectionLostError("gone"))))[1] for _ in range(3)]
+        assert isinstance(await failure(fleet.router()), NoInstancesError)
+        assert [len(worker.requests) for worker in scripted] == [1, 1, 1]
+
+    async def test_the_state_that_workers_are_in_is_passed_on(self, fleet: Fleet) -> None:
+        for error in (OverloadedError("full"), ConnectionLostError("gone")):
+            await fleet.add(Scripted(answers(error)))
+        raised = await failure(fleet.router())
+        assert isinstance(raised, OverloadedError)
+        assert raised.message == "full"
+
+    async def test_a_worker_that_failed_is_taken_again_when_there_is_no_other(self, fleet: Fleet) -> None:
+        outcomes: list[Any] = [OverloadedError("full"), DONE]
+        only = await fleet.add(Scripted(lambda _: [outcomes.pop(0)]))
+        router = fleet.router()
+        assert isinstance(await failure(router), OverloadedError)
+        assert await served_by(router) == only
+
+    async def test_nobody(self, fleet: Fleet) -> None:
+        assert isinstance(await failure(fleet.router()), NoInstancesError)
+
+    async def test_item_of_the_wrong_shape(self, fleet: Fleet) -> None:
+        await fleet.add(Scripted(answers("nonsense")))
+        assert isinstance(await failure(fleet.router()), ProtocolError)
+
+
+class TestLeastLoaded:
+    async def test_counts_what_is_in_flight(self, fleet: Fleet) -> None:
+        for _ in range(3):
+            await fleet.add(Scripted(answers(FIRST), hang=True))
+        router = fleet.router(RouterMode.LEAST_LOADED)
+        streams = [router.generate(request(), Context()) for _ in range(9)]
+        chosen = [(await within(anext(stream))).worker_id for stream in streams]
+        assert set(Counter(chosen).values()) == {3}
+
+        freed = chosen[4]
+        await streams[4].aclose()  # type: ignore[attr-defined]
+        assert (await within(anext(router.generate(request(), Context())))).worker_id == freed
+
+    async def test_a_failed_attempt_is_not_in_flight(self, fleet: Fleet) -> None:
+        busy = await fleet.add(Scripted(answers(DONE)))
+        refusing = await fleet.add(Scripted(answers(OverloadedError("full"))))
+        router = fleet.router(RouterMode.LEAST_LOADED)
+        for _ in range(5):
+            assert await served_by(router) == busy
+        assert isinstance(await failure(router, refusing), OverloadedError)
+        assert not router._in_flight
+
+
+class TestDirect:
+    async def test_target(self, fleet: Fleet) -> None:
+        ids = [await fleet.add(Scripted(answers(FIRST, DONE))) for _ in range(3)]
+        for mode in RouterMode:
+            router = fleet.router(mode)
+            assert [await served_by(router, target) for target in ids] == ids
+
+    async def test_target_that_is_unknown(self, fleet: Fleet) -> None:
+        await fleet.add(Scripted(answers(DONE)))
+        error = await failure(fleet.router(), target=12)
+        assert isinstance(error, InvalidRequestError)
+        assert error.param == "nvext.backend_instance_id"
+        assert "12" in error.message
+
+    async def test_target_that_serves_another_model(self, fleet: Fleet) -> None:
+        own, other = [await fleet.add(Scripted(answers(DONE))) for _ in range(2)]
+        assert isinstance(await failure(fleet.router(serves={own}.__contains__), target=other), InvalidRequestError)
+
+    async def test_target_that_fails_is_not_replaced(self, fleet: Fleet) -> None:
+        failing = await fleet.add(Scripted(answers(OverloadedError("full"))))
+        await fleet.add(Scripted(answers(DONE)))
+        router = fleet.router()
+        for _ in range(2):  # also when it is left alone by others
+            assert isinstance(await failure(router, failing), OverloadedError)
+            fleet.client.avoid(failing)
+
+    async def test_direct_mode_needs_a_target(self, fleet: Fleet) -> None:
+        only = await fleet.add(Scripted(answers(FIRST, DONE)))
+        router = fleet.router(RouterMode.DIRECT)
+        error = await failure(router)
+        assert isinstance(error, InvalidRequestError)
+        assert error.param == "nvext.backend_instance_id"
+        assert await served_by(router, only) == only
+
+
+class TestSharedEndpoint:
+    async def test_only_the_models_own_workers_are_used(self, fleet: Fleet) -> None:
+        own, other = [await fleet.add_scripted(answers(FIRST, DONE)) for _ in range(2)]
+        router = fleet.router(serves={own[0]}.__contains__)
+        assert router.workers() == [own[0]]
+        assert {await served_by(router) for _ in range(4)} == {own[0]}
+        assert not other[1].requests
+
+    async def test_worker_left_alone_is_still_there_for_a_model_that_has_no_other(self, fleet: Fleet) -> None:
+        own, _ = [await fleet.add(Scripted(answers(FIRST, DONE))) for _ in range(2)]
+        router = fleet.router(serves={own}.__contains__)
+        fleet.client.avoid(own)
+        assert router.workers() == [own]
+        assert await served_by(router) == own
+
+
+class TestCancel:
+    async def test_closing_the_stream_ends_the_work(self, fleet: Fleet) -> None:
+        _, worker = await fleet.add_scripted(answers(FIRST), hang=True)
+        async with aclosing(fleet.router().generate(request(), Context())) as stream:  # type: ignore[type-var]
+            await within(anext(stream))
+            assert worker.open == 1
+        await eventually(lambda: worker.open == 0 and worker.closed_early == 1)
+
+    async def test_kill_is_no_reason_to_try_another(self, fleet: Fleet) -> None:
+        scripted = [(await fleet.add_scripted(answers(), hang=True))[1] for _ in range(2)]
+        context = Context()
+        waiting = asyncio.ensure_future(anext(fleet.router().generate(request(), context)))
+        await eventually(lambda: sum(worker.open for worker in scripted) == 1)
+        context.kill()
+        with pytest.raises(RequestCancelledError):
+            await within(waiting)
+        await eventually(lambda: sum(worker.closed_early for worker in scripted) == 1)
+        assert sum(len(worker.requests) for worker in scripted) == 1
+
+    async def test_context_travels(self, fleet: Fleet) -> None:
+        _, worker = await fleet.add_scripted(answers(DONE))
+        context = Context("my-id", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        async for _ in fleet.router().generate(request(), context):
+            pass
+        assert worker.contexts[0].id() == "my-id"
+        assert worker.contexts[0].traceparent == context.traceparent
+
+
+class TestText:
+    async def test_request_and_chunks_as_they_are(self, fleet: Fleet) -> None:
+        seen = []
+
+        async def handler(body: dict[str, Any]) -> AsyncIterator[Any]:
+            seen.append(body)
+            yield {"choices": [{"text": "a"}]}
+            yield "b"
+
+        await fleet.add(handler, request_type=Any)
+        body = {"model": "m", "own": [1, 2.5, None, {"é": True}]}
+        assert await text_of(fleet.router(), body) == [{"choices": [{"text": "a"}]}, "b"]
+        assert seen == [body]
+
+    @pytest.mark.parametrize("nvext", [None, {}, {"backend_instance_id": None}])
+    async def test_no_target(self, fleet: Fleet, nvext: Any) -> None:
+        await fleet.add(Scripted(answers("a")), request_type=Any)
+        body = {"nvext": nvext}
+        assert await text_of(fleet.router(), body) == ["a"]
+        with pytest.raises(InvalidRequestError):
+            await anext(fleet.router(RouterMode.DIRECT).generate_text(body, Context()))
+
+    async def test_target(self, fleet: Fleet) -> None:
+        ids = [await fleet.add(Scripted(answers(name)), request_type=Any) for name in "abc"]
+        for mode in (RouterMode.DIRECT, RouterMode.RANDOM):
+            for target, name in zip(ids, "abc", strict=True):
+                assert await text_of(fleet.router(mode), {"nvext": {"backend_instance_id": target}}) == [name]
+
+    async def test_what_cannot_travel(self, fleet: Fleet) -> None:
+        await fleet.add(Scripted(answers("a")), request_type=Any)
+        with pytest.raises(InvalidRequestError, match="64 bits"):
+            await anext(fleet.router().generate_text({"seed": 2**64}, Context()))

@@ -1,0 +1,106 @@
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import uvloop
+
+from dynamo.runtime.listening_socket import bind
+from dynamo.runtime.request_plane import acceptor
+from dynamo.runtime.request_plane.acceptor import Acceptor
+from dynamo.testing import run_strictly, within
+
+both_loops = pytest.mark.parametrize(
+    "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+class Greeter(asyncio.Protocol):
+    """Says hello, remembers its connections."""
+
+    transports: list[asyncio.Transport]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transports.append(cast("asyncio.Transport", transport))
+        self.transports[-1].write(b"hello")
+
+
+def greeter() -> type[Greeter]:
+    return type("Greeter", (Greeter,), {"transports": []})
+
+
+class OutOfDescriptors(socket.socket):
+    """Fails at the first connection."""
+
+    failures = 1
+
+    def accept(self) -> Any:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+@both_loops
+def test_connections_are_made_without_delay_of_small_packets(loop_factory: LoopFactory) -> None:
+    async def run() -> None:
+        factory, sock = greeter(), bind("127.0.0.1", 0)
+        accepting = Acceptor(sock, factory)
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        assert await within(reader.readexactly(5)) == b"hello"
+        accepted = factory.transports[0].get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        await within(accepting.stop())
+        factory.transports[0].close()
+        assert await within(reader.read()) == b""
+        writer.close()
+        await within(writer.wait_closed())
+
+    run_strictly(run(), loop_factory)
+
+
+@both_loops
+def test_after_stop_everybody_has_been_refused_or_served(loop_factory: LoopFactory) -> None:
+    """Whatever the moment: a caller that is neither would wait for ever."""
+
+    async def run() -> None:
+        for turns in range(6):
+            factory, sock = greeter(), bind("127.0.0.1", 0)
+            accepting = Acceptor(sock, factory)
+            client = socket.create_connection(sock.getsockname())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await within(accepting.stop())
+            await within(accepting.stop())
+            for transport in factory.transports:
+                transport.close()
+            reader, writer = await asyncio.open_connection(sock=client)
+            with contextlib.suppress(ConnectionResetError):
+                assert await within(reader.read()) in (b"", b"hello")
+            writer.close()
+
+    run_strictly(run(), loop_factory)
+
+
+@both_loops
+def test_goes_on_after_running_out_of_descriptors(loop_factory: LoopFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor, "_RETRY_S", 0.01)
+
+    async def run() -> None:
+        factory = greeter()
+        with bind("127.0.0.1", 0) as plain:
+            sock = OutOfDescriptors(fileno=plain.detach())
+        accepting = Acceptor(sock, factory)
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        assert await within(reader.readexactly(5)) == b"hello"
+        await within(accepting.stop())
+        factory.transports[0].close()
+        writer.close()
+        await within(writer.wait_closed())
+
+    run_strictly(run(), loop_factory)

@@ -1,0 +1,191 @@
+"""A runtime's settings, its beginning and its end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamo.errors import ConfigError, DrainingError, HandlerError, NoInstancesError, NotFoundError
+from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
+from dynamo.runtime.codec import encode_payload
+from dynamo.runtime.discovery.file import FileDiscovery
+from dynamo.runtime.discovery.memory import MemoryDiscovery
+from dynamo.testing import eventually, within
+
+NewRuntime = Callable[[], DistributedRuntime]
+
+
+async def echo(request: Any) -> AsyncIterator[Any]:
+    yield request
+
+
+async def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DYN_DISCOVERY_BACKEND", "mem")
+    monkeypatch.setenv("DYN_REQUEST_PLANE", "inproc")
+    assert isinstance(DistributedRuntime().discovery, MemoryDiscovery)
+    assert isinstance(DistributedRuntime(None, "file").discovery, FileDiscovery)
+    monkeypatch.setenv("DYN_DISCOVERY_BACKEND", "memory")
+    assert isinstance(DistributedRuntime(asyncio.get_running_loop()).discovery, MemoryDiscovery)
+
+
+async def test_upstreams_settings_are_warned_about(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DYN_DISCOVERY_BACKEND", "etcd")
+    monkeypatch.setenv("DYN_REQUEST_PLANE", "nats")
+    monkeypatch.setenv("DYN_SYSTEM_PORT", "http")
+    runtime = DistributedRuntime()
+    assert runtime.config.discovery_backend == "file"
+    assert runtime.config.request_plane == "tcp"
+    for name in ("DYN_DISCOVERY_BACKEND='etcd'", "DYN_REQUEST_PLANE='nats'", "DYN_SYSTEM_PORT='http'"):
+        assert name in caplog.text
+
+
+async def test_wrong_settings_in_a_program_are_errors() -> None:
+    with pytest.raises(ConfigError, match="etcd"):
+        DistributedRuntime(None, "etcd")
+    with pytest.raises(ConfigError, match="nats"):
+        DistributedRuntime(request_plane="nats")
+    assert isinstance(DistributedRuntime(discovery_backend="memory").discovery, MemoryDiscovery)
+
+
+async def test_directory_of_the_file_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DYN_FILE_KV", str(tmp_path / "here"))
+    runtime = DistributedRuntime()
+    await runtime.endpoint("a.b.c").start(echo)
+    assert len(list((tmp_path / "here").iterdir())) == 1
+    await within(runtime.close())
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+async def test_closing_is_idempotent(new_runtime: NewRuntime) -> None:
+    runtime = new_runtime()
+    await runtime.endpoint("a.b.c").start(echo)
+    await within(asyncio.gather(runtime.close(), runtime.close(graceful=False)))
+    await within(runtime.close())
+    assert runtime.is_shutting_down
+    assert not runtime.health.ready
+
+
+async def test_closing_goes_on_when_its_caller_is_cancelled(new_runtime: NewRuntime) -> None:
+    runtime, other = new_runtime(), new_runtime()
+    await runtime.endpoint("a.b.c").start(echo)
+    client = await other.endpoint("a.b.c").client()
+    closing = asyncio.create_task(runtime.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    while client.instance_ids():
+        await within(client.wait_for_change())
+    await within(runtime.close())
+
+
+async def test_serve_endpoint_returns_at_shutdown(new_runtime: NewRuntime) -> None:
+    runtime = new_runtime()
+    serving = [
+        asyncio.create_task(runtime.endpoint(f"a.b.{name}").serve_endpoint(echo, graceful_shutdown=name != "c"))
+        for name in ("c", "d")
+    ]
+    await eventually(lambda: len(runtime.health.endpoints) == 2)
+    assert runtime.health.ready
+    runtime.shutdown()
+    await within(asyncio.gather(*serving))
+    assert runtime.health.endpoints == {"a.b.c": False, "a.b.d": False}
+
+
+async def test_ungraceful_end_waits_for_nobody(new_runtime: NewRuntime) -> None:
+    async def endless(request: Any) -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    ended = asyncio.Event()
+    runtime, other = new_runtime(), new_runtime()
+    serving = asyncio.create_task(runtime.endpoint("a.b.c").serve_endpoint(endless, graceful_shutdown=False))
+    client = await other.endpoint("a.b.c").client()
+    await within(client.wait_for_instances())
+    stream = await client.generate(None)
+    await within(anext(stream))
+    runtime.shutdown()
+    await within(serving, 2)
+    assert ended.is_set()
+
+
+async def test_nothing_new_is_served_during_shutdown(new_runtime: NewRuntime) -> None:
+    runtime = new_runtime()
+    runtime.shutdown()
+    with pytest.raises(DrainingError):
+        await runtime.endpoint("a.b.c").start(echo)
+    with pytest.raises(DrainingError):
+        await runtime.register("k", b"")
+
+
+async def test_endpoint_that_could_not_be_announced_can_be_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    runtime = DistributedRuntime(config=RuntimeConfig(file_kv=str(tmp_path / "file")))
+    with pytest.raises(ConfigError, match="file"):
+        await runtime.endpoint("a.b.c").start(echo)
+    assert not runtime.health.ready
+    (tmp_path / "file").unlink()
+    await runtime.endpoint("a.b.c").start(echo)
+    assert runtime.health.ready
+    await within(runtime.close())
+
+
+async def test_port_in_use(new_runtime: NewRuntime, tmp_path: Path) -> None:
+    first = DistributedRuntime(config=RuntimeConfig(file_kv=str(tmp_path)))
+    await first.endpoint("a.b.c").start(echo)
+    client = await first.endpoint("a.b.c").client()
+    port = client.instances()[0].address.tcp_port
+    assert port is not None
+    second = DistributedRuntime(config=RuntimeConfig(file_kv=str(tmp_path), rpc_port=port))
+    with pytest.raises(ConfigError, match=str(port)):
+        await second.endpoint("a.b.c").start(echo)
+    await within(second.close())
+    await within(first.close())
+
+
+async def test_siblings_are_instances_of_their_own(new_runtime: NewRuntime) -> None:
+    runtime = new_runtime()
+    siblings = [runtime.sibling() for _ in range(2)]
+    for member in (runtime, *siblings):
+        await member.endpoint("a.b.c").start(echo)
+    other = new_runtime()
+    client = await other.endpoint("a.b.c").client()
+    while len(client.instance_ids()) < 3:
+        await within(client.wait_for_change())
+    assert runtime.health.endpoints == {"a.b.c": True}
+    assert [item.data() async for item in await client.generate(1)] == [1]
+    await within(runtime.close())
+    while client.instance_ids():
+        await within(client.wait_for_change())
+    with pytest.raises(NoInstancesError):
+        await client.generate(1)
+
+
+async def test_call_to_an_endpoint_that_the_instance_does_not_serve(new_runtime: NewRuntime) -> None:
+    runtime = new_runtime()
+    await runtime.endpoint("a.b.c").start(echo)
+    client = await runtime.endpoint("a.b.c").client()
+    channel = await client._connect(runtime.instance_id)
+    with pytest.raises(NotFoundError, match=r"a\.b\.other"):
+        await within(anext(channel.call("a.b.other", encode_payload(None), Context())))
+
+
+async def test_metrics_of_what_is_served(new_runtime: NewRuntime) -> None:
+    async def fails(request: Any) -> AsyncIterator[Any]:
+        raise KeyError("x")
+        yield
+
+    runtime = new_runtime()
+    await runtime.endpoint("a.b.c").start(fails)
+    client = await runtime.endpoint("a.b.c").client()
+    with pytest.raises(HandlerError):
+        await within(anext(await client.generate(None)))
+    endpoint = runtime.shared.metrics.endpoint("a", "b", "c")
+    await eventually(lambda: endpoint.inflight == 0)
+    assert (endpoint.requests, endpoint.errors) == (1, {"handler_error": 1})
