@@ -51,6 +51,12 @@ class Terminal:
             raise AssertionError(f"no {text!r} in:\n{self.shown}") from None
         return self.shown
 
+    def hang_up(self) -> None:
+        """Closes the window."""
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
     async def exit_code(self, seconds: float = 10.0) -> int:
         async with asyncio.timeout(seconds):
             return await self._process.wait()
@@ -59,8 +65,8 @@ class Terminal:
         if self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            self.hang_up()
 
     def _on_readable(self) -> None:
         try:

@@ -150,6 +150,16 @@ async def test_second_ctrl_c_does_not_wait(tiny_model: Path, environ: dict[str, 
         stream.close()
 
 
+async def test_window_is_closed(tiny_model: Path, environ: dict[str, str], discovery: Path) -> None:
+    async with terminal(*mocker(tiny_model), environ=environ) as shown:
+        await shown.until("Ctrl-C stops everything.", START_S)
+        processes = list(children(shown.pid))
+        shown.hang_up()
+        assert await shown.exit_code() == 0
+        assert not any(map(is_running, processes))
+        assert entries(discovery) == []
+
+
 async def test_worker_that_cannot_start(tiny_model: Path, environ: dict[str, str], discovery: Path) -> None:
     async with program([*mocker(tiny_model), "--no-such-flag"], environ) as serve:
         await serve.line("unrecognized arguments: --no-such-flag", START_S)

@@ -1,5 +1,6 @@
 """Completions by the official client."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -51,6 +52,22 @@ async def test_several_prompts_with_several_choices(stack: Stack) -> None:
     assert [c.text for c in answer.choices[2:]] == [c.text for c in alone.choices]
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 24
+
+
+async def test_many_at_once_are_not_mixed_up(stack: Stack) -> None:
+    async def streamed(seed: int) -> str:
+        options: Any = {"model": MOCK, "prompt": f"number {seed}", "max_tokens": 60, "seed": seed, "stream": True}
+        return "".join([chunk.choices[0].text async for chunk in await stack.openai.completions.create(**options)])
+
+    async def echoed(text: str) -> str:
+        answer = await stack.openai.completions.create(model=ECHO, prompt=text)
+        return answer.choices[0].text
+
+    texts = [f"text number {i} " * 4 for i in range(40)]
+    together = await asyncio.gather(*map(streamed, range(40)), *map(echoed, texts))
+    assert together[40:] == texts
+    assert together[:40] == [await streamed(seed) for seed in range(40)]
+    assert len(set(together)) == 80
 
 
 async def test_token_ids(stack: Stack) -> None:

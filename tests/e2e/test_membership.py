@@ -126,9 +126,9 @@ async def test_models_at_endpoints_of_their_own(own: Deployment, tiny_model: Pat
 
 async def test_router_modes(own: Deployment, tiny_model: Path) -> None:
     modes = ("round-robin", "random", "least-loaded", "direct")
-    _, *frontends = await asyncio.gather(
-        own.mocker(tiny_model, "m", "--num-workers", "2"), *(own.frontend("--router-mode", mode) for mode in modes)
-    )
+    worker = asyncio.create_task(own.mocker(tiny_model, "m", "--num-workers", "2"))
+    frontends = await asyncio.gather(*(own.frontend("--router-mode", mode) for mode in modes))
+    await worker
     urls = {mode: url for mode, (_, url) in zip(modes, frontends, strict=True)}
     workers = await until_served(urls["direct"], 2)
     wanted = {"extra_fields": ["worker_id"]}
@@ -142,8 +142,8 @@ async def test_router_modes(own: Deployment, tiny_model: Path) -> None:
 
     refused = await ask(urls["direct"], "m", nvext=wanted)
     assert (refused.status, refused.error()["param"]) == (400, "nvext.backend_instance_id")
-    for worker in workers:
-        assert worker_of(await ask(urls["direct"], "m", nvext=wanted | {"backend_instance_id": worker})) == worker
+    for target in workers:
+        assert worker_of(await ask(urls["direct"], "m", nvext=wanted | {"backend_instance_id": target})) == target
 
 
 def worker_of(answer: Response) -> int:

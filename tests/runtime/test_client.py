@@ -224,7 +224,7 @@ async def test_draining_disturbs_nobody(new_runtime: NewRuntime) -> None:
     await within(asyncio.gather(closing, *callers))
 
 
-async def test_calls_that_cross_the_end_of_an_instance_are_answered(new_runtime: NewRuntime) -> None:
+async def test_calls_under_way_at_the_end_of_an_instance_are_answered(new_runtime: NewRuntime) -> None:
     leaving, staying = new_runtime(), new_runtime()
     for runtime in (leaving, staying):
         await serve(runtime)

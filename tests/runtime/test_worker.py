@@ -54,7 +54,6 @@ async def client(runtime: DistributedRuntime):
         await endpoint.wait_for_instances()
         async for item in await endpoint.generate("/nowhere", annotated=False):
             print("got", item, flush=True)
-            await asyncio.Event().wait()
     finally:
         print("cleaned up", flush=True)
 

@@ -8,6 +8,7 @@ A case is given a function that makes a new participant of the same map, as anot
 those that it makes.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -170,6 +171,17 @@ async def closed_watch_ends(make: Participant) -> None:
         assert [event async for event in closed] == []
 
 
+async def reader_that_was_cancelled_misses_nothing(make: Participant) -> None:
+    async with participants(make) as (owner, other):
+        watch = other.watch("")
+        reader = asyncio.create_task(anext(watch))
+        await asyncio.sleep(0)
+        reader.cancel()
+        await asyncio.wait([reader])
+        await owner.register("k", b"v")
+        assert await within(anext(watch)) == Put("k", b"v")
+
+
 async def slow_watcher_gets_the_latest_of_each_key(make: Participant) -> None:
     async with participants(make) as (owner, other):
         slow, quick = other.watch(""), other.watch("")
@@ -214,6 +226,7 @@ CASES: tuple[Case, ...] = (
     closing_withdraws_only_ones_own,
     closing_ends_the_watches,
     closed_watch_ends,
+    reader_that_was_cancelled_misses_nothing,
     slow_watcher_gets_the_latest_of_each_key,
     many_watchers_see_the_same,
     any_key_and_value_will_do,

@@ -23,10 +23,11 @@ from dynamo.runtime.codec import (
     encode_frame,
 )
 from dynamo.runtime.component import payload_handler
-from dynamo.runtime.request_plane import connection
+from dynamo.runtime.request_plane import connection, listener
 from dynamo.runtime.request_plane.listener import ConnectionListener
 from dynamo.runtime.request_plane.tcp import TcpPlane
 from dynamo.testing import eventually, within
+from dynamo.testing.request_plane.connections import Gate
 from dynamo.testing.request_plane.flow import Producer
 from dynamo.testing.request_plane.raw_peer import RawPeer, call_message, connected, listening
 from dynamo.testing.request_plane.service import Service, call, collect, failure, serving
@@ -244,6 +245,23 @@ async def test_unread_socket_bounds_what_is_produced() -> None:
         assert producers.produced < 40  # MiB: the kernel's buffers, ours, and an item of each stream
 
 
+async def test_call_that_crosses_the_farewell_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller cannot know of the drain before it has heard of it, and must not lose calls for that."""
+    monkeypatch.setattr(listener, "_HANG_UP_S", 0.05)
+    gate = Gate()
+    async with serving(TcpPlane(), gate.wait) as service, connected(service.listener.address) as peer:
+        peer.greet(service.listener.address)
+        assert await peer.frame() == [Hello(PROTOCOL_VERSION)]
+        drain = asyncio.create_task(service.listener.drain(10))
+        assert await peer.frame() == [GoAway()]
+        peer.send(call_message(1, "wait"))
+        assert [type(message) for message in await peer.frame()] == [Item]
+        assert (await asyncio.wait([drain], timeout=0.1))[1] == {drain}
+        gate.opened.set()
+        assert [type(message) for message in await peer.frame()] == [Item, End]
+        await within(drain)  # though this peer does not hang up
+
+
 class Transport(asyncio.Transport):
     aborted = False
 
@@ -259,9 +277,9 @@ class Transport(asyncio.Transport):
 
 @pytest.mark.parametrize("accepted", ["before", "after"])
 async def test_connection_that_is_made_while_the_listener_closes(accepted: str) -> None:
-    listener = ConnectionListener(lambda _: payload_handler(echo), "secret")
-    early = listener.accept() if accepted == "before" else None
-    await within(listener.close())
+    closing = ConnectionListener(lambda _: payload_handler(echo), "secret")
+    early = closing.accept() if accepted == "before" else None
+    await within(closing.close())
     transport = Transport()
-    (early or listener.accept()).connection_made(transport)
+    (early or closing.accept()).connection_made(transport)
     assert transport.aborted

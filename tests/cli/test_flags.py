@@ -1,0 +1,26 @@
+"""The reference of all flags."""
+
+from pathlib import Path
+
+from dynamo.cli.deployment import ServeConfig
+from dynamo.cli.flags import reference
+from dynamo.config import settings
+
+PAGE = Path(__file__).parents[2] / "docs" / "flags.md"
+
+
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text() == reference(), "renew it: python -m dynamo.cli.flags > docs/flags.md"
+
+
+def test_every_flag_of_serve_is_there_once() -> None:
+    lines = [line for line in reference().splitlines() if line.startswith("| `--")]
+    for setting in settings(ServeConfig):
+        flag = f"`{setting.option.flags[0]}`"
+        assert sum(flag in line.split("|")[1].replace(",", "").split() for line in lines) >= 1, flag
+
+
+def test_no_column_is_broken() -> None:
+    for line in reference().splitlines():
+        if line.startswith("|"):
+            assert line.count("|") == 5, line
