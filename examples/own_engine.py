@@ -14,8 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from dynamo.llm.register import register_model
-from dynamo.protocols.model_card import ModelInput, ModelType
+from dynamo.llm import ModelInput, ModelType, register_model
 from dynamo.runtime import Context, DistributedRuntime, dynamo_worker
 
 
