@@ -1,6 +1,6 @@
 """Looking at processes from outside."""
 
-import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -13,6 +13,17 @@ def children(pid: int) -> dict[int, str]:
         return children(pid) if is_running(pid) else {}
 
 
+def processes_with(setting: str) -> list[int]:
+    """Those that were started with `setting`, as NAME=value, in their environment."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdecimal():
+            with suppress(OSError):  # gone, or not ours
+                if setting.encode() in (directory / "environ").read_bytes().split(b"\0"):
+                    found.append(int(directory.name))
+    return found
+
+
 def is_running(pid: int) -> bool:
     """False for zombies too, whose parent has not looked at them yet."""
     try:
@@ -20,14 +31,6 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _children_of(task: Path) -> list[str]:
