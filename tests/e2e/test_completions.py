@@ -29,7 +29,9 @@ async def test_stream(stack: Stack) -> None:
     )
     *chunks, last = [chunk async for chunk in stream]
 
-    assert [chunk.choices[0].finish_reason for chunk in chunks[-2:]] == [None, "length"]
+    *earlier, reason = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert reason == "length"
+    assert not any(earlier)  # there may be none: tokens that arrive together share a chunk
     assert last.usage is not None
     assert last.usage.completion_tokens == 4
     whole = await stack.openai.completions.create(model=MOCK, prompt="Hello", max_tokens=4, seed=1)
