@@ -143,7 +143,6 @@ async def test_text_worker_that_the_client_names(url: str) -> None:
     assert (refused.status, refused.error()["param"]) == (400, "nvext.backend_instance_id")
 
 
-@pytest.mark.xfail(reason="llm.text_engine does not pass the router's worker id on", strict=True)
 async def test_text_worker_is_named_in_the_response(url: str) -> None:
     health = (await get(url, "/health")).json()
     workers = [i["instance_id"] for i in health["instances"] if i["component"] == "text"]

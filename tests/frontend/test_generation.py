@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,11 +10,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dynamo.errors import ConnectionLostError, ModelNotFoundError, OverloadedError, RequestCancelledError
+from dynamo.frontend.exchange import Header
 from dynamo.frontend.generation import ChatRoute, CompletionRoute
 from dynamo.frontend.state import Frontend
 from dynamo.llm.model_manager import ModelManager
 from dynamo.llm.sequence import TextOutput
 from dynamo.runtime.context import Context
+from dynamo.runtime.handler import Handler
+from dynamo.runtime.stage import Deliver, pushed
 from dynamo.telemetry.metrics import FrontendMetrics
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
@@ -26,19 +29,53 @@ END = TextOutput(finish_reason="stop")
 class Pipeline:
     """Answers every request by `handler`."""
 
-    def __init__(self, handler: Callable[[Any, Context], AsyncIterator[TextOutput]]) -> None:
-        self._handler = handler
+    def __init__(self, handler: Handler[Any, TextOutput]) -> None:
+        self._stage = pushed(handler)
 
-    def chat(self, request: Any, body: bytes, context: Context) -> AsyncIterator[TextOutput]:
-        return self._handler(request, context)
+    async def chat(self, request: Any, body: bytes, context: Context, deliver: Deliver[TextOutput]) -> None:
+        await self._stage(request, context, deliver)
 
     completion = chat
+
+
+class Exchange:
+    """A client that writes down what it is streamed, and that can leave and be slow."""
+
+    def __init__(self) -> None:
+        self.headers: tuple[Header, ...] | None = None
+        self.writes: list[bytes] = []
+        self.ended = False
+        self.context: Context | None = None
+        self._gone = False
+
+    def follow(self, context: Context) -> None:
+        self.context = context
+        if self._gone:
+            context.kill()
+
+    def start(self, headers: Sequence[Header]) -> None:
+        assert self.headers is None
+        self.headers = tuple(headers)
+
+    def write(self, data: bytes) -> None:
+        assert self.headers is not None
+        assert not self.ended
+        self.writes.append(data)
+
+    def end(self) -> None:
+        assert not self.ended
+        self.ended = True
+
+    def leave(self) -> None:
+        self._gone = True
+        if self.context is not None:
+            self.context.kill()
 
 
 class Client:
     """One request, and what it is answered."""
 
-    def __init__(self, handler: Callable[[Any, Context], AsyncIterator[TextOutput]]) -> None:
+    def __init__(self, handler: Handler[Any, TextOutput]) -> None:
         model = SimpleNamespace(card=SimpleNamespace(name="m"), pipeline=Pipeline(handler))
         registry = CollectorRegistry()
         self.frontend = Frontend(
@@ -47,31 +84,48 @@ class Client:
             metrics=FrontendMetrics(registry),
             body_limit_bytes=10_000,
         )
-        self.sent: list[dict[str, Any]] = []
-        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue(10)
+        self.exchange = Exchange()
+        self.sent: list[dict[str, Any]] = []  # in place of a stream
 
     async def post(self, *, stream: bool = False, path: str = "chat") -> None:
         prompt = {"messages": [{"role": "user", "content": "Hi"}]} if path == "chat" else {"prompt": "Hi"}
         body = json.dumps({"model": "m", "stream": stream} | prompt).encode()
-        await self._incoming.put({"type": "http.request", "body": body, "more_body": False})
         route: Any = (ChatRoute if path == "chat" else CompletionRoute)(self.frontend)
-        await route({"type": "http", "headers": [(b"x-request-id", b"it")]}, self._incoming.get, self._send)
+        scope = {
+            "type": "http",
+            "headers": [(b"x-request-id", b"it")],
+            "extensions": {"dynamo": {"exchange": self.exchange}},
+        }
 
-    def leave(self) -> None:
-        self._incoming.put_nowait({"type": "http.disconnect"})
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await route(scope, receive, self._send)
 
     @property
     def status(self) -> int:
-        return int(self.sent[0]["status"])
+        return 200 if self.exchange.headers is not None else int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> tuple[Header, ...]:
+        return tuple(self.sent[0]["headers"]) if self.exchange.headers is None else self.exchange.headers
 
     @property
     def body(self) -> bytes:
-        assert self.sent[0]["type"] == "http.response.start"
-        assert not self.sent[-1].get("more_body", False), "the answer has no end"
-        return b"".join(message["body"] for message in self.sent[1:])
+        if self.exchange.headers is not None:
+            assert self.exchange.ended, "the stream has no end"
+            assert self.sent == []
+            return b"".join(self.exchange.writes)
+        start, body = self.sent
+        assert (start["type"], body["type"]) == ("http.response.start", "http.response.body")
+        assert (b"content-length", b"%d" % len(body["body"])) in start["headers"]
+        return cast("bytes", body["body"])
 
     def inflight(self) -> float | None:
         return self.frontend.registry.get_sample_value("dynamo_frontend_inflight_requests", {"model": "m"})
+
+    def disconnected(self) -> float | None:
+        return self.frontend.registry.get_sample_value("dynamo_frontend_disconnected_clients_total")
 
     async def _send(self, message: Any) -> None:
         self.sent.append(message)
@@ -84,7 +138,7 @@ async def test_unary(path: str) -> None:
     answer = json.loads(client.body)
     assert client.status == 200
     assert answer["id"] == ("chatcmpl-it" if path == "chat" else "cmpl-it")
-    assert (b"x-request-id", b"it") in client.sent[0]["headers"]
+    assert (b"x-request-id", b"it") in client.headers
     assert client.inflight() == 0
 
 
@@ -94,7 +148,21 @@ async def test_stream(path: str) -> None:
     await within(client.post(stream=True, path=path))
     assert client.body.startswith(b"data: {")
     assert client.body.endswith(b"data: [DONE]\n\n")
-    assert client.sent[1]["more_body"]  # the first event did not wait for the last
+    assert len(client.exchange.writes) == 3, "each output is an event of its own, and then comes the end"
+    assert (b"x-request-id", b"it") in client.headers
+    assert (b"content-type", b"text/event-stream; charset=utf-8") in client.headers
+    assert client.inflight() == 0
+
+
+async def test_events_do_not_wait_for_the_next() -> None:
+    handler = Scripted[Any, TextOutput](answers(TEXT), hang=True)
+    client = Client(handler)
+    posting = asyncio.create_task(client.post(stream=True))
+    await eventually(lambda: bool(client.exchange.writes))
+    assert b"Hello" in client.exchange.writes[0]
+    assert not client.exchange.ended
+    posting.cancel()
+    await within(posting)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -156,18 +224,53 @@ async def test_client_that_leaves(stream: bool) -> None:
 
     client = Client(hangs)
     posting = asyncio.create_task(client.post(stream=stream))
-    await eventually(lambda: client.inflight() == 1)
-    client.leave()
+    await eventually(lambda: bool(client.exchange.writes) if stream else client.inflight() == 1)
+    client.exchange.leave()
     await within(posting)
     assert client.inflight() == 0
-    assert client.frontend.registry.get_sample_value("dynamo_frontend_disconnected_clients_total") == 1
+    assert client.disconnected() == 1
+
+
+async def test_client_that_has_left_before_its_request_was_read() -> None:
+    async def refuses(request: Any, context: Context) -> AsyncIterator[TextOutput]:
+        assert context.is_killed()
+        raise RequestCancelledError("the request was cancelled")
+        yield
+
+    client = Client(refuses)
+    client.exchange.leave()
+    await within(client.post())
+    assert client.disconnected() == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_client_that_reads_slowly(stream: bool) -> None:
+    """Nothing is made for it until it goes on reading."""
+    waiting = asyncio.Event()
+
+    async def pauses(request: Any, context: Context) -> AsyncIterator[TextOutput]:
+        yield TEXT
+        assert context is client.exchange.context
+        context.pause()
+        waiting.set()
+        yield END
+
+    client = Client(pauses)
+    posting = asyncio.create_task(client.post(stream=stream))
+    await within(waiting.wait())
+    assert len(client.exchange.writes) == stream
+    assert not posting.done()
+    assert client.exchange.context is not None
+    client.exchange.context.resume()
+    await within(posting)
+    assert b'"finish_reason":"stop"' in client.body
 
 
 async def test_engine_that_gives_up_by_itself() -> None:
     client = Client(Scripted(answers(RequestCancelledError("not the client's wish"))))
     await within(client.post())
     assert client.status == 503
-    assert client.frontend.registry.get_sample_value("dynamo_frontend_disconnected_clients_total") == 0
+    assert client.disconnected() == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -175,8 +278,7 @@ async def test_shutdown_that_cannot_wait(stream: bool) -> None:
     handler = Scripted[Any, TextOutput](answers(TEXT), hang=True)
     client = Client(handler)
     posting = asyncio.create_task(client.post(stream=stream))
-    await eventually(lambda: handler.open == 1)
-    await asyncio.sleep(0)
+    await eventually(lambda: bool(client.exchange.writes) if stream else handler.open == 1)
     posting.cancel()
     await within(posting)
     assert b'"code":"service_unavailable"' in client.body
@@ -188,4 +290,4 @@ async def test_refusal_tells_when_to_come_again() -> None:
     client = Client(Scripted(answers(OverloadedError("full"))))
     await within(client.post())
     assert client.status == 503
-    assert (b"retry-after", b"1") in client.sent[0]["headers"]
+    assert (b"retry-after", b"1") in client.headers

@@ -1,11 +1,8 @@
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-import pytest
 
-from dynamo.errors import ConnectionLostError
-from dynamo.llm.aggregate import collect_chat, collect_completion
+from dynamo.llm.aggregate import Answer
 from dynamo.llm.delta import ResponseHead
 from dynamo.llm.sequence import ScoredToken, TextExtra, TextOutput, TokenScore
 from dynamo.protocols.generation import WorkerId
@@ -31,15 +28,15 @@ def request(**fields: Any) -> CompletionRequest:
     return msgspec.convert({"model": "m", "prompt": "x"} | fields, CompletionRequest)
 
 
-async def stream(*items: TextOutput | Exception) -> AsyncIterator[TextOutput]:
-    for item in items:
-        if isinstance(item, Exception):
-            raise item
-        yield item
+def answer_of(*outputs: TextOutput) -> Answer:
+    answer = Answer()
+    for output in outputs:
+        assert answer.add(output), "all of an answer is wanted"
+    return answer
 
 
-async def test_a_chat() -> None:
-    answer = msgspec.to_builtins(await collect_chat(stream(*OUTPUTS), request(), HEAD))
+def test_a_chat() -> None:
+    answer = msgspec.to_builtins(answer_of(*OUTPUTS).as_chat(request(), HEAD))
     assert answer == {
         "id": "id-1",
         "object": "chat.completion",
@@ -58,9 +55,9 @@ async def test_a_chat() -> None:
     }
 
 
-async def test_a_completion() -> None:
+def test_a_completion() -> None:
     wanted = request(nvext={"extra_fields": ["worker_id"]})
-    answer = msgspec.to_builtins(await collect_completion(stream(*OUTPUTS), wanted, HEAD))
+    answer = msgspec.to_builtins(answer_of(*OUTPUTS).as_completion(wanted, HEAD))
     assert answer == {
         "id": "id-1",
         "object": "text_completion",
@@ -75,28 +72,28 @@ async def test_a_completion() -> None:
     }
 
 
-async def test_logprobs_follow_on() -> None:
+def test_logprobs_follow_on() -> None:
     scored = [ScoredToken(TokenScore(text, text.encode(), -1.0), [], i) for i, text in enumerate("ab")]
     outputs = [
         TextOutput(0, "a", 1, logprobs=scored[:1]),
         TextOutput(0, "", 1),
         TextOutput(0, "b", 1, "stop", logprobs=scored[1:]),
     ]
-    chat = await collect_chat(stream(*outputs), request(), HEAD)
-    completion = await collect_completion(stream(*outputs), request(), HEAD)
+    chat = answer_of(*outputs).as_chat(request(), HEAD)
+    completion = answer_of(*outputs).as_completion(request(), HEAD)
     assert chat.choices[0].logprobs is not None
     assert [token.token for token in chat.choices[0].logprobs.content] == ["a", "b"]
     assert completion.choices[0].logprobs is not None
     assert completion.choices[0].logprobs.tokens == ["a", "b"]
 
 
-async def test_tool_calls_are_put_together() -> None:
+def test_tool_calls_are_put_together() -> None:
     pieces = [
         [ToolCallDelta(index=0, id="a", type="function", function=FunctionDelta(name="f", arguments="{"))],
         [ToolCallDelta(index=0, function=FunctionDelta(arguments="}"))],
     ]
     outputs = [TextOutput(extra=TextExtra(reasoning="hm", tool_calls=piece)) for piece in pieces]
-    answer = await collect_chat(stream(*outputs, TextOutput(finish_reason="tool_calls")), request(), HEAD)
+    answer = answer_of(*outputs, TextOutput(finish_reason="tool_calls")).as_chat(request(), HEAD)
     message = msgspec.to_builtins(answer.choices[0].message)
     assert message == {
         "role": "assistant",
@@ -105,8 +102,3 @@ async def test_tool_calls_are_put_together() -> None:
         "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
     }
     assert answer.usage is None, "nobody counted"
-
-
-async def test_errors_pass_through() -> None:
-    with pytest.raises(ConnectionLostError):
-        await collect_chat(stream(OUTPUTS[0], ConnectionLostError("gone")), request(), HEAD)

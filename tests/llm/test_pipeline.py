@@ -1,24 +1,24 @@
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
 
 from dynamo.errors import ConfigError, ContextLengthExceededError, ModelNotFoundError
-from dynamo.llm.aggregate import collect_chat, collect_completion
+from dynamo.llm.aggregate import Answer
 from dynamo.llm.delta import ChatEvents, ResponseHead
 from dynamo.llm.pipeline import Pipeline, build_pipeline
-from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
+from dynamo.llm.sequence import TextOutput
+from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
 from dynamo.protocols.model_card import ModelCard, ModelInput, ModelType
-from dynamo.protocols.openai import ChatCompletion, Completion, decode_chat, decode_completion
+from dynamo.protocols.openai import ChatCompletion, Completion, JsonObject, decode_chat, decode_completion
 from dynamo.runtime.context import Context
-from dynamo.runtime.handler import closing
+from dynamo.runtime.stage import Deliver, pushed
 from dynamo.testing.scripted import Scripted, answers
+from dynamo.testing.stages import outputs_of, reading
 from dynamo.testing.tiny_model import byte_level_files
-from dynamo.testing.waiting import within
 
 FILES = byte_level_files()
 HEAD = ResponseHead(id="id-1", created_s=5, model="m")
@@ -30,13 +30,15 @@ class Echo:
 
     def __init__(self, *, hang: bool = False) -> None:
         self.tokens = Scripted[PreprocessedRequest, LLMEngineOutput](_repeat, hang=hang)
-        self.texts = Scripted[dict[str, Any], Any](answers({"choices": [{"text": "Hi"}]}))
+        self.texts = Scripted[JsonObject, TextEngineOutput](
+            answers(TextEngineOutput({"choices": [{"text": "Hi"}]}, WorkerId(7)))
+        )
 
-    def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
-        return self.tokens(request, context)
+    async def generate(self, request: PreprocessedRequest, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
+        await pushed(self.tokens)(request, context, deliver)
 
-    def generate_text(self, request: dict[str, Any], context: Context) -> AsyncIterator[Any]:
-        return self.texts(request, context)
+    async def generate_text(self, request: JsonObject, context: Context, deliver: Deliver[TextEngineOutput]) -> None:
+        await pushed(self.texts)(request, context, deliver)
 
 
 def _repeat(request: PreprocessedRequest) -> list[LLMEngineOutput]:
@@ -52,16 +54,46 @@ def card(
     return ModelCard(name="m", model_type=answers_.value, model_input=kind, context_length=100)
 
 
+class Chat:
+    """A Stage from bodies to outputs."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def __call__(self, body: bytes, context: Context, deliver: Deliver[TextOutput]) -> None:
+        await self._pipeline.chat(decode_chat(body), body, context, deliver)
+
+
+class Completions:
+    """The same for the other route."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def __call__(self, body: bytes, context: Context, deliver: Deliver[TextOutput]) -> None:
+        await self._pipeline.completion(decode_completion(body), body, context, deliver)
+
+
+def chat_body(**fields: Any) -> bytes:
+    return json.dumps(CHAT | fields).encode()
+
+
+def answer_of(outputs: list[TextOutput]) -> Answer:
+    answer = Answer()
+    for output in outputs:
+        answer.add(output)
+    return answer
+
+
 async def chat(pipeline: Pipeline, **fields: Any) -> ChatCompletion:
-    body = json.dumps(CHAT | fields).encode()
-    request = decode_chat(body)
-    return await within(collect_chat(pipeline.chat(request, body, Context()), request, HEAD))
+    body = chat_body(**fields)
+    return answer_of(await outputs_of(Chat(pipeline), body)).as_chat(decode_chat(body), HEAD)
 
 
 async def completion(pipeline: Pipeline, **fields: Any) -> Completion:
     body = json.dumps({"model": "m", "prompt": "Hello world"} | fields).encode()
-    request = decode_completion(body)
-    return await within(collect_completion(pipeline.completion(request, body, Context()), request, HEAD))
+    outputs = await outputs_of(Completions(pipeline), body)
+    return answer_of(outputs).as_completion(decode_completion(body), HEAD)
 
 
 async def test_a_chat_all_the_way() -> None:
@@ -81,10 +113,9 @@ async def test_a_chat_all_the_way() -> None:
 
 async def test_a_stream_says_the_same_as_the_whole() -> None:
     pipeline = build_pipeline(card(), FILES, Echo())
-    body = json.dumps(CHAT | {"stream": True, "stream_options": {"include_usage": True}}).encode()
-    request = decode_chat(body)
-    events = ChatEvents(request, HEAD)
-    data = b"".join([events.encode(output) async for output in pipeline.chat(request, body, Context())])
+    body = chat_body(stream=True, stream_options={"include_usage": True})
+    events = ChatEvents(decode_chat(body), HEAD)
+    data = b"".join([events.encode(output) for output in await outputs_of(Chat(pipeline), body)])
     chunks = [json.loads(event[6:]) for event in (data + events.finish()).split(b"\n\n") if event]
     whole = msgspec.to_builtins(await chat(pipeline))
     deltas = [choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]]
@@ -111,11 +142,9 @@ async def test_the_clients_mistakes_come_before_any_output() -> None:
 
 async def test_a_client_that_leaves_frees_the_engine() -> None:
     router = Echo(hang=True)
-    body = json.dumps(CHAT | {"n": 2}).encode()
     pipeline = build_pipeline(card(), FILES, router)
-    async with closing(pipeline.chat(decode_chat(body), body, Context())) as outputs:
-        await within(anext(outputs))
-        await within(anext(outputs))
+    async with reading(Chat(pipeline), chat_body(n=2)) as reader:
+        await reader.until(2)
         assert router.tokens.open == 2
     assert (router.tokens.open, router.tokens.closed_early) == (0, 2)
 
@@ -123,11 +152,12 @@ async def test_a_client_that_leaves_frees_the_engine() -> None:
 async def test_workers_that_speak_text_get_the_body() -> None:
     router = Echo()
     pipeline = build_pipeline(card(ModelInput.Text), {}, router)
-    answer = await chat(pipeline, my_own_field=[1], stream=True)
+    answer = await chat(pipeline, my_own_field=[1], stream=True, nvext={"extra_fields": ["worker_id"]})
     assert answer.choices[0].message.content == "Hi"
+    assert msgspec.to_builtins(answer.nvext)["worker_id"]["decode_worker_id"] == 7
     assert (await completion(pipeline)).choices[0].text == "Hi"
     assert router.texts.requests == [
-        CHAT | {"my_own_field": [1], "stream": True},
+        CHAT | {"my_own_field": [1], "stream": True, "nvext": {"extra_fields": ["worker_id"]}},
         {"model": "m", "prompt": "Hello world"},
     ]
 

@@ -10,11 +10,10 @@ from dynamo.llm.sequence import SequenceRequest, TextOutput
 from dynamo.protocols.generation import GuidedDecoding, OutputOptions, StopConditions, WorkerId
 from dynamo.protocols.model_card import EngineFeature, ModelCard, ModelInput
 from dynamo.protocols.openai import decode_chat, decode_completion
-from dynamo.runtime.context import Context
-from dynamo.runtime.handler import closing
+from dynamo.runtime.stage import pushed
 from dynamo.testing.scripted import Scripted
+from dynamo.testing.stages import outputs_of, reading
 from dynamo.testing.tiny_model import byte_fallback_files, byte_level_files
-from dynamo.testing.waiting import within
 
 CONTEXT_LENGTH = 50
 CARD = ModelCard(
@@ -38,9 +37,7 @@ async def chat(model: LoadedModel = MODEL, **fields: Any) -> list[SequenceReques
     """What the next stage is asked for a chat."""
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]} | fields
     stage = text_stage()
-    preprocess = ChatPreprocessor(stage, model)
-    async for _ in preprocess(decode_chat(json.dumps(body).encode()), Context()):
-        pass
+    await outputs_of(ChatPreprocessor(pushed(stage), model), decode_chat(json.dumps(body).encode()))
     return sorted(stage.requests, key=lambda request: request.index)
 
 
@@ -48,8 +45,8 @@ async def completion(model: LoadedModel = MODEL, **fields: Any) -> tuple[list[Se
     """What the next stage is asked for a completion, and what comes out."""
     body = {"model": "m", "prompt": "Hello"} | fields
     stage = text_stage()
-    preprocess = CompletionPreprocessor(stage, model)
-    outputs = [output async for output in preprocess(decode_completion(json.dumps(body).encode()), Context())]
+    preprocess = CompletionPreprocessor(pushed(stage), model)
+    outputs = await outputs_of(preprocess, decode_completion(json.dumps(body).encode()))
     return sorted(stage.requests, key=lambda request: request.index), outputs
 
 
@@ -225,11 +222,16 @@ async def test_only_an_echo_with_logprobs_needs_one() -> None:
     assert request.stop_conditions.max_tokens == 1, "engines make at least one token"
 
 
-async def test_closing_early_closes_all_choices() -> None:
+async def test_a_client_that_leaves_ends_all_choices() -> None:
     stage = Sequences(lambda request: [TextOutput(request.index, "x", 1)], hang=True)
     request = decode_chat(b'{"model": "m", "messages": [{"role": "user", "content": "Hello"}], "n": 3}')
-    async with closing(ChatPreprocessor(stage, MODEL)(request, Context())) as stream:
-        for _ in range(3):
-            await within(anext(stream))
+    async with reading(ChatPreprocessor(pushed(stage), MODEL), request) as reader:
+        await reader.until(3)
         assert stage.open == 3
     assert (stage.open, stage.closed_early) == (0, 3)
+
+
+async def test_a_reader_that_has_enough_of_an_echo() -> None:
+    request = decode_completion(b'{"model": "m", "prompt": "Hello", "echo": true, "max_tokens": 0, "n": 3}')
+    outputs = await outputs_of(CompletionPreprocessor(pushed(text_stage()), MODEL), request, enough=1)
+    assert [output.text for output in outputs] == ["Hello"]

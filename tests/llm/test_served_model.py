@@ -9,12 +9,15 @@ from dynamo.errors import ConfigError, ProtocolError
 from dynamo.llm import served_model
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.register import MODELS_PREFIX, ModelEntry
+from dynamo.llm.sequence import TextOutput
 from dynamo.llm.served_model import ServedModel
 from dynamo.protocols.openai import decode_completion
 from dynamo.router import RouterMode
 from dynamo.runtime import Context
 from dynamo.runtime.discovery.base import Put
+from dynamo.runtime.stage import Deliver
 from dynamo.testing import eventually, within
+from dynamo.testing.stages import outputs_of
 
 from .deployed import Deployed, deployed, write_model
 
@@ -46,7 +49,11 @@ async def test_answers(fleet: Deployed, tiny: Path) -> None:
     await eventually(lambda: model.ready)
     assert [instance.instance_id for instance in model.instances()] == [worker.instance_id]
     body = b'{"model": "m", "prompt": "Hello"}'
-    outputs = [output async for output in model.pipeline.completion(decode_completion(body), body, Context())]
+
+    async def complete(body: bytes, context: Context, deliver: Deliver[TextOutput]) -> None:
+        await model.pipeline.completion(decode_completion(body), body, context, deliver)
+
+    outputs = await outputs_of(complete, body)
     assert outputs[-1].finish_reason == "stop"
     assert outputs[0].worker_id is not None
     assert outputs[0].worker_id.instance_id == worker.instance_id

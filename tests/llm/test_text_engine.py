@@ -5,14 +5,15 @@ import pytest
 from dynamo.errors import HandlerError
 from dynamo.llm.sequence import TextExtra, TextOutput
 from dynamo.llm.text_engine import TextEngine
-from dynamo.protocols.openai import Usage
+from dynamo.protocols.generation import TextEngineOutput, WorkerId
+from dynamo.protocols.openai import JsonObject, Usage
 from dynamo.protocols.openai.responses import FunctionDelta, ToolCallDelta
-from dynamo.runtime.context import Context
-from dynamo.runtime.handler import closing
+from dynamo.runtime.stage import pushed
 from dynamo.testing.scripted import Scripted, answers
-from dynamo.testing.waiting import within
+from dynamo.testing.stages import outputs_of, reading
 
-Worker = Scripted[dict[str, Any], Any]
+Worker = Scripted[JsonObject, TextEngineOutput]
+WORKER = WorkerId(7, 1)
 STOP = {"index": 0, "delta": {}, "finish_reason": "stop"}
 
 
@@ -20,18 +21,32 @@ def chunk(*choices: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices} | fields
 
 
-async def run(*items: Any) -> list[TextOutput]:
-    async def collect() -> list[TextOutput]:
-        return [output async for output in TextEngine(Worker(answers(*items)))({}, Context())]
+def worker(*items: Any, hang: bool = False) -> Worker:
+    """Says who it is with the first of the items, as the router does."""
+    outputs = [TextEngineOutput(item, None if i else WORKER) for i, item in enumerate(items)]
+    return Worker(answers(*outputs), hang=hang)
 
-    return await within(collect())
+
+async def run(*items: Any) -> list[TextOutput]:
+    """What comes out; the worker's name is checked, and taken off."""
+    outputs = await outputs_of(TextEngine(pushed(worker(*items))), {})
+    first, *others = outputs
+    assert first.worker_id == (WORKER if items else None)
+    assert all(output.worker_id is None for output in others)
+    first.worker_id = None
+    return outputs
 
 
 async def test_the_worker_is_given_the_request_as_it_came() -> None:
-    worker = Worker(answers(chunk(STOP)))
+    asked = worker(chunk(STOP))
     body = {"model": "m", "messages": [], "my own field": [1]}
-    _ = [output async for output in TextEngine(worker)(body, Context())]
-    assert worker.requests == [body]
+    await outputs_of(TextEngine(pushed(asked)), body)
+    assert asked.requests == [body]
+
+
+async def test_the_worker_is_named_even_where_its_first_chunk_says_nothing() -> None:
+    outputs = await outputs_of(TextEngine(pushed(worker(chunk(), chunk(STOP)))), {})
+    assert [(output.worker_id, output.finish_reason) for output in outputs] == [(WORKER, None), (None, "stop")]
 
 
 async def test_chunks_of_a_chat() -> None:
@@ -104,8 +119,20 @@ async def test_what_is_no_chunk_is_the_workers_fault(item: Any) -> None:
         await run(item)
 
 
-async def test_closing_early_reaches_the_worker() -> None:
-    worker = Worker(answers("Hi"), hang=True)
-    async with closing(TextEngine(worker)({}, Context())) as stream:
-        await within(anext(stream))
-    assert (worker.open, worker.closed_early) == (0, 1)
+async def test_a_client_that_leaves_reaches_the_worker() -> None:
+    asked = worker("Hi", hang=True)
+    async with reading(TextEngine(pushed(asked)), {}) as reader:
+        await reader.until(1)
+    assert (asked.open, asked.closed_early) == (0, 1)
+
+
+async def test_a_reader_that_has_enough_ends_the_worker() -> None:
+    asked = worker("Hi", hang=True)
+    assert await outputs_of(TextEngine(pushed(asked)), {}, enough=1) == [TextOutput(0, "Hi", 1, worker_id=WORKER)]
+    assert (asked.open, asked.closed_early) == (0, 1)
+
+
+async def test_a_reader_that_has_enough_in_the_middle_of_a_chunk() -> None:
+    both = chunk({"index": 0, "delta": {"content": "Hi"}}, {"index": 1, "delta": {"content": "Ho"}})
+    outputs = await outputs_of(TextEngine(pushed(worker(both, hang=True))), {}, enough=1)
+    assert [output.text for output in outputs] == ["Hi"]

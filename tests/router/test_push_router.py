@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -19,11 +19,12 @@ from dynamo.errors import (
     ProtocolError,
     RequestCancelledError,
 )
-from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
+from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
 from dynamo.router import PushRouter, RouterMode
 from dynamo.runtime.context import Context
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
+from dynamo.testing.stages import outputs_of, reading
 from dynamo.tokens import token_array
 
 from .conftest import Fleet
@@ -38,7 +39,7 @@ def request(target: int | None = None) -> PreprocessedRequest:
 
 
 async def served_by(router: PushRouter, target: int | None = None) -> int:
-    outputs = [output async for output in router.generate(request(target), Context())]
+    outputs = await outputs_of(router.generate, request(target))
     assert [token for output in outputs for token in output.token_ids][-1] == 2
     assert outputs[0].worker_id is not None
     assert all(output.worker_id is None for output in outputs[1:])
@@ -46,7 +47,7 @@ async def served_by(router: PushRouter, target: int | None = None) -> int:
 
 
 async def text_of(router: PushRouter, body: dict[str, Any]) -> list[Any]:
-    return [chunk async for chunk in router.generate_text(body, Context())]
+    return [output.chunk for output in await outputs_of(router.generate_text, body)]
 
 
 async def failure(router: PushRouter, target: int | None = None) -> DynamoError:
@@ -67,14 +68,6 @@ async def test_turns(fleet: Fleet) -> None:
     assert Counter([await served_by(router) for _ in range(9)]) == dict.fromkeys(ids, 3)
 
 
-async def test_outputs_that_have_arrived_together_come_as_one(fleet: Fleet) -> None:
-    await fleet.add(Scripted(answers(*[LLMEngineOutput(token_ids=[i]) for i in range(100)], DONE)))
-    outputs = [output async for output in fleet.router().generate(request(), Context())]
-    assert [token for output in outputs for token in output.token_ids] == [*range(100), 2]
-    assert len(outputs) < 20
-    assert outputs[-1].finish_reason is FinishReason.STOP
-
-
 class TestFailover:
     @pytest.mark.parametrize("error", [OverloadedError("full"), DrainingError("bye"), ConnectionLostError("gone")])
     async def test_before_the_first_output(self, fleet: Fleet, error: DynamoError) -> None:
@@ -87,10 +80,24 @@ class TestFailover:
     async def test_not_after_the_first_output(self, fleet: Fleet) -> None:
         for _ in range(2):
             await fleet.add(Scripted(answers(FIRST, ConnectionLostError("gone"))))
-        stream = fleet.router().generate(request(), Context())
-        assert (await within(anext(stream))).token_ids == [1]
-        with pytest.raises(ConnectionLostError):
-            await within(anext(stream))
+        async with reading(fleet.router().generate, request()) as reader:
+            with pytest.raises(ConnectionLostError):
+                await reader.end()
+            assert [output.token_ids for output in reader.items] == [[1]]
+
+    async def test_not_where_the_reader_failed(self, fleet: Fleet) -> None:
+        """Whatever it says of trying again: that is none of the worker's business."""
+        scripted = [(await fleet.add_scripted(answers(FIRST, DONE)))[1] for _ in range(2)]
+        for error in (ConnectionLostError("the reader's own"), ZeroDivisionError()):
+
+            def fail(output: LLMEngineOutput, error: Exception = error) -> bool:
+                raise error
+
+            with pytest.raises(type(error)) as raised:
+                await within(fleet.router().generate(request(), Context(), fail))
+            assert raised.value is error
+        assert sum(len(worker.requests) for worker in scripted) == 2
+        assert len(fleet.client.available_ids()) == 2
 
     @pytest.mark.parametrize("error", [InvalidRequestError("bad", param="p"), ValueError("tripped")])
     async def test_not_where_another_worker_would_say_the_same(self, fleet: Fleet, error: Exception) -> None:
@@ -141,13 +148,13 @@ class TestLeastLoaded:
         for _ in range(3):
             await fleet.add(Scripted(answers(FIRST), hang=True))
         router = fleet.router(RouterMode.LEAST_LOADED)
-        streams = [router.generate(request(), Context()) for _ in range(9)]
-        chosen = [(await within(anext(stream))).worker_id for stream in streams]
-        assert set(Counter(chosen).values()) == {3}
-
-        freed = chosen[4]
-        await streams[4].aclose()  # type: ignore[attr-defined]
-        assert (await within(anext(router.generate(request(), Context())))).worker_id == freed
+        async with AsyncExitStack() as stack:
+            readers = [await stack.enter_async_context(reading(router.generate, request())) for _ in range(8)]
+            async with reading(router.generate, request()) as leaving:
+                chosen = [(await reader.until(1))[0].worker_id for reader in (*readers, leaving)]
+                assert set(Counter(chosen).values()) == {3}
+            async with reading(router.generate, request()) as reader:
+                assert (await reader.until(1))[0].worker_id == chosen[-1]
 
     async def test_a_failed_attempt_is_not_in_flight(self, fleet: Fleet) -> None:
         busy = await fleet.add(Scripted(answers(DONE)))
@@ -211,29 +218,35 @@ class TestSharedEndpoint:
 
 
 class TestCancel:
-    async def test_closing_the_stream_ends_the_work(self, fleet: Fleet) -> None:
+    async def test_a_reader_that_leaves_ends_the_work(self, fleet: Fleet) -> None:
         _, worker = await fleet.add_scripted(answers(FIRST), hang=True)
-        async with aclosing(fleet.router().generate(request(), Context())) as stream:  # type: ignore[type-var]
-            await within(anext(stream))
+        async with reading(fleet.router().generate, request()) as reader:
+            await reader.until(1)
             assert worker.open == 1
         await eventually(lambda: worker.open == 0 and worker.closed_early == 1)
+
+    async def test_a_reader_that_has_enough_ends_the_work(self, fleet: Fleet) -> None:
+        _, worker = await fleet.add_scripted(answers(FIRST, FIRST), hang=True)
+        router = fleet.router()
+        assert len(await outputs_of(router.generate, request(), enough=1)) == 1
+        await eventually(lambda: worker.open == 0 and worker.closed_early == 1)
+        assert not router._in_flight
 
     async def test_kill_is_no_reason_to_try_another(self, fleet: Fleet) -> None:
         scripted = [(await fleet.add_scripted(answers(), hang=True))[1] for _ in range(2)]
         context = Context()
-        waiting = asyncio.ensure_future(anext(fleet.router().generate(request(), context)))
-        await eventually(lambda: sum(worker.open for worker in scripted) == 1)
-        context.kill()
-        with pytest.raises(RequestCancelledError):
-            await within(waiting)
+        async with reading(fleet.router().generate, request(), context) as reader:
+            await eventually(lambda: sum(worker.open for worker in scripted) == 1)
+            context.kill()
+            with pytest.raises(RequestCancelledError):
+                await reader.end()
         await eventually(lambda: sum(worker.closed_early for worker in scripted) == 1)
         assert sum(len(worker.requests) for worker in scripted) == 1
 
     async def test_context_travels(self, fleet: Fleet) -> None:
         _, worker = await fleet.add_scripted(answers(DONE))
         context = Context("my-id", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-        async for _ in fleet.router().generate(request(), context):
-            pass
+        await outputs_of(fleet.router().generate, request(), context)
         assert worker.contexts[0].id() == "my-id"
         assert worker.contexts[0].traceparent == context.traceparent
 
@@ -252,13 +265,26 @@ class TestText:
         assert await text_of(fleet.router(), body) == [{"choices": [{"text": "a"}]}, "b"]
         assert seen == [body]
 
+    async def test_the_worker_is_named_with_the_first_chunk(self, fleet: Fleet) -> None:
+        worker = WorkerId(await fleet.add(Scripted(answers("a", "b", "c")), request_type=Any))
+        outputs = await outputs_of(fleet.router().generate_text, {})
+        assert outputs == [TextEngineOutput("a", worker), TextEngineOutput("b"), TextEngineOutput("c")]
+
+    async def test_the_worker_that_answered_is_named(self, fleet: Fleet) -> None:
+        """Not one that was asked before it."""
+        await fleet.add(Scripted(answers(OverloadedError("full"))), request_type=Any)
+        healthy = WorkerId(await fleet.add(Scripted(answers("a")), request_type=Any))
+        router = fleet.router()
+        for _ in range(2):
+            assert await outputs_of(router.generate_text, {}) == [TextEngineOutput("a", healthy)]
+
     @pytest.mark.parametrize("nvext", [None, {}, {"backend_instance_id": None}])
     async def test_no_target(self, fleet: Fleet, nvext: Any) -> None:
         await fleet.add(Scripted(answers("a")), request_type=Any)
         body = {"nvext": nvext}
         assert await text_of(fleet.router(), body) == ["a"]
         with pytest.raises(InvalidRequestError):
-            await anext(fleet.router(RouterMode.DIRECT).generate_text(body, Context()))
+            await text_of(fleet.router(RouterMode.DIRECT), body)
 
     async def test_target(self, fleet: Fleet) -> None:
         ids = [await fleet.add(Scripted(answers(name)), request_type=Any) for name in "abc"]
@@ -269,4 +295,4 @@ class TestText:
     async def test_what_cannot_travel(self, fleet: Fleet) -> None:
         await fleet.add(Scripted(answers("a")), request_type=Any)
         with pytest.raises(InvalidRequestError, match="64 bits"):
-            await anext(fleet.router().generate_text({"seed": 2**64}, Context()))
+            await text_of(fleet.router(), {"seed": 2**64})

@@ -21,12 +21,15 @@ from dynamo.errors import (
 )
 from dynamo.runtime import Client, Context, DistributedRuntime, Instance
 from dynamo.runtime.channels import Channels
+from dynamo.runtime.client import ReplyStream
 from dynamo.runtime.codec import DEFAULT_MAX_FRAME_BYTES
 from dynamo.runtime.request_plane.base import Address, Channel
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
 from dynamo.runtime.request_plane.listener import ConnectionListener
 from dynamo.runtime.request_plane.reply import Reply
+from dynamo.runtime.stage import Deliver
 from dynamo.testing import eventually, within
+from dynamo.testing.stages import reading
 
 NewRuntime = Callable[[], DistributedRuntime]
 
@@ -280,6 +283,41 @@ async def test_typed_replies(new_runtime: NewRuntime) -> None:
         await within(anext(stream))
 
 
+async def test_typed_replies_that_are_pushed(new_runtime: NewRuntime) -> None:
+    async def generate(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        yield "two"
+        yield 3
+
+    runtime = new_runtime()
+    await runtime.endpoint(PATH).start(generate)
+    client = await runtime.endpoint(PATH).client(response_type=int)
+
+    async def push(stream: ReplyStream[int], context: Context, deliver: Deliver[int]) -> None:
+        await stream.push_to(deliver)
+
+    async with reading(push, await client.generate(None, annotated=False)) as reader:
+        with pytest.raises(ProtocolError, match=f"{runtime.instance_id:x}"):
+            await reader.end()
+        assert reader.items == [1]
+    stream = await client.generate(None, annotated=False)
+    await within(stream.push_to(lambda item: False))
+
+
+async def test_reader_of_the_wrong_opinion_is_not_the_workers_fault(new_runtime: NewRuntime) -> None:
+    """Its own errors of decoding are its own."""
+
+    def fail(item: Any) -> bool:
+        raise msgspec.DecodeError("mine")
+
+    runtime = new_runtime()
+    await serve(runtime)
+    client = await runtime.endpoint(PATH).client()
+    stream = await client.generate(None, annotated=False)
+    with pytest.raises(msgspec.DecodeError, match="mine"):
+        await within(stream.push_to(fail))
+
+
 async def test_requests_that_cannot_travel(new_runtime: NewRuntime) -> None:
     runtime = new_runtime()
     await serve(runtime)
@@ -319,6 +357,13 @@ async def ending(client: Client, kind: str) -> None:
         case "close":
             assert await anext(stream) == 0
             await stream.aclose()
+        case "push":
+            await stream.push_to(lambda item: item < 2)
+        case "paused":
+            context.pause()
+            asyncio.get_running_loop().call_soon(context.kill)
+            with pytest.raises(RequestCancelledError):
+                await stream.push_to(lambda item: True)
         case "stop":
             context.stop_generating()
             assert [item async for item in stream][-1] == "stopped"
@@ -348,7 +393,7 @@ async def test_a_thousand_calls_leave_nothing(new_runtime: NewRuntime) -> None:
     await runtime.endpoint(PATH).start(generate)
     client = await new_runtime().endpoint(PATH).client()
     await within(client.wait_for_instances())
-    kinds = ["whole", "break", "close", "stop", "fail", "deadline", "kill"]
+    kinds = ["whole", "break", "close", "push", "paused", "stop", "fail", "deadline", "kill"]
     await within(asyncio.gather(*(ending(client, kind) for kind in kinds)))
     tasks = asyncio.all_tasks()
     before = count(Reply, ServedCall, Context)  # what other tests have left in this process

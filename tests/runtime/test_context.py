@@ -1,5 +1,6 @@
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -94,6 +95,91 @@ async def test_waiter_that_gave_up_leaves_no_listener() -> None:
     assert context._listeners == []
 
 
+def test_pause_and_resume() -> None:
+    heard: list[bool] = []
+    context = Context()
+    context.on_flow(lambda context: heard.append(context.is_paused()))
+    context.resume()
+    assert not context.is_paused()
+    for change in (context.pause, context.resume) * 2:
+        for _ in range(2):
+            change()
+    assert heard == [True, False, True, False]
+    assert not context.is_stopped()
+
+
+def test_late_listener_hears_of_a_pause_at_once() -> None:
+    heard: list[bool] = []
+    context = Context()
+    context.on_flow(lambda context: heard.append(context.is_paused()))
+    assert heard == []
+    context.pause()
+    context.on_flow(lambda context: heard.append(context.is_paused()))
+    assert heard == [True, True]
+
+
+def test_pauses_and_ends_are_told_to_their_own_listeners() -> None:
+    flow: list[Context] = []
+    ends: list[Context] = []
+    context = Context()
+    context.on_flow(flow.append)
+    context.on_stop(ends.append)
+    context.pause()
+    assert (len(flow), len(ends)) == (1, 0)
+    context.kill()
+    assert (len(flow), len(ends)) == (1, 1)
+    assert context.is_paused()
+
+
+def test_listener_to_pauses_that_has_left_hears_nothing() -> None:
+    heard: list[Context] = []
+    context = Context()
+    leave = context.on_flow(heard.append)
+    leave()
+    leave()
+    context.pause()
+    assert heard == []
+
+
+async def test_waiting_for_a_resume() -> None:
+    context = Context()
+    await within(context.resumed())
+    context.pause()
+    waiting = asyncio.create_task(context.resumed())
+    await asyncio.sleep(0)
+    context.resume()
+    context.pause()  # before the waiter had its turn
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    context.resume()
+    await within(waiting)
+    assert context._flow_listeners == context._listeners == []
+
+
+@pytest.mark.parametrize("end", [Context.stop_generating, Context.kill])
+async def test_waiting_for_a_resume_ends_with_the_request(end: Callable[[Context], None]) -> None:
+    context = Context()
+    context.pause()
+    waiting = asyncio.create_task(context.resumed())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    end(context)
+    await within(waiting)
+    await within(context.resumed())
+
+
+async def test_waiter_for_a_resume_that_gave_up_leaves_no_listener() -> None:
+    context = Context()
+    context.pause()
+    waiting = asyncio.create_task(context.resumed())
+    await asyncio.sleep(0)
+    assert context._flow_listeners
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert context._flow_listeners == context._listeners == []
+
+
 def test_deadline() -> None:
     assert Context().remaining_s() is None
     remaining_s = Context(deadline_s=time.monotonic() + 100).remaining_s()
@@ -109,6 +195,8 @@ def test_detached_context_has_its_own_fate() -> None:
     other = context.detached("b")
     assert (other.id(), other.metadata, other.deadline_s, other.traceparent) == ("b", {"k": "v"}, 5.0, "00-aa-bb-01")
     other.metadata["k"] = "w"
+    other.pause()
     other.kill()
+    assert not context.is_paused()
     assert context.metadata == {"k": "v"}
     assert not context.is_stopped()

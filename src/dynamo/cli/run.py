@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from dynamo.llm.loaded_model import LoadedModel
 from dynamo.llm.model_card import artifact_paths, build_card
 from dynamo.llm.model_source import resolve_model
 from dynamo.llm.pipeline import TokenPipeline
+from dynamo.llm.sequence import TextOutput
 from dynamo.protocols.model_card import ModelInput, ModelType
 from dynamo.protocols.openai import ChatCompletionRequest, Message
 from dynamo.runtime.context import Context
-from dynamo.runtime.handler import closing
+from dynamo.runtime.stage import pushed
 from dynamo.telemetry import logging as telemetry_logging
 
 PROG = "dynamo run"
@@ -79,7 +80,7 @@ async def _run(engine: LLMEngine, model_dir: Path, config: RunConfig, prompt: st
             context_length=info.context_length,
             features=info.features,
         )
-        chat = Chat(TokenPipeline(LoadedModel.load(card, files), engine.generate), card.name, config)
+        chat = Chat(TokenPipeline(LoadedModel.load(card, files), pushed(engine.generate)), card.name, config)
         if prompt is not None:
             await chat.ask(prompt)
         else:
@@ -131,15 +132,6 @@ class Chat:
         Raises InvalidRequestError for a question that cannot be answered; it is forgotten then.
         """
         messages = [*self._messages, Message(role="user", content=question)]
-        answer = []
-        with contextlib.suppress(asyncio.CancelledError), _interruptible():
-            async for text in self._answer(messages):
-                answer.append(text)
-                print(text, end="", flush=True)
-        print()
-        self._messages = [*messages, Message(role="assistant", content="".join(answer))]
-
-    async def _answer(self, messages: list[Message]) -> AsyncIterator[str]:
         request = ChatCompletionRequest(
             model=self._model,
             messages=messages,
@@ -147,9 +139,17 @@ class Chat:
             temperature=self._config.temperature,
             seed=self._config.seed,
         )
-        async with closing(self._pipeline.chat(request, b"", Context())) as outputs:
-            async for output in outputs:
-                yield output.text
+        answer: list[str] = []
+
+        def show(output: TextOutput) -> bool:
+            answer.append(output.text)
+            print(output.text, end="", flush=True)
+            return True
+
+        with contextlib.suppress(asyncio.CancelledError), _interruptible():
+            await self._pipeline.chat(request, b"", Context(), show)
+        print()
+        self._messages = [*messages, Message(role="assistant", content="".join(answer))]
 
 
 @contextlib.contextmanager

@@ -1,11 +1,9 @@
 """The two routes that generate: from an HTTP request to the request path and back."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -14,10 +12,11 @@ from starlette.types import Receive, Scope, Send
 
 from dynamo.errors import DynamoError, InternalError, RequestCancelledError, UnavailableError
 from dynamo.frontend.admission import read_body, request_id
+from dynamo.frontend.exchange import exchange_of
 from dynamo.frontend.response import HttpResponse
 from dynamo.frontend.state import Frontend
 from dynamo.frontend.tracker import RequestTracker, log_refused
-from dynamo.llm.aggregate import collect_chat, collect_completion
+from dynamo.llm.aggregate import Answer
 from dynamo.llm.delta import ChatEvents, CompletionEvents, EventStream, ResponseHead
 from dynamo.llm.pipeline import Pipeline
 from dynamo.llm.sequence import TextOutput
@@ -31,7 +30,7 @@ from dynamo.protocols.openai import (
     decode_completion,
 )
 from dynamo.runtime.context import Context
-from dynamo.runtime.handler import closing
+from dynamo.runtime.stage import Deliver
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,8 @@ class GenerationRoute(ABC, Generic[RequestT]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        response = HttpResponse(send)
+        exchange = exchange_of(scope)
+        response = HttpResponse(send, exchange)
         try:
             context = Context(request_id(headers), traceparent=headers.get("traceparent"))
             response.request_id = context.id()
@@ -63,8 +63,8 @@ class GenerationRoute(ABC, Generic[RequestT]):
             log_refused(self.endpoint, response.request_id, error)
             await response.fail(error)
             return
-        async with _killed_when_client_leaves(receive, context):
-            await self._serve(model, request, body, response, context)
+        exchange.follow(context)
+        await self._serve(model, request, body, response, context)
 
     async def _serve(
         self, model: ServedModel, request: RequestT, body: bytes, response: HttpResponse, context: Context
@@ -74,7 +74,7 @@ class GenerationRoute(ABC, Generic[RequestT]):
         tracker = RequestTracker(self._frontend.metrics, series, self.endpoint, stream=bool(request.stream))
         error: DynamoError | None = None
         try:
-            await self._answer(request, self._run(model.pipeline, request, body, context), response, tracker)
+            await self._answer(model.pipeline, request, body, context, response, tracker)
         except asyncio.CancelledError:
             error = UnavailableError("the server is shutting down and could not wait any longer")
         except Exception as failure:  # noqa: BLE001 - the boundary of a request's task
@@ -86,39 +86,70 @@ class GenerationRoute(ABC, Generic[RequestT]):
             await response.fail(error)
 
     async def _answer(
-        self, request: RequestT, outputs: AsyncIterator[TextOutput], response: HttpResponse, tracker: RequestTracker
+        self,
+        pipeline: Pipeline,
+        request: RequestT,
+        body: bytes,
+        context: Context,
+        response: HttpResponse,
+        tracker: RequestTracker,
     ) -> None:
         head = ResponseHead(
             id=f"{self.id_prefix}{response.request_id}", created_s=int(time.time()), model=request.model
         )
-        if not request.stream:
-            async with closing(_tracked(outputs, tracker)) as answer:
-                whole = await self._collect(answer, request, head)
-            await response.whole(msgspec.json.encode(whole))
-            return
-        events = self._events(request, head)
-        async with closing(outputs) as answer:
-            async for output in answer:
-                tracker.on_output(output)
-                if event := events.encode(output):
-                    await response.event(event)
-        await response.end(events.finish() + _DONE_EVENT)
+        if request.stream:
+            events = self._events(request, head)
+            await self._run(pipeline, request, body, context, _Streaming(tracker, events, response))
+            response.end(events.finish() + _DONE_EVENT)
+        else:
+            answer = Answer()
+            await self._run(pipeline, request, body, context, _Collecting(tracker, answer))
+            await response.whole(msgspec.json.encode(self._whole(answer, request, head)))
 
     @abstractmethod
     def _decode(self, body: bytes) -> RequestT: ...
 
     @abstractmethod
-    def _run(
-        self, pipeline: Pipeline, request: RequestT, body: bytes, context: Context
-    ) -> AsyncIterator[TextOutput]: ...
+    async def _run(
+        self, pipeline: Pipeline, request: RequestT, body: bytes, context: Context, deliver: Deliver[TextOutput]
+    ) -> None: ...
 
     @abstractmethod
     def _events(self, request: RequestT, head: ResponseHead) -> EventStream[Any]: ...
 
     @abstractmethod
-    async def _collect(
-        self, outputs: AsyncIterator[TextOutput], request: RequestT, head: ResponseHead
-    ) -> ChatCompletion | Completion: ...
+    def _whole(self, answer: Answer, request: RequestT, head: ResponseHead) -> ChatCompletion | Completion: ...
+
+
+class _Streaming:
+    """Sends each output as it comes."""
+
+    __slots__ = ("_events", "_response", "_tracker")
+
+    def __init__(self, tracker: RequestTracker, events: EventStream[Any], response: HttpResponse) -> None:
+        self._tracker = tracker
+        self._events = events
+        self._response = response
+
+    def __call__(self, output: TextOutput) -> bool:
+        self._tracker.on_output(output)
+        if event := self._events.encode(output):
+            self._response.event(event)
+        return True
+
+
+class _Collecting:
+    """Keeps all outputs for one answer."""
+
+    __slots__ = ("_answer", "_tracker")
+
+    def __init__(self, tracker: RequestTracker, answer: Answer) -> None:
+        self._tracker = tracker
+        self._answer = answer
+
+    def __call__(self, output: TextOutput) -> bool:
+        self._tracker.on_output(output)
+        return self._answer.add(output)
 
 
 class ChatRoute(GenerationRoute[ChatCompletionRequest]):
@@ -130,18 +161,21 @@ class ChatRoute(GenerationRoute[ChatCompletionRequest]):
     def _decode(self, body: bytes) -> ChatCompletionRequest:
         return decode_chat(body)
 
-    def _run(
-        self, pipeline: Pipeline, request: ChatCompletionRequest, body: bytes, context: Context
-    ) -> AsyncIterator[TextOutput]:
-        return pipeline.chat(request, body, context)
+    async def _run(
+        self,
+        pipeline: Pipeline,
+        request: ChatCompletionRequest,
+        body: bytes,
+        context: Context,
+        deliver: Deliver[TextOutput],
+    ) -> None:
+        await pipeline.chat(request, body, context, deliver)
 
     def _events(self, request: ChatCompletionRequest, head: ResponseHead) -> ChatEvents:
         return ChatEvents(request, head)
 
-    async def _collect(
-        self, outputs: AsyncIterator[TextOutput], request: ChatCompletionRequest, head: ResponseHead
-    ) -> ChatCompletion:
-        return await collect_chat(outputs, request, head)
+    def _whole(self, answer: Answer, request: ChatCompletionRequest, head: ResponseHead) -> ChatCompletion:
+        return answer.as_chat(request, head)
 
 
 class CompletionRoute(GenerationRoute[CompletionRequest]):
@@ -153,18 +187,21 @@ class CompletionRoute(GenerationRoute[CompletionRequest]):
     def _decode(self, body: bytes) -> CompletionRequest:
         return decode_completion(body)
 
-    def _run(
-        self, pipeline: Pipeline, request: CompletionRequest, body: bytes, context: Context
-    ) -> AsyncIterator[TextOutput]:
-        return pipeline.completion(request, body, context)
+    async def _run(
+        self,
+        pipeline: Pipeline,
+        request: CompletionRequest,
+        body: bytes,
+        context: Context,
+        deliver: Deliver[TextOutput],
+    ) -> None:
+        await pipeline.completion(request, body, context, deliver)
 
     def _events(self, request: CompletionRequest, head: ResponseHead) -> CompletionEvents:
         return CompletionEvents(request, head)
 
-    async def _collect(
-        self, outputs: AsyncIterator[TextOutput], request: CompletionRequest, head: ResponseHead
-    ) -> Completion:
-        return await collect_completion(outputs, request, head)
+    def _whole(self, answer: Answer, request: CompletionRequest, head: ResponseHead) -> Completion:
+        return answer.as_completion(request, head)
 
 
 def _for_client(failure: Exception, request_id: str) -> DynamoError:
@@ -172,26 +209,3 @@ def _for_client(failure: Exception, request_id: str) -> DynamoError:
         return failure
     logger.error("request %s failed", request_id, exc_info=failure)
     return InternalError(f"internal error; the server's log says more ({type(failure).__name__})")
-
-
-async def _tracked(outputs: AsyncIterator[TextOutput], tracker: RequestTracker) -> AsyncIterator[TextOutput]:
-    async with closing(outputs) as stream:
-        async for output in stream:
-            tracker.on_output(output)
-            yield output
-
-
-@contextlib.asynccontextmanager
-async def _killed_when_client_leaves(receive: Receive, context: Context) -> AsyncIterator[None]:
-    """Kills the request's context when the client's connection closes, so that the engine gets its slot back."""
-    watcher = asyncio.create_task(_watch(receive, context))
-    try:
-        yield
-    finally:
-        watcher.cancel()
-
-
-async def _watch(receive: Receive, context: Context) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    context.kill()

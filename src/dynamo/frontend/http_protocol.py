@@ -9,6 +9,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from dynamo.errors import DynamoError, InvalidRequestError, RequestTooLargeError
 from dynamo.frontend.errors import encode_error
+from dynamo.frontend.exchange import HttpExchange, TurnWrites, attach
 
 HEAD_BYTES_MAX = 64 << 10  # of a request's first line and headers together
 _LINGER_S = 1.0  # closing at once, with input unread, could take the answer away from the client
@@ -17,7 +18,7 @@ _UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings", b"connection"})
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Differs from uvicorn's in four things.
+    """Differs from uvicorn's in five things.
 
     - What one connection makes us remember is bounded.
     - Broken HTTP is answered by an error of OpenAI's shape.
@@ -25,13 +26,16 @@ class HttpProtocol(HttpToolsProtocol):
       it for the end of the request and loses the body.)
     - When a connection is lost, the request that is being answered gets to know it, and at once. (Where requests are
       pipelined, uvicorn tells the latest one only, if it notices at all.)
+    - Applications are given an Exchange with each request.
     """
+
+    writes: TurnWrites  # of all connections of a server
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_bytes = 0
         self._unparsed_bytes = 0  # what the parser has taken without giving anything
-        self._answering: RequestResponseCycle | None = None
+        self._answering: HttpExchange | None = None
         self._refused = False
 
     def data_received(self, data: bytes) -> None:
@@ -83,8 +87,19 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._abandon()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._answering is not None:
+            self._answering.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._answering is not None:
+            self._answering.resume()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._answering = cycle
+        self._answering = HttpExchange(cycle, self.writes)
+        attach(cycle.scope, self._answering)
         super()._start_asgi_task(cycle, app)
 
     def _grow_head(self, size_bytes: int) -> None:
@@ -108,7 +123,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._refused = True
         answering = self._answering
-        if answering is not None and answering.response_started and not answering.response_complete:
+        if answering is not None and answering.started and not answering.complete:
             self.transport.close()  # no other answer can follow the one that is under way
             return
         self._abandon()
@@ -120,6 +135,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _abandon(self) -> None:
         """Ends the work on the request that is being answered."""
-        if self._answering is not None and not self._answering.response_complete:
-            self._answering.disconnected = True
-            self._answering.message_event.set()
+        if self._answering is not None:
+            self._answering.abandon()
+
+
+def http_protocol() -> type[HttpProtocol]:
+    """The protocol for one server."""
+
+    class ServerProtocol(HttpProtocol):
+        writes = TurnWrites()
+
+    return ServerProtocol

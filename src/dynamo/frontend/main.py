@@ -14,7 +14,7 @@ from dynamo.config import parse
 from dynamo.errors import ConfigError
 from dynamo.frontend.app import create_app
 from dynamo.frontend.config import FrontendConfig
-from dynamo.frontend.http_protocol import HttpProtocol
+from dynamo.frontend.http_protocol import http_protocol
 from dynamo.frontend.state import Frontend
 from dynamo.frontend.tracker import access_logger
 from dynamo.llm.artifacts import ArtifactCache
@@ -64,7 +64,7 @@ async def _serve(config: FrontendConfig) -> None:
     server = EmbeddedServer(
         uvicorn.Config(
             create_app(frontend),
-            http=HttpProtocol,
+            http=http_protocol(),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -1,9 +1,8 @@
 """All outputs of a request as one answer, for clients that don't stream."""
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from dynamo.llm.delta import ResponseHead
 from dynamo.llm.logprobs import chat_logprobs, completion_logprobs
@@ -60,47 +59,47 @@ class _Choice:
         )
 
 
-async def collect_chat(
-    outputs: AsyncIterator[TextOutput], request: GenerationRequest, head: ResponseHead
-) -> ChatCompletion:
-    """The answer of /v1/chat/completions; errors of `outputs` pass through."""
-    choices, usage = await _collect(outputs)
-    return ChatCompletion(
-        id=head.id,
-        created=head.created_s,
-        model=head.model,
-        choices=[choice.as_chat() for choice in choices],
-        usage=usage.usage(),
-        nvext=_nvext(request, usage) or UNSET,
-    )
+class Answer:
+    """Collects the outputs of all choices."""
 
+    def __init__(self) -> None:
+        self._choices: dict[int, _Choice] = {}
+        self._usage = UsageCounter()
 
-async def collect_completion(
-    outputs: AsyncIterator[TextOutput], request: GenerationRequest, head: ResponseHead
-) -> Completion:
-    """The answer of /v1/completions; errors of `outputs` pass through."""
-    choices, usage = await _collect(outputs)
-    return Completion(
-        id=head.id,
-        created=head.created_s,
-        model=head.model,
-        choices=[choice.as_completion() for choice in choices],
-        usage=usage.usage(),
-        nvext=_nvext(request, usage) or UNSET,
-    )
+    def add(self, output: TextOutput) -> bool:
+        """Takes the next output; a Deliver that always wants more."""
+        choice = self._choices.get(output.index)
+        if choice is None:
+            choice = self._choices[output.index] = _Choice(output.index)
+        choice.add(output)
+        self._usage.completion_tokens += output.token_count
+        self._usage.add(output)
+        return True
 
+    def as_chat(self, request: GenerationRequest, head: ResponseHead) -> ChatCompletion:
+        """The answer of /v1/chat/completions."""
+        return ChatCompletion(
+            id=head.id,
+            created=head.created_s,
+            model=head.model,
+            choices=[choice.as_chat() for choice in self._in_order()],
+            usage=self._usage.usage(),
+            nvext=self._nvext(request),
+        )
 
-async def _collect(outputs: AsyncIterator[TextOutput]) -> tuple[list[_Choice], UsageCounter]:
-    choices: dict[int, _Choice] = {}
-    usage = UsageCounter()
-    async for output in outputs:
-        if output.index not in choices:
-            choices[output.index] = _Choice(output.index)
-        choices[output.index].add(output)
-        usage.completion_tokens += output.token_count
-        usage.add(output)
-    return [choices[index] for index in sorted(choices)], usage
+    def as_completion(self, request: GenerationRequest, head: ResponseHead) -> Completion:
+        """The answer of /v1/completions."""
+        return Completion(
+            id=head.id,
+            created=head.created_s,
+            model=head.model,
+            choices=[choice.as_completion() for choice in self._in_order()],
+            usage=self._usage.usage(),
+            nvext=self._nvext(request),
+        )
 
+    def _in_order(self) -> list[_Choice]:
+        return [self._choices[index] for index in sorted(self._choices)]
 
-def _nvext(request: GenerationRequest, usage: UsageCounter) -> NvExtResponse | None:
-    return usage.nvext() if wants_worker_id(request) else None
+    def _nvext(self, request: GenerationRequest) -> NvExtResponse | UnsetType:
+        return (self._usage.nvext() if wants_worker_id(request) else None) or UNSET

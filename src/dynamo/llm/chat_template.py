@@ -109,9 +109,11 @@ class ChatTemplate:
 
 def _compile(name: str, source: str) -> Template:
     try:
-        return environment().from_string(source)
+        template = environment().from_string(source)
     except (TemplateError, RecursionError) as error:
         raise ConfigError(f"the {name} chat template cannot be used: {error}") from error
+    template.globals = dict(template.globals)  # it is a ChainMap, which each rendering would copy key by key
+    return template
 
 
 def _sources(files: Mapping[str, bytes]) -> dict[str, str]:

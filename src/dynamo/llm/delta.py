@@ -48,6 +48,8 @@ class ResponseHead:
 class EventStream(ABC, Generic[ChoiceT]):
     """Writes the outputs of one request as events; "[DONE]" and errors are the HTTP layer's."""
 
+    __slots__ = ("_around_text", "_head", "_include_usage", "_include_worker_id", "_usage")
+
     def __init__(self, request: GenerationRequest, head: ResponseHead) -> None:
         self._head = head
         self._usage = UsageCounter()
@@ -122,6 +124,8 @@ class EventStream(ABC, Generic[ChoiceT]):
 class ChatEvents(EventStream[ChatChunkChoice]):
     """Chunks of /v1/chat/completions."""
 
+    __slots__ = ()
+
     def _choice(self, output: TextOutput) -> ChatChunkChoice:
         delta = ChatDelta(content=output.text or UNSET)
         if output.extra is not None:
@@ -144,6 +148,8 @@ class ChatEvents(EventStream[ChatChunkChoice]):
 
 class CompletionEvents(EventStream[CompletionChoice]):
     """Chunks of /v1/completions."""
+
+    __slots__ = ()
 
     def _choice(self, output: TextOutput) -> CompletionChoice:
         logprobs = None if output.logprobs is None else completion_logprobs(output.logprobs)

@@ -1,64 +1,49 @@
-"""Several requests to one handler, answered as one stream."""
+"""Several requests to one stage, answered as one stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 from dynamo.runtime.context import Context
-from dynamo.runtime.handler import Handler, closing
+from dynamo.runtime.stage import Deliver, Stage
 
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """A stream ended, by itself or by an error."""
+async def fan_out(stage: Stage[Req, Resp], requests: Sequence[Req], context: Context, deliver: Deliver[Resp]) -> None:
+    """Delivers what `stage` answers to each request, as it comes.
 
-    error: Exception | None = None
-
-
-async def fan_out(handler: Handler[Req, Resp], requests: Sequence[Req], context: Context) -> AsyncIterator[Resp]:
-    """Yields what `handler` answers to each request, as it comes.
-
-    Each request has a context of its own that is stopped and killed with `context`. The first error ends all; so does
-    closing. Per stream one answer waits at most.
+    Each request has a context of its own that follows `context`. The first error ends all; so does a reader that
+    has enough.
     """
-    queue: asyncio.Queue[Resp | _End] = asyncio.Queue(maxsize=len(requests))
-    tasks = [
-        asyncio.create_task(_pump(handler, request, context, i, queue), name=f"{context.id()}-{i}")
-        for i, request in enumerate(requests)
-    ]
     try:
-        running = len(tasks)
-        while running:
-            item = await queue.get()
-            if not isinstance(item, _End):
-                yield item
-            elif item.error is not None:
-                raise item.error
-            else:
-                running -= 1
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            for i, request in enumerate(requests):
+                group.create_task(_answer(stage, request, context, i, deliver), name=f"{context.id()}-{i}")
+    except ExceptionGroup as failures:
+        first = failures.exceptions[0]
+        if not isinstance(first, _EnoughError):
+            raise first from None
 
 
-async def _pump(
-    handler: Handler[Req, Resp], request: Req, context: Context, i: int, queue: "asyncio.Queue[Resp | _End]"
-) -> None:
-    end = _End()
-    try:
-        with _child(context, i) as child:
-            async with closing(handler(request, child)) as items:
-                async for item in items:
-                    await queue.put(item)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the reader of the queue raises it
-        end = _End(error)
-    await queue.put(end)
+class _EnoughError(Exception):
+    """No more is wanted: ends the other answers too."""
+
+
+async def _answer(stage: Stage[Req, Resp], request: Req, context: Context, i: int, deliver: Deliver[Resp]) -> None:
+    wanted = True
+
+    def pass_on(item: Resp) -> bool:
+        nonlocal wanted
+        wanted = deliver(item)
+        return wanted
+
+    with _child(context, i) as child:
+        await stage(request, child, pass_on)
+    if not wanted:
+        raise _EnoughError
 
 
 @contextmanager
@@ -71,8 +56,15 @@ def _child(context: Context, i: int) -> Iterator[Context]:
         else:
             child.stop_generating()
 
-    forget = context.on_stop(follow)
+    def follow_flow(parent: Context) -> None:
+        if parent.is_paused():
+            child.pause()
+        else:
+            child.resume()
+
+    removals = (context.on_stop(follow), context.on_flow(follow_flow))
     try:
         yield child
     finally:
-        forget()
+        for remove in removals:
+            remove()

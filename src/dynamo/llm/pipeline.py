@@ -3,13 +3,16 @@
 What a frontend does with it:
 
     request = decode_chat(body)
-    outputs = pipeline.chat(request, body, context)          # errors of the client's come with the first output
-    events = ChatEvents(request, head)                       # a stream: events.encode(output) … events.finish()
-    answer = await collect_chat(outputs, request, head)      # or all at once
+    events = ChatEvents(request, head)                         # as a stream,
+    await pipeline.chat(request, body, context, deliver)       #   where deliver(output) writes events.encode(output);
+    write(events.finish())
+    answer = Answer()                                          # or all at once
+    await pipeline.chat(request, body, context, answer.add)
+    write(answer.as_chat(request, head))
 """
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 from dynamo.errors import ModelNotFoundError
 from dynamo.llm.detokenizer import Detokenizer
@@ -17,30 +20,38 @@ from dynamo.llm.loaded_model import LoadedModel
 from dynamo.llm.preprocessor import ChatPreprocessor, CompletionPreprocessor
 from dynamo.llm.sequence import TextOutput
 from dynamo.llm.text_engine import TextEngine
-from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, TextEngineOutput
 from dynamo.protocols.model_card import ModelCard, ModelInput, ModelType
 from dynamo.protocols.openai import ChatCompletionRequest, CompletionRequest, JsonObject, decode_object
 from dynamo.runtime.context import Context
-from dynamo.runtime.handler import Handler
+from dynamo.runtime.stage import Deliver, Stage
 
 
 class Router(Protocol):
     """The network edge: chooses a worker."""
 
-    def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]: ...
+    async def generate(
+        self, request: PreprocessedRequest, context: Context, deliver: Deliver[LLMEngineOutput]
+    ) -> None: ...
 
-    def generate_text(self, request: JsonObject, context: Context) -> AsyncIterator[Any]: ...
+    async def generate_text(
+        self, request: JsonObject, context: Context, deliver: Deliver[TextEngineOutput]
+    ) -> None: ...
 
 
 class Pipeline(Protocol):
-    """Answers requests to one model. `body` is what `request` was decoded from.
+    """Answers requests to one model, as a Stage does. `body` is what `request` was decoded from.
 
-    The last output of each choice has a finish_reason. Closing an answer early reaches the engine.
+    The last output of each choice has a finish_reason.
     """
 
-    def chat(self, request: ChatCompletionRequest, body: bytes, context: Context) -> AsyncIterator[TextOutput]: ...
+    async def chat(
+        self, request: ChatCompletionRequest, body: bytes, context: Context, deliver: Deliver[TextOutput]
+    ) -> None: ...
 
-    def completion(self, request: CompletionRequest, body: bytes, context: Context) -> AsyncIterator[TextOutput]: ...
+    async def completion(
+        self, request: CompletionRequest, body: bytes, context: Context, deliver: Deliver[TextOutput]
+    ) -> None: ...
 
 
 def build_pipeline(card: ModelCard, files: Mapping[str, bytes], router: Router) -> Pipeline:
@@ -56,35 +67,43 @@ def build_pipeline(card: ModelCard, files: Mapping[str, bytes], router: Router) 
 class TokenPipeline:
     """For workers that are given token ids."""
 
-    def __init__(self, model: LoadedModel, tokens: Handler[PreprocessedRequest, LLMEngineOutput]) -> None:
+    def __init__(self, model: LoadedModel, tokens: Stage[PreprocessedRequest, LLMEngineOutput]) -> None:
         text = Detokenizer(tokens, model.tokenizer)
         self._chat = ChatPreprocessor(text, model)
         self._completion = CompletionPreprocessor(text, model)
         self._card = model.card
 
-    def chat(self, request: ChatCompletionRequest, body: bytes, context: Context) -> AsyncIterator[TextOutput]:
+    async def chat(
+        self, request: ChatCompletionRequest, body: bytes, context: Context, deliver: Deliver[TextOutput]
+    ) -> None:
         _require_type(self._card, ModelType.Chat, "chat")
-        return self._chat(request, context)
+        await self._chat(request, context, deliver)
 
-    def completion(self, request: CompletionRequest, body: bytes, context: Context) -> AsyncIterator[TextOutput]:
+    async def completion(
+        self, request: CompletionRequest, body: bytes, context: Context, deliver: Deliver[TextOutput]
+    ) -> None:
         _require_type(self._card, ModelType.Completions, "completion")
-        return self._completion(request, context)
+        await self._completion(request, context, deliver)
 
 
 class TextPipeline:
     """For workers that are given the OpenAI request."""
 
-    def __init__(self, card: ModelCard, chunks: Handler[JsonObject, Any]) -> None:
+    def __init__(self, card: ModelCard, chunks: Stage[JsonObject, TextEngineOutput]) -> None:
         self._text = TextEngine(chunks)
         self._card = card
 
-    def chat(self, request: ChatCompletionRequest, body: bytes, context: Context) -> AsyncIterator[TextOutput]:
+    async def chat(
+        self, request: ChatCompletionRequest, body: bytes, context: Context, deliver: Deliver[TextOutput]
+    ) -> None:
         _require_type(self._card, ModelType.Chat, "chat")
-        return self._text(decode_object(body), context)
+        await self._text(decode_object(body), context, deliver)
 
-    def completion(self, request: CompletionRequest, body: bytes, context: Context) -> AsyncIterator[TextOutput]:
+    async def completion(
+        self, request: CompletionRequest, body: bytes, context: Context, deliver: Deliver[TextOutput]
+    ) -> None:
         _require_type(self._card, ModelType.Completions, "completion")
-        return self._text(decode_object(body), context)
+        await self._text(decode_object(body), context, deliver)
 
 
 def _require_type(card: ModelCard, kind: ModelType, name: str) -> None:

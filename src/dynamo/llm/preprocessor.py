@@ -1,10 +1,10 @@
 """The stages that turn an OpenAI request into sequences of tokens to continue.
 
-Both are Handlers and yield TextOutput. What the client got wrong they raise before the first output, as an
+Both are Stages and deliver TextOutput. What the client got wrong they raise before the first output, as an
 InvalidRequestError or one of its subclasses.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 from dynamo.errors import InvalidRequestError, UnsupportedFeatureError
 from dynamo.llm.engine_requests import engine_requests
@@ -21,24 +21,21 @@ from dynamo.protocols.openai.requests import (
     stop_strings,
 )
 from dynamo.runtime.context import Context
-from dynamo.runtime.handler import Handler, closing
+from dynamo.runtime.stage import Deliver, Stage
 from dynamo.tokens import TokenArray, token_array
 
 
 class ChatPreprocessor:
-    """A Handler for ChatCompletionRequest."""
+    """A Stage for ChatCompletionRequest."""
 
-    def __init__(self, upstream: Handler[SequenceRequest, TextOutput], model: LoadedModel) -> None:
-        self._upstream = upstream
+    def __init__(self, text: Stage[SequenceRequest, TextOutput], model: LoadedModel) -> None:
+        self._text = text
         self._model = model
 
-    async def __call__(self, request: ChatCompletionRequest, context: Context) -> AsyncIterator[TextOutput]:
+    async def __call__(self, request: ChatCompletionRequest, context: Context, deliver: Deliver[TextOutput]) -> None:
         refuse_unsupported_chat(request, self._model.card.features)
         prompts = await self._model.tokenizer.encode([self._render(request)], add_special_tokens=False)
-        sequences = self._sequences(request, prompts)
-        async with closing(_answers(self._upstream, sequences, context)) as outputs:
-            async for output in outputs:
-                yield output
+        await _answer(self._text, self._sequences(request, prompts), context, deliver)
 
     def _render(self, request: ChatCompletionRequest) -> str:
         template = self._model.chat_template
@@ -69,23 +66,20 @@ class ChatPreprocessor:
 
 
 class CompletionPreprocessor:
-    """A Handler for CompletionRequest; n choices for the first prompt come first, then those for the second."""
+    """A Stage for CompletionRequest; n choices for the first prompt come first, then those for the second."""
 
-    def __init__(self, upstream: Handler[SequenceRequest, TextOutput], model: LoadedModel) -> None:
-        self._upstream = upstream
+    def __init__(self, text: Stage[SequenceRequest, TextOutput], model: LoadedModel) -> None:
+        self._text = text
         self._model = model
 
-    async def __call__(self, request: CompletionRequest, context: Context) -> AsyncIterator[TextOutput]:
+    async def __call__(self, request: CompletionRequest, context: Context, deliver: Deliver[TextOutput]) -> None:
         refuse_unsupported_completion(request, self._model.card.features)
         texts, prompts = await self._prompts(request)
         sequences = self._sequences(request, texts, prompts)
         if request.max_tokens == 0 and request.logprobs is None:
-            for sequence in sequences:
-                yield _echoed(sequence)
+            all(deliver(_echoed(sequence)) for sequence in sequences)
             return
-        async with closing(_answers(self._upstream, sequences, context)) as outputs:
-            async for output in outputs:
-                yield output
+        await _answer(self._text, sequences, context, deliver)
 
     async def _prompts(self, request: CompletionRequest) -> tuple[list[str], list[TokenArray]]:
         """The texts of the prompts, empty ones where nobody will need them, and their token ids."""
@@ -131,10 +125,16 @@ class CompletionPreprocessor:
         ]
 
 
-def _answers(
-    upstream: Handler[SequenceRequest, TextOutput], sequences: Sequence[SequenceRequest], context: Context
-) -> AsyncIterator[TextOutput]:
-    return upstream(sequences[0], context) if len(sequences) == 1 else fan_out(upstream, sequences, context)
+async def _answer(
+    text: Stage[SequenceRequest, TextOutput],
+    sequences: Sequence[SequenceRequest],
+    context: Context,
+    deliver: Deliver[TextOutput],
+) -> None:
+    if len(sequences) == 1:
+        await text(sequences[0], context, deliver)
+    else:
+        await fan_out(text, sequences, context, deliver)
 
 
 def _chat_limit(request: ChatCompletionRequest) -> AnswerLimit | None:

@@ -30,6 +30,8 @@ class SpellingDecoder:
     stay, as they have long been streamed, and each broken sequence becomes one U+FFFD.
     """
 
+    __slots__ = ("_pending", "_spelling", "_strip")
+
     def __init__(self, spelling: Spelling, *, strip_first_space: bool = False) -> None:
         self._spelling = spelling
         self._strip = strip_first_space

@@ -4,7 +4,6 @@ What a worker yields is taken leniently: chunks of either route, with or without
 messages in place of deltas, or plain strings.
 """
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -13,10 +12,11 @@ from msgspec import Struct
 from dynamo.errors import HandlerError
 from dynamo.llm.logprobs import scored_chat, scored_completion
 from dynamo.llm.sequence import ScoredToken, TextExtra, TextOutput
+from dynamo.protocols.generation import TextEngineOutput
 from dynamo.protocols.openai.messages import JsonObject
 from dynamo.protocols.openai.responses import ChatLogprobs, CompletionLogprobs, ToolCallDelta, Usage
 from dynamo.runtime.context import Context
-from dynamo.runtime.handler import Handler, closing
+from dynamo.runtime.stage import Deliver, Stage
 
 
 class _Message(Struct):
@@ -41,27 +41,47 @@ class _Chunk(Struct):
 
 
 class TextEngine:
-    """A Handler from the request as plain data to TextOutput, over one that yields chunks.
+    """A Stage from the request as plain data to TextOutput, over one that deals in chunks.
 
     Raises HandlerError for what is no chunk, or an error in place of one. A choice that gets no finish_reason ends with
     "stop".
     """
 
-    def __init__(self, upstream: Handler[JsonObject, Any]) -> None:
-        self._upstream = upstream
+    def __init__(self, chunks: Stage[JsonObject, TextEngineOutput]) -> None:
+        self._chunks = chunks
 
-    async def __call__(self, request: JsonObject, context: Context) -> AsyncIterator[TextOutput]:
-        finished: dict[int, bool] = {}  # by choice
-        async with closing(self._upstream(request, context)) as items:
-            async for item in items:
-                chunk = _chunk(item)
-                for choice in chunk.choices:
-                    finished[choice.index] = choice.finish_reason is not None or finished.get(choice.index, False)
-                    yield _output(choice)
-                if chunk.usage is not None:
-                    yield TextOutput(extra=TextExtra(usage=chunk.usage))
-        for index in [i for i, done in finished.items() if not done] if finished else [0]:
-            yield TextOutput(index, finish_reason="stop")
+    async def __call__(self, request: JsonObject, context: Context, deliver: Deliver[TextOutput]) -> None:
+        text = _Text(deliver)
+        await self._chunks(request, context, text)
+        text.end()
+
+
+class _Text:
+    """A Deliver of chunks over one of text."""
+
+    def __init__(self, deliver: Deliver[TextOutput]) -> None:
+        self._deliver = deliver
+        self._wanted = True
+        self._finished: dict[int, bool] = {}  # by choice
+
+    def __call__(self, output: TextEngineOutput) -> bool:
+        chunk = _chunk(output.chunk)
+        outputs = [_output(choice) for choice in chunk.choices]
+        for text in outputs:
+            self._finished[text.index] = text.finish_reason is not None or self._finished.get(text.index, False)
+        if chunk.usage is not None:
+            outputs.append(TextOutput(extra=TextExtra(usage=chunk.usage)))
+        if output.worker_id is not None:
+            outputs = outputs or [TextOutput()]
+            outputs[0].worker_id = output.worker_id
+        self._wanted = all(self._deliver(text) for text in outputs)
+        return self._wanted
+
+    def end(self) -> None:
+        """Finishes the choices that the worker has left open."""
+        if self._wanted:
+            unfinished = [i for i, done in self._finished.items() if not done] if self._finished else [0]
+            all(self._deliver(TextOutput(index, finish_reason="stop")) for index in unfinished)
 
 
 def _chunk(item: object) -> _Chunk:

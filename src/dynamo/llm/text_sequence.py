@@ -14,6 +14,11 @@ from dynamo.protocols.generation import FinishReason, LLMEngineOutput, TokenLogp
 class TextSequence:
     """The text of one sequence. `finished`: its last output is out; `stopped`: before the engine said so."""
 
+    __slots__ = (
+        "_decoded_chars", "_decoder", "_end_ids", "_index", "_plain", "_released_chars", "_request", "_scored",
+        "_started", "_stop", "_stop_after", "_tokenizer", "_tokens", "_top", "finished", "stopped",
+    )  # fmt: skip
+
     def __init__(self, tokenizer: Tokenizer, request: SequenceRequest) -> None:
         engine_request = request.engine_request
         conditions = engine_request.stop_conditions

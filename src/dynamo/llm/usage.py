@@ -8,6 +8,8 @@ from dynamo.protocols.openai.responses import NvExtResponse, PromptTokensDetails
 class UsageCounter:
     """Adds up what the outputs of all choices say."""
 
+    __slots__ = ("_cached_tokens", "_prompt_tokens", "_reported", "_worker_id", "completion_tokens")
+
     def __init__(self) -> None:
         self.completion_tokens = 0
         self._prompt_tokens: int | None = None

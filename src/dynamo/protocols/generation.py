@@ -1,6 +1,7 @@
 """A request as an engine sees it, and what the engine answers: tokens in, tokens out."""
 
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -98,6 +99,13 @@ class LLMEngineOutput(msgspec.Struct, omit_defaults=True, kw_only=True):
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # on the first output; the first entry is None
     cached_tokens: int | None = None  # on the first output: prompt tokens that needed no prefill
     worker_id: WorkerId | None = None  # on the first output, set by the router
+
+
+class TextEngineOutput(msgspec.Struct):
+    """What a worker that speaks text has sent: a chunk in one of OpenAI's shapes, or a string."""
+
+    chunk: Any
+    worker_id: WorkerId | None = None  # on the first output
 
 
 def merge_outputs(outputs: list[LLMEngineOutput]) -> LLMEngineOutput:

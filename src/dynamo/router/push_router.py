@@ -3,16 +3,18 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from dynamo.errors import DynamoError, InvalidRequestError, NoInstancesError, UnavailableError
-from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId, merge_outputs
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
 from dynamo.router.selection import RouterMode, make_selector
 from dynamo.runtime.client import Client, ReplyStream
 from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.context import Context
+from dynamo.runtime.stage import Deliver
+
+OutputT = TypeVar("OutputT", LLMEngineOutput, TextEngineOutput)
 
 logger = logging.getLogger(__name__)
 
@@ -45,69 +47,56 @@ class PushRouter:
         available = set(self._client.available_ids())
         return [i for i in workers if i in available] or workers
 
-    async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
-        """Tokens for tokens: outputs that have arrived together come as one."""
-        batches = self._batches(request, context, request.target, _decode_output)
-        async with aclosing(batches):
-            first = True
-            async for worker, outputs in batches:
-                output = merge_outputs(outputs)
-                if first:
-                    output.worker_id = worker
-                    first = False
-                yield output
+    async def generate(self, request: PreprocessedRequest, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
+        """A Stage: tokens for tokens."""
+        await self._route(request, context, request.target, _decode_output, deliver)
 
-    async def generate_text(self, request: dict[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
-        """The OpenAI request for OpenAI chunks, for workers that take text."""
-        batches = self._batches(request, context, _text_target(request), _decode_any)
-        async with aclosing(batches):
-            async for _, chunks in batches:
-                for chunk in chunks:
-                    yield chunk
+    async def generate_text(
+        self, request: dict[str, Any], context: Context, deliver: Deliver[TextEngineOutput]
+    ) -> None:
+        """A Stage: the OpenAI request for OpenAI chunks, for workers that take text."""
+        await self._route(request, context, _text_target(request), _decode_chunk, deliver)
 
-    async def _batches(
-        self, request: Any, context: Context, target: WorkerId | None, decode: Callable[[Any], Any]
-    ) -> AsyncGenerator[tuple[WorkerId, list[Any]], None]:
-        """The reply in batches of what arrived together, and who sent it."""
+    async def _route(
+        self,
+        request: Any,
+        context: Context,
+        target: WorkerId | None,
+        decode: Callable[[Any], OutputT],
+        deliver: Deliver[OutputT],
+    ) -> None:
+        """Passes on the answer of the first worker that answers at all."""
         payload = _encode(request)
         failed: dict[int, DynamoError] = {}
         while True:
             worker = self._choose(target, failed)
-            instance_id = worker.instance_id
-            self._in_flight[instance_id] += 1
+            answer = _Answer(worker, deliver)
             try:
-                stream, batch = await self._first_batch(instance_id, payload, context, decode)
-                async with aclosing(stream):
-                    while batch:
-                        yield worker, batch
-                        batch = await stream.next_batch()
+                await self._send(worker.instance_id, payload, context, decode, answer)
                 return
-            except _StartError as failure:
-                if target is not None:
-                    raise failure.error from None
-                logger.warning("request %s: instance %x: %s", context.id(), instance_id, failure.error)
-                self._client.avoid(instance_id)
-                failed[instance_id] = failure.error
-            finally:
-                self._in_flight[instance_id] -= 1
-                if not self._in_flight[instance_id]:
-                    del self._in_flight[instance_id]  # instances come and go
+            except DynamoError as error:
+                if target is not None or answer.begun or not error.retryable:
+                    raise
+                logger.warning("request %s: instance %x: %s", context.id(), worker.instance_id, error)
+                self._client.avoid(worker.instance_id)
+                failed[worker.instance_id] = error
 
-    async def _first_batch(
-        self, instance_id: int, payload: bytes, context: Context, decode: Callable[[Any], Any]
-    ) -> tuple[ReplyStream[Any], list[Any]]:
-        """Raises _StartError for what another worker may do better."""
+    async def _send(
+        self,
+        instance_id: int,
+        payload: bytes,
+        context: Context,
+        decode: Callable[[Any], OutputT],
+        deliver: Deliver[OutputT],
+    ) -> None:
+        self._in_flight[instance_id] += 1
         try:
-            stream = ReplyStream(await self._client.call(instance_id, payload, context), decode, instance_id)
-            try:
-                return stream, await stream.next_batch()
-            except BaseException:
-                await stream.aclose()
-                raise
-        except DynamoError as error:
-            if error.retryable:
-                raise _StartError(error) from error
-            raise
+            reply = await self._client.call(instance_id, payload, context)
+            await ReplyStream(reply, decode, instance_id).push_to(deliver)
+        finally:
+            self._in_flight[instance_id] -= 1
+            if not self._in_flight[instance_id]:
+                del self._in_flight[instance_id]  # instances come and go
 
     def _choose(self, target: WorkerId | None, failed: Mapping[int, DynamoError]) -> WorkerId:
         if target is not None:
@@ -138,13 +127,26 @@ def _text_target(request: Mapping[str, Any]) -> WorkerId | None:
     return None if instance_id is None else WorkerId(instance_id, nvext.get("dp_rank") or 0)
 
 
-class _StartError(Exception):
-    """A worker gave no output, and the reason is none that would hold for another one."""
+class _Answer:
+    """Hands a worker's outputs on, the first with its name."""
 
-    def __init__(self, error: DynamoError) -> None:
-        super().__init__(error.message)
-        self.error = error
+    __slots__ = ("_deliver", "_worker", "begun")
+
+    def __init__(self, worker: WorkerId, deliver: Deliver[Any]) -> None:
+        self._worker = worker
+        self._deliver = deliver
+        self.begun = False
+
+    def __call__(self, output: LLMEngineOutput | TextEngineOutput) -> bool:
+        if not self.begun:
+            self.begun = True
+            output.worker_id = self._worker
+        return self._deliver(output)
 
 
 _decode_output = payload_decoder(LLMEngineOutput)
 _decode_any = payload_decoder()
+
+
+def _decode_chunk(payload: Any) -> TextEngineOutput:
+    return TextEngineOutput(_decode_any(payload))

@@ -18,6 +18,7 @@ from dynamo.runtime.discovery.base import Discovery, Event, Put
 from dynamo.runtime.instance import EndpointId, Instance
 from dynamo.runtime.request_plane.base import Channel
 from dynamo.runtime.request_plane.reply import Reply
+from dynamo.runtime.stage import Deliver
 
 logger = logging.getLogger(__name__)
 
@@ -60,23 +61,37 @@ class ReplyStream(AsyncIterator[T]):
         try:
             return self._decode(self._reply.pop())
         except PAYLOAD_ERRORS as error:
-            raise self._wrong_shape(error) from error
+            raise _wrong_shape(self.instance_id, error) from error
 
-    async def next_batch(self) -> list[T]:
-        """All items that have arrived, waiting for the first of them; empty only at the end."""
-        payloads = await self._reply.next_batch()
-        decode = self._decode
-        try:
-            return [decode(payload) for payload in payloads]
-        except PAYLOAD_ERRORS as error:
-            raise self._wrong_shape(error) from error
+    async def push_to(self, deliver: Deliver[T]) -> None:
+        """Calls `deliver` with each item the moment it arrives; ends as a Stage does."""
+        await self._reply.push_to(_Decoding(self._decode, deliver, self.instance_id))
 
     async def aclose(self) -> None:
         """Gives the call up; idempotent."""
         await self._reply.aclose()
 
-    def _wrong_shape(self, error: Exception) -> ProtocolError:
-        return ProtocolError(f"instance {self.instance_id:x} sent an item of the wrong shape: {error}")
+
+class _Decoding(Generic[T]):
+    """A Deliver of payloads over one of items."""
+
+    __slots__ = ("_decode", "_deliver", "_instance_id")
+
+    def __init__(self, decode: Callable[[msgspec.Raw], T], deliver: Deliver[T], instance_id: int) -> None:
+        self._decode = decode
+        self._deliver = deliver
+        self._instance_id = instance_id
+
+    def __call__(self, payload: msgspec.Raw) -> bool:
+        try:
+            item = self._decode(payload)
+        except PAYLOAD_ERRORS as error:
+            raise _wrong_shape(self._instance_id, error) from error
+        return self._deliver(item)
+
+
+def _wrong_shape(instance_id: int, error: Exception) -> ProtocolError:
+    return ProtocolError(f"instance {instance_id:x} sent an item of the wrong shape: {error}")
 
 
 class Client:

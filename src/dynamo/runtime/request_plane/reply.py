@@ -10,6 +10,7 @@ import msgspec
 from dynamo.errors import DeadlineExceededError, DynamoError, RequestCancelledError
 from dynamo.runtime.codec import ITEM_OVERHEAD_BYTES
 from dynamo.runtime.context import Context
+from dynamo.runtime.stage import Deliver
 
 # What a callee may send before the caller has consumed anything: small enough that thousands of slow callers fit into
 # memory, large enough that an ordinary answer never waits for credit.
@@ -26,16 +27,18 @@ class CallerPort(Protocol):
 
 
 class Reply:
-    """Iterates over the payloads of a reply in order; raises the DynamoError that ended the call.
+    """The payloads of a reply in order, to be iterated over or pushed; raises the DynamoError that ended the call.
 
     aclose() gives the call up, which kills it at the other end.
     """
 
     __slots__ = (
         "_consumed_bytes",
+        "_deliver",
         "_ended",
         "_error",
         "_items",
+        "_paused",
         "_port",
         "_stream_id",
         "_timer",
@@ -48,20 +51,22 @@ class Reply:
         self._stream_id = stream_id
         self._items: deque[msgspec.Raw] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._deliver: Deliver[msgspec.Raw] | None = None
+        self._paused = False
         self._ended = False
-        self._error: DynamoError | None = None
+        self._error: Exception | None = None
         self._consumed_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._unfollow: Callable[[], None] | None = None
+        self._unfollow: tuple[Callable[[], None], ...] = ()
 
     def follow(self, context: Context) -> None:
         """Ends with the context, which may have ended already; to be called when the call is on its way."""
         remaining_s = context.remaining_s()
         if remaining_s is not None:
             self._timer = asyncio.get_running_loop().call_later(remaining_s, self._on_deadline)
-        self._unfollow = context.on_stop(self._on_stop)
+        self._unfollow = (context.on_stop(self._on_stop), context.on_flow(self._on_flow))
         if self._ended:
-            self._unfollow()
+            self._stop_following()
 
     def __aiter__(self) -> "Reply":
         return self
@@ -78,20 +83,26 @@ class Reply:
     def pop(self) -> msgspec.Raw:
         """The next payload; IndexError when none waits."""
         payload = self._items.popleft()
+        if self._ended and not self._items:
+            self._stop_following()
         self._consumed(len(memoryview(payload)) + ITEM_OVERHEAD_BYTES)
         return payload
 
-    async def next_batch(self) -> list[msgspec.Raw]:
-        """All payloads that have arrived, waiting for the first of them; empty only at the end."""
-        if not self._items and not await self.arrival():
-            return []
-        batch = list(self._items)
-        self._items.clear()
-        size_bytes = len(batch) * ITEM_OVERHEAD_BYTES
-        for payload in batch:
-            size_bytes += len(memoryview(payload))
-        self._consumed(size_bytes)
-        return batch
+    async def push_to(self, deliver: Deliver[msgspec.Raw]) -> None:
+        """Calls `deliver` with each payload the moment it arrives, until the end or until that returns False.
+
+        Raises what ended the call, or what `deliver` raised. Nothing is delivered while the call's context is paused.
+        """
+        self._deliver = deliver
+        try:
+            self._push_waiting()
+            while self._items or not self._ended:
+                await self._signal()
+        finally:
+            self._deliver = None
+            self._close()
+        if self._error is not None:
+            raise self._error
 
     async def aclose(self) -> None:
         """Tells the callee that nobody listens any more; idempotent."""
@@ -99,25 +110,29 @@ class Reply:
 
     def abandon(self) -> None:
         """Like aclose(), for a destructor, which may run in any thread."""
-        if not self._ended:
+        if self._items or not self._ended:
             self._port.soon(self._close)
 
     def feed(self, payload: msgspec.Raw) -> None:
         """Called by the connection: an item has arrived."""
-        if self._waiter is None:
+        if self._deliver is not None and not self._paused:
+            self._push(payload)
+            return
+        if self._waiter is None or self._paused:
             payload = payload.copy()  # it may wait for long, and must not keep its whole frame in memory
         self._items.append(payload)
-        self._wake()
+        if self._deliver is None:
+            self._wake()
 
-    def end(self, error: DynamoError | None) -> None:
+    def end(self, error: Exception | None) -> None:
         """Called by the connection: nothing more will come."""
         if self._ended:
             return
         self._ended = True
         self._error = error
         self._port.forget(self._stream_id)
-        if self._unfollow is not None:
-            self._unfollow()
+        if not self._items:  # else somebody may still pause, or give up the rest
+            self._stop_following()
         if self._timer is not None:
             self._timer.cancel()
         self._wake()
@@ -129,16 +144,36 @@ class Reply:
                 if self._error is not None:
                     raise self._error
                 return False
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._signal()
         return True
+
+    async def _signal(self) -> None:
+        """Waits for the next _wake()."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _push(self, payload: msgspec.Raw) -> None:
+        assert self._deliver is not None
+        try:
+            wanted = self._deliver(payload)
+        except Exception as error:  # noqa: BLE001 - it is raised where the reader waits, not in the connection
+            self._break_off(error)
+            return
+        if wanted:
+            self._consumed(len(memoryview(payload)) + ITEM_OVERHEAD_BYTES)
+        else:
+            self._break_off(None)
+
+    def _push_waiting(self) -> None:
+        while self._items and not self._paused:
+            self._push(self._items.popleft())
 
     def _consumed(self, size_bytes: int) -> None:
         self._consumed_bytes += size_bytes
@@ -152,6 +187,13 @@ class Reply:
         elif not self._ended:
             self._port.stop(self._stream_id, kill=False)
 
+    def _on_flow(self, context: Context) -> None:
+        self._paused = context.is_paused()
+        if self._deliver is not None:
+            self._push_waiting()
+            if self._ended:
+                self._wake()
+
     def _on_deadline(self) -> None:
         self._give_up(DeadlineExceededError("the request's deadline passed"))
 
@@ -159,7 +201,20 @@ class Reply:
         self._give_up(RequestCancelledError("the caller closed the reply"))
 
     def _give_up(self, error: DynamoError) -> None:
-        if not self._ended:
+        """Ends the call, unless it has been read to its end."""
+        if self._items or not self._ended:
+            self._break_off(error)
+
+    def _break_off(self, error: Exception | None) -> None:
+        self._items.clear()
+        if self._ended:
+            self._error = error
+            self._stop_following()
+            self._wake()
+        else:
             self._port.stop(self._stream_id, kill=True)
             self.end(error)
-            self._items.clear()
+
+    def _stop_following(self) -> None:
+        for stop in self._unfollow:
+            stop()

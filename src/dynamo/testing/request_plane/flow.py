@@ -34,7 +34,7 @@ async def ping(request: Any) -> AsyncIterator[Any]:
     yield request
 
 
-async def _settled(producer: Producer) -> None:
+async def settled(producer: Producer) -> None:
     """Waits until the producer has come to a halt."""
     last = -1
     while producer.produced != last:
@@ -51,7 +51,7 @@ async def unread_stream_is_held_back(plane: RequestPlane) -> None:
         assert len(await within(anext(unread))) == ITEM_BYTES
         for number in range(20):  # the connection stays free for others
             assert await collect(call(channel, "ping", number)) == [number]
-        await _settled(producer)
+        await settled(producer)
         assert WINDOW_BYTES <= producer.produced * ITEM_BYTES <= WINDOW_BYTES + 2 * ITEM_BYTES
         await unread.aclose()
         await within(producer.closed.wait())
@@ -64,7 +64,7 @@ async def tiny_items_are_held_back_too(plane: RequestPlane) -> None:
         channel = await service.connect()
         unread = call(channel, "produce", 100_000)
         await within(anext(unread))
-        await _settled(producer)
+        await settled(producer)
         assert producer.produced < 10_000
         await unread.aclose()
         await within(producer.closed.wait())
@@ -75,7 +75,7 @@ async def held_back_stream_goes_on_when_it_is_read(plane: RequestPlane) -> None:
     async with serving(plane, producer.produce) as service:
         stream = call(await service.connect(), "produce", 100)
         await within(anext(stream))
-        await _settled(producer)
+        await settled(producer)
         assert producer.produced < 100
         assert len(await collect(stream)) == 99
 

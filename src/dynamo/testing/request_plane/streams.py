@@ -84,16 +84,6 @@ async def large_request_and_large_item(plane: RequestPlane) -> None:
         assert len(received) == LARGE_BYTES
 
 
-async def batches_hold_what_has_arrived(plane: RequestPlane) -> None:
-    async with serving(plane, count) as service:
-        stream = call(await service.connect(), "count", 100)
-        first = await stream.next_batch()
-        rest = await collect(stream)
-        assert first + rest == list(range(100))
-        assert len(first) > 1
-        assert await stream.next_batch() == []
-
-
 async def context_travels(plane: RequestPlane) -> None:
     async def describe(request: None, context: Context) -> AsyncIterator[Any]:
         yield [context.id(), context.metadata, context.traceparent, context.deadline_s]
@@ -120,7 +110,6 @@ CASES = (
     streams_do_not_mix,
     values_survive_the_journey,
     large_request_and_large_item,
-    batches_hold_what_has_arrived,
     context_travels,
     unknown_endpoint,
 )

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from dynamo.runtime.request_plane.base import RequestPlane
-from dynamo.testing.request_plane import connections, endings, failures, flow, streams
+from dynamo.testing.request_plane import connections, endings, failures, flow, pushing, streams
 
 Case = Callable[[RequestPlane], Awaitable[None]]
 
@@ -12,5 +12,6 @@ CASES: tuple[Case, ...] = (
     *failures.CASES,
     *flow.CASES,
     *endings.CASES,
+    *pushing.CASES,
     *connections.CASES,
 )
