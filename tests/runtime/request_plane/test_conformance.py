@@ -8,7 +8,7 @@ import pytest
 import uvloop
 
 from dynamo.runtime.request_plane.base import Address, RequestPlane
-from dynamo.runtime.request_plane.connection import CallerConnection
+from dynamo.runtime.request_plane.caller import CallerConnection
 from dynamo.runtime.request_plane.inproc import InprocPlane
 from dynamo.runtime.request_plane.tcp import TcpPlane
 from dynamo.testing import run_strictly

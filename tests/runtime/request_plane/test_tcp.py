@@ -14,7 +14,7 @@ from dynamo.errors import ConfigError, ConnectionLostError, NotFoundError
 from dynamo.runtime.request_plane import tcp
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import PayloadHandler
-from dynamo.runtime.request_plane.connection import CallerConnection
+from dynamo.runtime.request_plane.caller import CallerConnection
 from dynamo.runtime.request_plane.tcp import TcpPlane, host_id
 from dynamo.testing import run_strictly, within
 from dynamo.testing.request_plane.service import call, collect, serving

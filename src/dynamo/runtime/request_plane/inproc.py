@@ -8,7 +8,8 @@ import msgspec
 from dynamo.errors import ConnectionLostError
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher
-from dynamo.runtime.request_plane.connection import CallerConnection, Connection
+from dynamo.runtime.request_plane.caller import CallerConnection
+from dynamo.runtime.request_plane.connection import Connection
 from dynamo.runtime.request_plane.listener import ConnectionListener
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dynamo.errors import ConnectionLostError
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
-from dynamo.runtime.request_plane.connection import CalleeConnection
+from dynamo.runtime.request_plane.callee import CalleeConnection
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from dynamo.runtime.listening_socket import bind
 from dynamo.runtime.request_plane.acceptor import Acceptor
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher
-from dynamo.runtime.request_plane.connection import CallerConnection
+from dynamo.runtime.request_plane.caller import CallerConnection
 from dynamo.runtime.request_plane.listener import ConnectionListener
 
 CONNECT_TIMEOUT_S = 5.0

@@ -1,0 +1,99 @@
+"""The end of a connection that answers calls."""
+
+import asyncio
+import logging
+import secrets
+
+from dynamo.errors import AuthenticationError, DynamoError, ProtocolError, to_info
+from dynamo.runtime.codec import (
+    PROTOCOL_VERSION,
+    Call,
+    Credit,
+    End,
+    GoAway,
+    Hello,
+    Message,
+    Stop,
+)
+from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
+from dynamo.runtime.request_plane.connection import Connection, check_version
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT_S = 5.0
+
+
+class CalleeConnection(Connection):
+    """The end that answers calls."""
+
+    def __init__(self, dispatch: Dispatcher, secret: str) -> None:
+        super().__init__()
+        self._dispatch = dispatch
+        self._secret = secret
+        self._calls: dict[int, ServedCall] = {}
+        self._greeted = False
+        self._silence = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._on_silence)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.post(Hello(PROTOCOL_VERSION))
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._silence.cancel()
+        for call in tuple(self._calls.values()):
+            call.kill()
+
+    def on_message(self, message: Message) -> None:
+        if not self._greeted:
+            self._greet(message)
+        elif type(message) is Call:
+            self._serve(message)
+        elif type(message) is Credit:
+            if (call := self._calls.get(message.stream_id)) is not None:
+                call.grant(message.size_bytes)
+        elif type(message) is Stop:
+            if (call := self._calls.get(message.stream_id)) is not None:
+                call.stop(kill=message.kill)
+        elif type(message) is GoAway:
+            logger.warning("a caller went away: %s", message.error.message if message.error else "no reason given")
+        else:
+            raise ProtocolError(f"a caller must not send {type(message).__name__}")
+
+    def go_away(self) -> None:
+        """Asks the caller to make no new calls, and to hang up when those under way have ended.
+
+        Calls that were sent before the caller hears of it are answered.
+        """
+        self.post(GoAway())
+
+    def calls(self) -> list[ServedCall]:
+        return list(self._calls.values())
+
+    def _greet(self, message: Message) -> None:
+        if type(message) is not Hello:
+            raise ProtocolError("the first message must be a greeting")
+        check_version(message)
+        if not secrets.compare_digest(message.secret.encode(), self._secret.encode()):
+            raise AuthenticationError("the caller does not know this instance's secret")
+        self._greeted = True
+        self._silence.cancel()
+
+    def _on_silence(self) -> None:
+        self._refuse(ProtocolError("the caller did not introduce itself"))
+
+    def _serve(self, call: Call) -> None:
+        if call.stream_id in self._calls:
+            raise ProtocolError(f"stream {call.stream_id} is already open")
+        try:
+            handler = self._dispatch(call.endpoint)
+        except DynamoError as error:
+            self.post(End(call.stream_id, to_info(error)))
+            return
+        served = ServedCall(self, call, self._forget)
+        self._calls[call.stream_id] = served
+        served.start(handler, call.payload)
+
+    def _forget(self, stream_id: int) -> None:
+        self._calls.pop(stream_id, None)

@@ -1,0 +1,145 @@
+"""The end of a connection that makes calls."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from dynamo.errors import (
+    ConnectionLostError,
+    DrainingError,
+    DynamoError,
+    ProtocolError,
+    RequestTooLargeError,
+    from_info,
+)
+from dynamo.runtime.codec import (
+    DEFAULT_MAX_FRAME_BYTES,
+    FRAME_OVERHEAD_BYTES,
+    PROTOCOL_VERSION,
+    Call,
+    Credit,
+    End,
+    GoAway,
+    Hello,
+    Item,
+    Message,
+    Stop,
+    encode_payload,
+)
+from dynamo.runtime.context import Context
+from dynamo.runtime.request_plane.connection import Connection, check_version
+from dynamo.runtime.request_plane.reply import WINDOW_BYTES, Reply
+
+
+class CallerConnection(Connection):
+    """The end that makes calls."""
+
+    def __init__(self, secret: str) -> None:
+        super().__init__()
+        self._replies: dict[int, Reply] = {}
+        self._next_stream_id = 0
+        self._draining = False
+        self._secret = secret
+
+    @property
+    def usable(self) -> bool:
+        return self._transport is not None and not self._draining
+
+    @property
+    def lost(self) -> bool:
+        return self._transport is None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.post(Hello(PROTOCOL_VERSION, self._secret))
+        self._flush()  # alone in its frame, which has a limit of its own
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._fail_all(ConnectionLostError(f"the connection to the worker was lost{f': {exc}' if exc else ''}"))
+
+    def call(self, endpoint: str, payload: bytes, context: Context) -> Reply:
+        size_bytes = len(payload)
+        if context.metadata or context.traceparent is not None:
+            size_bytes += _checked_size(context)
+        if size_bytes > DEFAULT_MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
+            raise RequestTooLargeError(f"a request of {size_bytes} bytes does not fit into a frame")
+        stream_id = self._next_stream_id = self._next_stream_id + 1
+        reply = Reply(self, stream_id)
+        if not self.usable:
+            reply.end(self._refusal())
+            return reply
+        self._replies[stream_id] = reply
+        call = Call(
+            stream_id,
+            endpoint,
+            context.id(),
+            WINDOW_BYTES,
+            context.remaining_s(),
+            context.traceparent,
+            context.metadata,
+            msgspec.Raw(payload),
+        )
+        self.post(call, size_bytes)
+        reply.follow(context)
+        return reply
+
+    def retire(self) -> None:
+        self._draining = True
+        self._close_when_idle()
+
+    def on_message(self, message: Message) -> None:
+        if type(message) is Item:
+            if (reply := self._replies.get(message.stream_id)) is not None:
+                reply.feed(message.payload)
+        elif type(message) is End:
+            if (reply := self._replies.get(message.stream_id)) is not None:
+                reply.end(None if message.error is None else from_info(message.error))
+        elif type(message) is Hello:
+            check_version(message)
+        elif type(message) is GoAway:
+            if message.error is not None:
+                self._fail_all(from_info(message.error))
+            self.retire()
+        else:
+            raise ProtocolError(f"a worker must not send {type(message).__name__}")
+
+    def grant(self, stream_id: int, size_bytes: int) -> None:
+        self.post(Credit(stream_id, size_bytes))
+
+    def stop(self, stream_id: int, *, kill: bool) -> None:
+        self.post(Stop(stream_id, kill))
+
+    def forget(self, stream_id: int) -> None:
+        self._replies.pop(stream_id, None)
+        if self._draining:
+            self._close_when_idle()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Calls back in the event loop, from any thread; never when the loop is gone."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback)
+
+    def _refusal(self) -> DynamoError:
+        if self._transport is None:
+            return ConnectionLostError("the connection to the worker was lost")
+        return DrainingError("the worker is shutting down")
+
+    def _close_when_idle(self) -> None:
+        if not self._replies:
+            self.hang_up()
+
+    def _refuse(self, error: DynamoError) -> None:
+        super()._refuse(error)
+        self._fail_all(error)
+
+    def _fail_all(self, error: DynamoError) -> None:
+        for reply in tuple(self._replies.values()):
+            reply.end(error)
+
+
+def _checked_size(context: Context) -> int:
+    """How much of a frame the context takes; ValueError for what would spoil the frame for all who share it."""
+    head = msgspec.convert((context.traceparent, context.metadata), tuple[str | None, dict[str, str]])
+    return len(encode_payload(head))
