@@ -115,14 +115,18 @@ class Reply:
 
     def feed(self, payload: msgspec.Raw) -> None:
         """Called by the connection: an item has arrived."""
-        if self._deliver is not None and not self._paused:
-            self._push(payload)
+        if self._deliver is None or self._paused:
+            self._keep(payload)
             return
-        if self._waiter is None or self._paused:
-            payload = payload.copy()  # it may wait for long, and must not keep its whole frame in memory
-        self._items.append(payload)
-        if self._deliver is None:
-            self._wake()
+        try:
+            wanted = self._deliver(payload)
+        except Exception as error:  # noqa: BLE001 - it is raised where the reader waits, not in the connection
+            self._break_off(error)
+            return
+        if wanted:
+            self._consumed(len(memoryview(payload)) + ITEM_OVERHEAD_BYTES)
+        else:
+            self._break_off(None)
 
     def end(self, error: Exception | None) -> None:
         """Called by the connection: nothing more will come."""
@@ -159,21 +163,16 @@ class Reply:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _push(self, payload: msgspec.Raw) -> None:
-        assert self._deliver is not None
-        try:
-            wanted = self._deliver(payload)
-        except Exception as error:  # noqa: BLE001 - it is raised where the reader waits, not in the connection
-            self._break_off(error)
-            return
-        if wanted:
-            self._consumed(len(memoryview(payload)) + ITEM_OVERHEAD_BYTES)
-        else:
-            self._break_off(None)
+    def _keep(self, payload: msgspec.Raw) -> None:
+        if self._waiter is None or self._paused:
+            payload = payload.copy()  # it may wait for long, and must not keep its whole frame in memory
+        self._items.append(payload)
+        if self._deliver is None:
+            self._wake()
 
     def _push_waiting(self) -> None:
         while self._items and not self._paused:
-            self._push(self._items.popleft())
+            self.feed(self._items.popleft())
 
     def _consumed(self, size_bytes: int) -> None:
         self._consumed_bytes += size_bytes
@@ -216,5 +215,6 @@ class Reply:
             self.end(error)
 
     def _stop_following(self) -> None:
-        for stop in self._unfollow:
+        unfollow, self._unfollow = self._unfollow, ()
+        for stop in unfollow:
             stop()
