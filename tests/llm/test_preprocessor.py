@@ -1,5 +1,5 @@
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -7,6 +7,7 @@ from dynamo.errors import ContextLengthExceededError, DynamoError, InvalidReques
 from dynamo.llm.loaded_model import LoadedModel
 from dynamo.llm.preprocessor import ChatPreprocessor, CompletionPreprocessor
 from dynamo.llm.sequence import SequenceRequest, TextOutput
+from dynamo.llm.tokenizer import Tokenizer
 from dynamo.protocols.generation import GuidedDecoding, OutputOptions, StopConditions, WorkerId
 from dynamo.protocols.model_card import EngineFeature, ModelCard, ModelInput
 from dynamo.protocols.openai import decode_chat, decode_completion
@@ -125,6 +126,31 @@ async def test_a_prompt_over_the_context_is_refused_with_both_numbers() -> None:
     with pytest.raises(ContextLengthExceededError, match=rf"has \d\d+ tokens.* {CONTEXT_LENGTH} tokens") as caught:
         await chat(messages=[{"role": "user", "content": "x" * 100}])
     assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize("model", [MODEL, WITH_BOS], ids=["bytes", "fallback"])
+async def test_a_prompt_far_over_the_context_is_not_even_tokenized(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def tokenize(*_: object, **__: object) -> NoReturn:
+        pytest.fail("it was tokenized")
+
+    monkeypatch.setattr(Tokenizer, "encode", tokenize)
+    long = "Hello " * 1000
+    message = rf"at least \d{{3,4}} tokens.* {CONTEXT_LENGTH} tokens"
+    with pytest.raises(ContextLengthExceededError, match=message) as caught:
+        await chat(model, messages=[{"role": "user", "content": long}])
+    assert caught.value.param == "messages"
+    for prompt in (long, ["Hello", long]):
+        with pytest.raises(ContextLengthExceededError, match=message) as caught:
+            await completion(model, prompt=prompt)
+        assert caught.value.param == "prompt"
+
+
+async def test_without_a_context_length_any_prompt_is_taken() -> None:
+    card = ModelCard(name="m", model_type=3, model_input=ModelInput.Tokens)
+    [sequence], _ = await completion(LoadedModel.load(card, byte_level_files()), prompt="Hello " * 1000)
+    assert len(sequence.engine_request.token_ids) >= 1000
 
 
 async def test_an_answer_that_would_not_fit_is_refused() -> None:

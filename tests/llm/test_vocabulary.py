@@ -1,15 +1,21 @@
 import json
 
+import msgspec
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
+from dynamo.llm.tokenizer_file import TokenizerFile
 from dynamo.llm.vocabulary import Vocabulary
 from dynamo.testing.tiny_model import byte_fallback_files, byte_level_files
 
 
+def vocabulary_of(tokenizer_json: bytes) -> Vocabulary | None:
+    return Vocabulary.of(Tokenizer.from_buffer(tokenizer_json), msgspec.json.decode(tokenizer_json, type=TokenizerFile))
+
+
 def vocabulary(files: dict[str, bytes]) -> tuple[Tokenizer, Vocabulary]:
     tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-    found = Vocabulary.of(tokenizer, files["tokenizer.json"])
+    found = vocabulary_of(files["tokenizer.json"])
     assert found is not None
     return tokenizer, found
 
@@ -56,12 +62,11 @@ def test_other_tokenizers_are_not_of_this_kind(decoder: decoders.Decoder | None)
     tokenizer = Tokenizer(models.BPE())
     if decoder is not None:
         tokenizer.decoder = decoder
-    assert Vocabulary.of(tokenizer, tokenizer.to_str().encode()) is None
+    assert vocabulary_of(tokenizer.to_str().encode()) is None
 
 
 def test_a_replacement_of_something_else_is_not_of_this_kind() -> None:
     files = byte_fallback_files()
     content = json.loads(files["tokenizer.json"])
     content["decoder"]["decoders"][0]["content"] = "_"
-    changed = json.dumps(content).encode()
-    assert Vocabulary.of(Tokenizer.from_buffer(changed), changed) is None
+    assert vocabulary_of(json.dumps(content).encode()) is None

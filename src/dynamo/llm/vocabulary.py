@@ -9,26 +9,12 @@ the few tokenizers whose tokens mean different text in different places.
 import re
 from collections.abc import Callable
 
-import msgspec
 from tokenizers import Tokenizer
 
-_SPACE = "▁"
+from dynamo.llm.tokenizer_file import Step, TokenizerFile, steps
+
+SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-class _DecoderSpec(msgspec.Struct):
-    """The "decoder" of tokenizer.json, as far as it matters here."""
-
-    type: str
-    decoders: list["_DecoderSpec"] = []
-    pattern: dict[str, str] = {}
-    content: str = ""
-    start: int = 0
-    stop: int = 0
-
-
-class _TokenizerFile(msgspec.Struct):
-    decoder: _DecoderSpec | None = None
 
 
 def _letters_of_bytes() -> dict[str, int]:
@@ -38,19 +24,20 @@ def _letters_of_bytes() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTE_OF_LETTER = _letters_of_bytes()
+BYTE_OF_LETTER = _letters_of_bytes()
 
 
-def _byte_level(token: str) -> bytes:
+def byte_level(token: str) -> bytes:
+    """The bytes of a token that is written in `BYTE_OF_LETTER`."""
     try:
-        return bytes([_BYTE_OF_LETTER[letter] for letter in token])
+        return bytes([BYTE_OF_LETTER[letter] for letter in token])
     except KeyError:  # an added token, written as it is
         return token.encode()
 
 
 def _byte_fallback(token: str) -> bytes:
     byte = _BYTE.fullmatch(token)
-    return bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE, " ").encode()
+    return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode()
 
 
 class Spelling(dict[int, str | bytes]):
@@ -83,16 +70,15 @@ class Vocabulary:
         self.complete = Spelling(self.raw, frozenset())
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, tokenizer_json: bytes) -> "Vocabulary | None":
-        """The vocabulary of `tokenizer`, read from `tokenizer_json`; None where tokens have no fixed bytes."""
-        decoder = msgspec.json.decode(tokenizer_json, type=_TokenizerFile).decoder
-        steps = [] if decoder is None else decoder.decoders or [decoder]
-        match [step.type for step in steps]:
+    def of(cls, tokenizer: Tokenizer, file: TokenizerFile) -> "Vocabulary | None":
+        """The vocabulary of `tokenizer`, made from `file`; None where tokens have no fixed bytes."""
+        decoder = steps(file.decoder)
+        match [step.type for step in decoder]:
             case ["ByteLevel"]:
-                return cls(tokenizer, _byte_level, strips_first_space=False)
-            case ["Replace", "ByteFallback", "Fuse"] if _is_space(steps[0]):
+                return cls(tokenizer, byte_level, strips_first_space=False)
+            case ["Replace", "ByteFallback", "Fuse"] if _is_space(decoder[0]):
                 return cls(tokenizer, _byte_fallback, strips_first_space=False)
-            case ["Replace", "ByteFallback", "Fuse", "Strip"] if _is_space(steps[0]) and _is_first_space(steps[3]):
+            case ["Replace", "ByteFallback", "Fuse", "Strip"] if _is_space(decoder[0]) and _is_first_space(decoder[3]):
                 return cls(tokenizer, _byte_fallback, strips_first_space=True)
         return None
 
@@ -102,9 +88,9 @@ class Vocabulary:
         return b"" if token is None else self._spell(token)
 
 
-def _is_space(replace: _DecoderSpec) -> bool:
-    return replace.pattern == {"String": _SPACE} and replace.content == " "
+def _is_space(replace: Step) -> bool:
+    return replace.pattern == {"String": SPACE} and replace.content == " "
 
 
-def _is_first_space(strip: _DecoderSpec) -> bool:
+def _is_first_space(strip: Step) -> bool:
     return (strip.content, strip.start, strip.stop) == (" ", 1, 0)
