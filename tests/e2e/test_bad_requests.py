@@ -209,7 +209,6 @@ async def test_prompt_far_over_the_context_is_not_even_tokenized(stack: Stack) -
     assert time.monotonic() - started_s < 0.3
 
 
-@pytest.mark.xfail(reason="llm.engine_requests does not look at card.limits.data_parallel_size", strict=True)
 async def test_rank_that_the_worker_does_not_have(stack: Stack) -> None:
     error = _refused(await post(stack.url, CHAT, chat(nvext={"dp_rank": 7})), 400)
     assert error["param"] == "nvext.dp_rank"

@@ -9,7 +9,7 @@ from dynamo.llm.preprocessor import ChatPreprocessor, CompletionPreprocessor
 from dynamo.llm.sequence import SequenceRequest, TextOutput
 from dynamo.llm.tokenizer import Tokenizer
 from dynamo.protocols.generation import GuidedDecoding, OutputOptions, StopConditions, WorkerId
-from dynamo.protocols.model_card import EngineFeature, ModelCard, ModelInput
+from dynamo.protocols.model_card import EngineFeature, ModelCard, ModelInput, RuntimeLimits
 from dynamo.protocols.openai import decode_chat, decode_completion
 from dynamo.runtime.context import Context
 from dynamo.runtime.handler import closing
@@ -24,6 +24,7 @@ CARD = ModelCard(
     model_input=ModelInput.Tokens,
     context_length=CONTEXT_LENGTH,
     features=list(EngineFeature),
+    limits=RuntimeLimits(data_parallel_size=3),
 )
 MODEL = LoadedModel.load(CARD, byte_level_files(temperature=0.6))
 WITH_BOS = LoadedModel.load(CARD, byte_fallback_files())
@@ -169,6 +170,8 @@ async def test_an_answer_that_would_not_fit_is_refused() -> None:
         ({"reasoning_effort": "high"}, UnsupportedFeatureError, "reasoning_effort"),
         ({"logit_bias": {"100000": 1}}, InvalidRequestError, "logit_bias"),
         ({"chat_template_kwargs": {"messages": []}}, InvalidRequestError, "chat_template_kwargs.messages"),
+        ({"nvext": {"dp_rank": 3}}, InvalidRequestError, "nvext.dp_rank"),
+        ({"nvext": {"dp_rank": 3, "backend_instance_id": 1}}, InvalidRequestError, "nvext.dp_rank"),
     ],
 )
 async def test_what_a_chat_cannot_have(fields: dict[str, Any], error: type[DynamoError], param: str) -> None:
