@@ -28,7 +28,8 @@ def changed(files: dict[str, bytes], change: Change | None = None) -> tuple[Toke
         change(content)
     tokenizer_json = json.dumps(content).encode()
     tokenizer = Tokenizer.from_buffer(tokenizer_json)
-    return tokenizer, LeastTokens.of(tokenizer, msgspec.json.decode(tokenizer_json, type=TokenizerFile))
+    model_tokens = tokenizer.get_vocab(with_added_tokens=False).keys()
+    return tokenizer, LeastTokens.of(tokenizer, model_tokens, msgspec.json.decode(tokenizer_json, type=TokenizerFile))
 
 
 def known(files: dict[str, bytes], change: Change | None = None) -> tuple[Tokenizer, LeastTokens]:

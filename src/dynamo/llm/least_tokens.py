@@ -3,7 +3,7 @@
 It serves to refuse what is far too long: tokenizing takes a second and a hundred megabytes for each megabyte of text.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Set
 
 from tokenizers import Tokenizer
 
@@ -39,8 +39,11 @@ class LeastTokens:
         self._word_ends_max = max([0, *map(_word_ends, tokens)]) + 1  # one where the next token begins
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, file: TokenizerFile) -> "LeastTokens | None":
-        """The bounds for `tokenizer`, made from `file`; None where any amount of text may give no token."""
+    def of(cls, tokenizer: Tokenizer, model_tokens: Set[str], file: TokenizerFile) -> "LeastTokens | None":
+        """The bounds for `tokenizer`, made from `file`; None where any amount of text may give no token.
+
+        `model_tokens`: the model's own tokens.
+        """
         path = [*steps(file.normalizer), *steps(file.pre_tokenizer)]
         keep_text = [*map(_step_keeps_text, path), *map(_added_token_keeps_text, file.added_tokens)]
         if not (_is_plain_bpe(file.model) and all(keep_text)):
@@ -48,16 +51,15 @@ class LeastTokens:
         types = {step.type for step in path}
         composes = "NFC" in types
         spell: Callable[[str], bytes]
-        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
-        unknown = BYTE_OF_LETTER.keys() - vocabulary.keys()
+        unknown = BYTE_OF_LETTER.keys() - model_tokens
         if "ByteLevel" in types and types <= _BYTE_LEVEL_STEPS and not (unknown and composes):
             spell, read = byte_level, _reader_without(unknown)
-        elif file.model.byte_fallback and types <= _BYTE_FALLBACK_STEPS and vocabulary.keys() >= _BYTE_TOKENS:
+        elif file.model.byte_fallback and types <= _BYTE_FALLBACK_STEPS and model_tokens >= _BYTE_TOKENS:
             spell = read = _with_spaces
         else:
             return None
         added = [read(form) for token in file.added_tokens for form in _forms(token, tokenizer)]
-        return cls([*map(spell, vocabulary), *added], read, composes=composes)
+        return cls([*map(spell, model_tokens), *added], read, composes=composes)
 
     def __call__(self, text: str) -> int:
         """A number of tokens that `text` is sure to have, not counting any that the tokenizer puts around it."""

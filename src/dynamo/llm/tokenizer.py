@@ -29,8 +29,9 @@ class Tokenizer:
         """
         self._tokenizer = _load(files)
         file = msgspec.json.decode(files["tokenizer.json"], type=TokenizerFile)
-        self._vocabulary = Vocabulary.of(self._tokenizer, file)
-        self._least_tokens = LeastTokens.of(self._tokenizer, file)
+        model_tokens = self._tokenizer.get_vocab(with_added_tokens=False)
+        self._vocabulary = Vocabulary.of(self._tokenizer, model_tokens, file)
+        self._least_tokens = LeastTokens.of(self._tokenizer, model_tokens.keys(), file)
         self.special_tokens = special_tokens(files)
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_ids = self._eos_token_ids(files)
