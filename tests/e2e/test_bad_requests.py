@@ -201,7 +201,6 @@ async def test_prompt_over_the_context(stack: Stack, stream: bool) -> None:
         assert "400" in error["message"] or "800" in error["message"]
 
 
-@pytest.mark.xfail(reason="llm.preprocessor tokenizes what cannot fit; 40 MB take 37 s and 4 GB", strict=False)
 async def test_prompt_far_over_the_context_is_not_even_tokenized(stack: Stack) -> None:
     """At 32,768 tokens of at most a few characters there is no need to look at two million."""
     started_s = time.monotonic()
@@ -210,7 +209,6 @@ async def test_prompt_far_over_the_context_is_not_even_tokenized(stack: Stack) -
     assert time.monotonic() - started_s < 0.3
 
 
-@pytest.mark.xfail(reason="llm.engine_requests does not look at card.limits.data_parallel_size", strict=True)
 async def test_rank_that_the_worker_does_not_have(stack: Stack) -> None:
     error = _refused(await post(stack.url, CHAT, chat(nvext={"dp_rank": 7})), 400)
     assert error["param"] == "nvext.dp_rank"

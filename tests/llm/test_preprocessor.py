@@ -1,5 +1,5 @@
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -7,8 +7,9 @@ from dynamo.errors import ContextLengthExceededError, DynamoError, InvalidReques
 from dynamo.llm.loaded_model import LoadedModel
 from dynamo.llm.preprocessor import ChatPreprocessor, CompletionPreprocessor
 from dynamo.llm.sequence import SequenceRequest, TextOutput
+from dynamo.llm.tokenizer import Tokenizer
 from dynamo.protocols.generation import GuidedDecoding, OutputOptions, StopConditions, WorkerId
-from dynamo.protocols.model_card import EngineFeature, ModelCard, ModelInput
+from dynamo.protocols.model_card import EngineFeature, ModelCard, ModelInput, RuntimeLimits
 from dynamo.protocols.openai import decode_chat, decode_completion
 from dynamo.runtime.stage import pushed
 from dynamo.testing.scripted import Scripted
@@ -22,6 +23,7 @@ CARD = ModelCard(
     model_input=ModelInput.Tokens,
     context_length=CONTEXT_LENGTH,
     features=list(EngineFeature),
+    limits=RuntimeLimits(data_parallel_size=3),
 )
 MODEL = LoadedModel.load(CARD, byte_level_files(temperature=0.6))
 WITH_BOS = LoadedModel.load(CARD, byte_fallback_files())
@@ -124,6 +126,31 @@ async def test_a_prompt_over_the_context_is_refused_with_both_numbers() -> None:
     assert caught.value.param == "messages"
 
 
+@pytest.mark.parametrize("model", [MODEL, WITH_BOS], ids=["bytes", "fallback"])
+async def test_a_prompt_far_over_the_context_is_not_even_tokenized(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def tokenize(*_: object, **__: object) -> NoReturn:
+        pytest.fail("it was tokenized")
+
+    monkeypatch.setattr(Tokenizer, "encode", tokenize)
+    long = "Hello " * 1000
+    message = rf"at least \d{{3,4}} tokens.* {CONTEXT_LENGTH} tokens"
+    with pytest.raises(ContextLengthExceededError, match=message) as caught:
+        await chat(model, messages=[{"role": "user", "content": long}])
+    assert caught.value.param == "messages"
+    for prompt in (long, ["Hello", long]):
+        with pytest.raises(ContextLengthExceededError, match=message) as caught:
+            await completion(model, prompt=prompt)
+        assert caught.value.param == "prompt"
+
+
+async def test_without_a_context_length_any_prompt_is_taken() -> None:
+    card = ModelCard(name="m", model_type=3, model_input=ModelInput.Tokens)
+    [sequence], _ = await completion(LoadedModel.load(card, byte_level_files()), prompt="Hello " * 1000)
+    assert len(sequence.engine_request.token_ids) >= 1000
+
+
 async def test_an_answer_that_would_not_fit_is_refused() -> None:
     with pytest.raises(ContextLengthExceededError) as caught:
         await chat(max_completion_tokens=CONTEXT_LENGTH)
@@ -140,6 +167,8 @@ async def test_an_answer_that_would_not_fit_is_refused() -> None:
         ({"reasoning_effort": "high"}, UnsupportedFeatureError, "reasoning_effort"),
         ({"logit_bias": {"100000": 1}}, InvalidRequestError, "logit_bias"),
         ({"chat_template_kwargs": {"messages": []}}, InvalidRequestError, "chat_template_kwargs.messages"),
+        ({"nvext": {"dp_rank": 3}}, InvalidRequestError, "nvext.dp_rank"),
+        ({"nvext": {"dp_rank": 3, "backend_instance_id": 1}}, InvalidRequestError, "nvext.dp_rank"),
     ],
 )
 async def test_what_a_chat_cannot_have(fields: dict[str, Any], error: type[DynamoError], param: str) -> None:

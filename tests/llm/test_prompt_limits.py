@@ -1,7 +1,7 @@
 import pytest
 
 from dynamo.errors import ContextLengthExceededError, InvalidRequestError
-from dynamo.llm.prompt_limits import AnswerLimit, check_ids, check_prompt
+from dynamo.llm.prompt_limits import AnswerLimit, check_ids, check_least, check_prompt
 
 
 def check(prompt_tokens: int, limit: int | None = None, min_tokens: int = 0, context_length: int | None = 10) -> None:
@@ -28,6 +28,13 @@ def test_what_does_not_fit_is_told_with_both_numbers(prompt_tokens: int, limit: 
         check(prompt_tokens, limit)
     assert caught.value.param == param
     assert limit is None or param != "max_tokens" or f" {limit} more" in caught.value.message
+
+
+def test_a_prompt_that_has_at_least_too_many_tokens() -> None:
+    check_least(10, context_length=10, field="prompt")
+    with pytest.raises(ContextLengthExceededError, match=r"at least 11 tokens.*\b10 tokens") as caught:
+        check_least(11, context_length=10, field="prompt")
+    assert caught.value.param == "prompt"
 
 
 def test_a_minimum_that_does_not_fit() -> None:

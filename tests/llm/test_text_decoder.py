@@ -96,6 +96,15 @@ def test_special_tokens_inside_a_character_do_not_break_it() -> None:
     assert decoded(BYTE_LEVEL.decoder(), [[first], [0], [second]]) == "é"
 
 
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, BYTE_FALLBACK], ids=["bytes", "fallback"])
+@pytest.mark.parametrize("unknown", [10**6, 2**40, -1])
+def test_ids_that_do_not_exist_are_nothing(tokenizer: Tokenizer, unknown: int) -> None:
+    first, second = ids_of(tokenizer, "é")[-2:]
+    decoder = tokenizer.decoder(continues=True)
+    portions = [[unknown], [first], [unknown], [second], [unknown, first], [second, unknown]]
+    assert decoded(decoder, portions) == "éé"
+
+
 def test_the_first_space_belongs_to_a_text_that_goes_on() -> None:
     ids = ids_of(BYTE_FALLBACK, "The end")
     assert decoded(BYTE_FALLBACK.decoder(), [[i] for i in ids]) == "The end"

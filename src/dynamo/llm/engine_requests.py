@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from dynamo.errors import InvalidRequestError
 from dynamo.llm.loaded_model import LoadedModel
 from dynamo.llm.prompt_limits import AnswerLimit, check_prompt
 from dynamo.llm.sampling import guided_decoding, sampling_options, stop_conditions, with_seed_of
@@ -23,8 +24,8 @@ def engine_requests(
 ) -> list[PreprocessedRequest]:
     """One request per choice: n for the first prompt, n for the second, and so on.
 
-    `field` is the request's field that holds the prompts. Raises InvalidRequestError where a prompt or a token id does
-    not suit the model.
+    `field` is the request's field that holds the prompts. Raises InvalidRequestError where a prompt, a token id or a
+    rank does not suit the model.
     """
     for prompt in prompts:
         check_prompt(
@@ -42,7 +43,7 @@ def engine_requests(
         output_options=output_options,
         guided_decoding=guided_decoding(request.response_format),
         eos_token_ids=list(model.tokenizer.eos_token_ids),
-        dp_rank=None if request.nvext is None else request.nvext.dp_rank,
+        dp_rank=_dp_rank(request, model.card.limits.data_parallel_size),
         target=_target(request),
     )
     options = [with_seed_of(common.sampling_options, i) for i in range(choices_per_prompt(request))]
@@ -51,6 +52,17 @@ def engine_requests(
         for prompt in prompts
         for option in options
     ]
+
+
+def _dp_rank(request: GenerationRequest, ranks: int) -> int | None:
+    """The data-parallel rank that the client asks for."""
+    rank = None if request.nvext is None else request.nvext.dp_rank
+    if rank is not None and rank >= ranks:
+        raise InvalidRequestError(
+            f"nvext.dp_rank: there is no rank {rank}; the model's workers have {ranks}, counted from 0.",
+            param="nvext.dp_rank",
+        )
+    return rank
 
 
 def _target(request: GenerationRequest) -> WorkerId | None:

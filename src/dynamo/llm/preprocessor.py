@@ -34,7 +34,7 @@ class ChatPreprocessor:
 
     async def __call__(self, request: ChatCompletionRequest, context: Context, deliver: Deliver[TextOutput]) -> None:
         refuse_unsupported_chat(request, self._model.card.features)
-        prompts = await self._model.tokenizer.encode([self._render(request)], add_special_tokens=False)
+        prompts = await self._model.encode([self._render(request)], add_special_tokens=False, field="messages")
         await _answer(self._text, self._sequences(request, prompts), context, deliver)
 
     def _render(self, request: ChatCompletionRequest) -> str:
@@ -87,7 +87,7 @@ class CompletionPreprocessor:
         given = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         texts = [item for item in given if isinstance(item, str)]
         if texts:
-            return texts, await tokenizer.encode(texts, add_special_tokens=True)
+            return texts, await self._model.encode(texts, add_special_tokens=True, field="prompt")
         lists = [item for item in given if isinstance(item, list)]
         ids = lists or [[item for item in given if isinstance(item, int)]]
         for prompt in ids:

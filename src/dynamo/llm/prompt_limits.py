@@ -23,6 +23,16 @@ def check_ids(ids: Iterable[int] | None, vocab_size: int, field: str) -> None:
         )
 
 
+def check_least(least_tokens: int, *, context_length: int, field: str) -> None:
+    """Raises ContextLengthExceededError where a prompt of `least_tokens` or more is longer than the context."""
+    if least_tokens > context_length:
+        raise ContextLengthExceededError(
+            f"The prompt has at least {least_tokens} tokens, but the model's context length is {context_length} "
+            "tokens, prompt and answer together.",
+            param=field,
+        )
+
+
 def check_prompt(
     prompt_tokens: int, *, context_length: int | None, limit: AnswerLimit | None, min_tokens: int, field: str
 ) -> None:

@@ -8,6 +8,8 @@ class StopStrings:
     so the result does not depend on how the text was cut into pieces.
     """
 
+    __slots__ = ("_firsts", "_held", "_start_max", "_stops")
+
     def __init__(self, stops: tuple[str, ...]) -> None:
         """`stops`: at least one, none empty."""
         self._stops = stops

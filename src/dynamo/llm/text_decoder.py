@@ -39,8 +39,12 @@ class SpellingDecoder:
 
     def push(self, token_ids: Sequence[int]) -> str:
         if len(token_ids) == 1 and not self._pending and not self._strip:
-            text = self._spelling[token_ids[0]]
-            if isinstance(text, str):  # nearly always
+            token_id = token_ids[0]
+            try:
+                text = self._spelling[token_id]
+            except IndexError:
+                return ""
+            if isinstance(text, str) and token_id >= 0:  # nearly always
                 return text
         return self._push(token_ids)
 
@@ -51,7 +55,8 @@ class SpellingDecoder:
 
     def _push(self, token_ids: Sequence[int]) -> str:
         spelling = self._spelling
-        pieces = [spelling[token_id] for token_id in token_ids]
+        size = len(spelling)
+        pieces = [spelling[token_id] for token_id in token_ids if 0 <= token_id < size]
         data = self._pending + b"".join([piece.encode() if isinstance(piece, str) else piece for piece in pieces])
         text, length = codecs.utf_8_decode(data, "replace", False)
         self._pending = data[length:]

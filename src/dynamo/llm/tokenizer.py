@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import tokenizers
 
 from dynamo.errors import ConfigError
+from dynamo.llm.least_tokens import LeastTokens
 from dynamo.llm.text_decoder import SpellingDecoder, TextDecoder, WindowDecoder
 from dynamo.llm.tokenizer_config import eos_ids, read_json, special_tokens, vocabulary_size
+from dynamo.llm.tokenizer_file import TokenizerFile
 from dynamo.llm.vocabulary import Vocabulary
 from dynamo.tokens import TokenArray, token_array
 
@@ -25,7 +28,10 @@ class Tokenizer:
         config.json are read where they are.
         """
         self._tokenizer = _load(files)
-        self._vocabulary = Vocabulary.of(self._tokenizer, files["tokenizer.json"])
+        file = msgspec.json.decode(files["tokenizer.json"], type=TokenizerFile)
+        model_tokens = self._tokenizer.get_vocab(with_added_tokens=False)
+        self._vocabulary = Vocabulary.of(self._tokenizer, model_tokens, file)
+        self._least_tokens = LeastTokens.of(self._tokenizer, model_tokens.keys(), file)
         self.special_tokens = special_tokens(files)
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_ids = self._eos_token_ids(files)
@@ -40,6 +46,10 @@ class Tokenizer:
         if sum(map(len, texts)) <= INLINE_CHARS_MAX:
             return self._encode(texts, add_special_tokens)
         return await asyncio.to_thread(self._encode, texts, add_special_tokens)
+
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that `text` is sure to have, found at once; 0 where nothing is sure."""
+        return 0 if self._least_tokens is None else self._least_tokens(text)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence."""

@@ -2,33 +2,19 @@
 
 Nearly all models spell text in one of two ways, and in both every token stands for bytes of its own: byte-level BPE
 (GPT-2's alphabet, in which each byte is one letter) and SentencePiece with byte fallback (a space is "▁", a byte that
-no token covers is "<0x0A>"). Knowing the bytes makes decoding a dictionary look-up. `Vocabulary.of` returns None for
+no token covers is "<0x0A>"). Knowing the bytes makes decoding a look-up in a list. `Vocabulary.of` returns None for
 the few tokenizers whose tokens mean different text in different places.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-import msgspec
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
-_SPACE = "▁"
+from dynamo.llm.tokenizer_file import Step, TokenizerFile, steps
+
+SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-class _DecoderSpec(msgspec.Struct):
-    """The "decoder" of tokenizer.json, as far as it matters here."""
-
-    type: str
-    decoders: list["_DecoderSpec"] = []
-    pattern: dict[str, str] = {}
-    content: str = ""
-    start: int = 0
-    stop: int = 0
-
-
-class _TokenizerFile(msgspec.Struct):
-    decoder: _DecoderSpec | None = None
 
 
 def _letters_of_bytes() -> dict[str, int]:
@@ -38,73 +24,94 @@ def _letters_of_bytes() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTE_OF_LETTER = _letters_of_bytes()
+BYTE_OF_LETTER = _letters_of_bytes()
+# For str.translate(): letters become their bytes, what is none becomes something that is no byte.
+_BYTE_LEVEL = dict.fromkeys(range(0x100), 0x100) | {ord(letter): byte for letter, byte in BYTE_OF_LETTER.items()}
 
 
-def _byte_level(token: str) -> bytes:
+def byte_level(token: str) -> bytes:
+    """The bytes of a token that is written in `BYTE_OF_LETTER`."""
     try:
-        return bytes([_BYTE_OF_LETTER[letter] for letter in token])
-    except KeyError:  # an added token, written as it is
+        return token.translate(_BYTE_LEVEL).encode("latin-1")
+    except UnicodeEncodeError:  # an added token, written as it is
         return token.encode()
 
 
 def _byte_fallback(token: str) -> bytes:
     byte = _BYTE.fullmatch(token)
-    return bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE, " ").encode()
+    return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode()
 
 
-class Spelling(dict[int, str | bytes]):
-    """What a token adds to the text: a str where its bytes are whole characters, else bytes; filled as needed."""
-
-    def __init__(self, raw: Callable[[int], bytes], hidden: frozenset[int]) -> None:
-        super().__init__()
-        self._raw = raw
-        self._hidden = hidden
-
-    def __missing__(self, token_id: int) -> str | bytes:
-        raw = b"" if token_id in self._hidden else self._raw(token_id)
-        try:
-            text: str | bytes = raw.decode()
-        except UnicodeDecodeError:
-            text = raw
-        self[token_id] = text
-        return text
+Spelling = list[str | bytes]
+"""By token id, what a token adds to the text: a str where its bytes are whole characters, else bytes."""
 
 
 class Vocabulary:
     """The bytes of each token of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, spell: Callable[[str], bytes], *, strips_first_space: bool) -> None:
-        special = frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
-        self._tokenizer = tokenizer
-        self._spell = spell
+    def __init__(
+        self,
+        model_tokens: Mapping[str, int],
+        added: Mapping[int, AddedToken],
+        spell: Callable[[str], bytes],
+        *,
+        strips_first_space: bool,
+    ) -> None:
+        """`model_tokens`: the ids of the model's own tokens, `added`: the others, `spell`: the bytes of a token.
+
+        All are spelled here and now, so that no request has to do it: 0.05 s and 3.5 MB for 50,000.
+        """
+        tokens = _by_id(model_tokens, added)
         self.strips_first_space = strips_first_space  # of a text, not of one that goes on
-        self.visible = Spelling(self.raw, special)  # special tokens give no text
-        self.complete = Spelling(self.raw, frozenset())
+        self.complete: Spelling = [_text_if_whole(spell(token)) for token in tokens]
+        self.visible = self.complete.copy()
+        for i, token in added.items():
+            if token.special:
+                self.visible[i] = ""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, tokenizer_json: bytes) -> "Vocabulary | None":
-        """The vocabulary of `tokenizer`, read from `tokenizer_json`; None where tokens have no fixed bytes."""
-        decoder = msgspec.json.decode(tokenizer_json, type=_TokenizerFile).decoder
-        steps = [] if decoder is None else decoder.decoders or [decoder]
-        match [step.type for step in steps]:
+    def of(cls, tokenizer: Tokenizer, model_tokens: Mapping[str, int], file: TokenizerFile) -> "Vocabulary | None":
+        """The vocabulary of `tokenizer`, made from `file`; None where tokens have no fixed bytes.
+
+        `model_tokens`: the ids of the model's own tokens.
+        """
+        added = tokenizer.get_added_tokens_decoder()
+        decoder = steps(file.decoder)
+        match [step.type for step in decoder]:
             case ["ByteLevel"]:
-                return cls(tokenizer, _byte_level, strips_first_space=False)
-            case ["Replace", "ByteFallback", "Fuse"] if _is_space(steps[0]):
-                return cls(tokenizer, _byte_fallback, strips_first_space=False)
-            case ["Replace", "ByteFallback", "Fuse", "Strip"] if _is_space(steps[0]) and _is_first_space(steps[3]):
-                return cls(tokenizer, _byte_fallback, strips_first_space=True)
+                return cls(model_tokens, added, byte_level, strips_first_space=False)
+            case ["Replace", "ByteFallback", "Fuse"] if _is_space(decoder[0]):
+                return cls(model_tokens, added, _byte_fallback, strips_first_space=False)
+            case ["Replace", "ByteFallback", "Fuse", "Strip"] if _is_space(decoder[0]) and _is_first_space(decoder[3]):
+                return cls(model_tokens, added, _byte_fallback, strips_first_space=True)
         return None
 
     def raw(self, token_id: int) -> bytes:
         """The bytes of a token, special ones included; none for an id that does not exist."""
-        token = self._tokenizer.id_to_token(token_id)
-        return b"" if token is None else self._spell(token)
+        piece = self.complete[token_id] if 0 <= token_id < len(self.complete) else b""
+        return piece.encode() if isinstance(piece, str) else piece
 
 
-def _is_space(replace: _DecoderSpec) -> bool:
-    return replace.pattern == {"String": _SPACE} and replace.content == " "
+def _by_id(model_tokens: Mapping[str, int], added: Mapping[int, AddedToken]) -> list[str]:
+    """All tokens in the order of their ids, "" where there is none."""
+    tokens = [""] * (max([*model_tokens.values(), *added], default=-1) + 1)
+    for text, i in model_tokens.items():
+        tokens[i] = text
+    for i, token in added.items():
+        tokens[i] = token.content
+    return tokens
 
 
-def _is_first_space(strip: _DecoderSpec) -> bool:
+def _text_if_whole(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _is_space(replace: Step) -> bool:
+    return replace.pattern == {"String": SPACE} and replace.content == " "
+
+
+def _is_first_space(strip: Step) -> bool:
     return (strip.content, strip.start, strip.stop) == (" ", 1, 0)
