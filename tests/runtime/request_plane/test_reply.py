@@ -47,8 +47,8 @@ class Call:
     def __init__(self, context: Context | None = None) -> None:
         self.context = context or Context()
         self.port = Port()
-        self.reply = Reply(self.port, 1)
-        self.reply.follow(self.context)
+        self.reply = Reply(self.port, 1, self.context)
+        self.reply.follow()
 
     def feed(self, *payloads: bytes) -> None:
         for payload in payloads:
@@ -77,7 +77,7 @@ async def test_waiting_item_does_not_keep_its_frame_in_memory() -> None:
     """A stalled reader gets a small item in each of the large frames that its neighbours share."""
     frames, frame_bytes = 100, 100_000
     frame = encode_frame([Item(1, Raw(b"\x01")), Item(2, Raw(b"\xc6\x00\x01\x86\xa0" + bytes(frame_bytes)))])
-    reader, stalled = FrameReader(first_frame_bytes=1 << 20), Reply(Port(), 1)
+    reader, stalled = FrameReader(first_frame_bytes=1 << 20), Reply(Port(), 1, Context())
     tracemalloc.start()
     try:
         for _ in range(frames):

@@ -66,7 +66,7 @@ class CallerConnection(Connection):
         if size_bytes > DEFAULT_MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
             raise RequestTooLargeError(f"a request of {size_bytes} bytes does not fit into a frame")
         stream_id = self._next_stream_id = self._next_stream_id + 1
-        reply = Reply(self, stream_id)
+        reply = Reply(self, stream_id, context)
         if not self.usable:
             reply.end(self._refusal())
             return reply
@@ -82,7 +82,7 @@ class CallerConnection(Connection):
             msgspec.Raw(payload),
         )
         self.post(call, size_bytes)
-        reply.follow(context)
+        reply.follow()
         return reply
 
     def retire(self) -> None:

@@ -34,6 +34,7 @@ class Reply:
 
     __slots__ = (
         "_consumed_bytes",
+        "_context",
         "_deliver",
         "_ended",
         "_error",
@@ -46,8 +47,9 @@ class Reply:
         "_waiter",
     )
 
-    def __init__(self, port: CallerPort, stream_id: int) -> None:
+    def __init__(self, port: CallerPort, stream_id: int, context: Context) -> None:
         self._port = port
+        self._context = context
         self._stream_id = stream_id
         self._items: deque[msgspec.Raw] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -57,14 +59,14 @@ class Reply:
         self._error: Exception | None = None
         self._consumed_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._unfollow: tuple[Callable[[], None], ...] = ()
+        self._unfollow: Callable[[], None] | None = None
 
-    def follow(self, context: Context) -> None:
+    def follow(self) -> None:
         """Ends with the context, which may have ended already; to be called when the call is on its way."""
-        remaining_s = context.remaining_s()
+        remaining_s = self._context.remaining_s()
         if remaining_s is not None:
             self._timer = asyncio.get_running_loop().call_later(remaining_s, self._on_deadline)
-        self._unfollow = (context.on_stop(self._on_stop), context.on_flow(self._on_flow))
+        self._unfollow = self._context.on_stop(self._on_stop)
         if self._ended:
             self._stop_following()
 
@@ -83,8 +85,6 @@ class Reply:
     def pop(self) -> msgspec.Raw:
         """The next payload; IndexError when none waits."""
         payload = self._items.popleft()
-        if self._ended and not self._items:
-            self._stop_following()
         self._consumed(len(memoryview(payload)) + ITEM_OVERHEAD_BYTES)
         return payload
 
@@ -94,13 +94,18 @@ class Reply:
         Raises what ended the call, or what `deliver` raised. Nothing is delivered while the call's context is paused.
         """
         self._deliver = deliver
+        unfollow_flow = self._context.on_flow(self._on_flow)
+        if self._ended:  # before anybody has read it: what waits can still be given up
+            self._unfollow = self._context.on_stop(self._on_stop)
         try:
             self._push_waiting()
             while self._items or not self._ended:
                 await self._signal()
         finally:
             self._deliver = None
+            unfollow_flow()
             self._close()
+            self._stop_following()
         if self._error is not None:
             raise self._error
 
@@ -110,7 +115,7 @@ class Reply:
 
     def abandon(self) -> None:
         """Like aclose(), for a destructor, which may run in any thread."""
-        if self._items or not self._ended:
+        if not self._ended:
             self._port.soon(self._close)
 
     def feed(self, payload: msgspec.Raw) -> None:
@@ -135,7 +140,7 @@ class Reply:
         self._ended = True
         self._error = error
         self._port.forget(self._stream_id)
-        if not self._items:  # else somebody may still pause, or give up the rest
+        if self._deliver is None or not self._items:  # else the reader has paused, and may give up the rest
             self._stop_following()
         if self._timer is not None:
             self._timer.cancel()
@@ -188,10 +193,9 @@ class Reply:
 
     def _on_flow(self, context: Context) -> None:
         self._paused = context.is_paused()
-        if self._deliver is not None:
-            self._push_waiting()
-            if self._ended:
-                self._wake()
+        self._push_waiting()
+        if self._ended:
+            self._wake()
 
     def _on_deadline(self) -> None:
         self._give_up(DeadlineExceededError("the request's deadline passed"))
@@ -208,13 +212,12 @@ class Reply:
         self._items.clear()
         if self._ended:
             self._error = error
-            self._stop_following()
             self._wake()
         else:
             self._port.stop(self._stream_id, kill=True)
             self.end(error)
 
     def _stop_following(self) -> None:
-        unfollow, self._unfollow = self._unfollow, ()
-        for stop in unfollow:
-            stop()
+        unfollow, self._unfollow = self._unfollow, None
+        if unfollow is not None:
+            unfollow()
