@@ -66,7 +66,7 @@ async def service() -> AsyncIterator[Service]:
 
 
 async def test_one_frame_per_step() -> None:
-    streams, steps = 64, 10
+    streams, steps = 32, 10
     async with serving(TcpPlane(), Steps(streams).generate) as service, connected(service.listener.address) as peer:
         peer.greet(service.listener.address)
         peer.send(*(call_message(n, "generate", steps) for n in range(streams)))
@@ -76,6 +76,18 @@ async def test_one_frame_per_step() -> None:
             frames.append([type(message) for message in await peer.frame()])
         assert sum(frame.count(Item) for frame in frames) == streams * steps
         assert len(frames) <= 2 * steps
+
+
+async def test_a_large_step_leaves_in_several_frames() -> None:
+    """So that the peer begins while the rest is made."""
+    streams, steps = 100, 3
+    async with serving(TcpPlane(), Steps(streams).generate) as service, connected(service.listener.address) as peer:
+        peer.greet(service.listener.address)
+        peer.send(*(call_message(n, "generate", steps) for n in range(streams)))
+        sizes: list[int] = []
+        while sum(sizes) < 1 + streams * (steps + 1):  # the greeting, the items, the ends
+            sizes.append(len(await peer.frame()))
+        assert max(sizes) == 32
 
 
 async def test_calls_of_one_turn_share_a_frame() -> None:
@@ -88,11 +100,11 @@ async def test_calls_of_one_turn_share_a_frame() -> None:
 
     async with listening(worker) as address:
         channel = await TcpPlane().connect(address)
-        replies = [call(channel, "anything") for _ in range(50)]
+        replies = [call(channel, "anything") for _ in range(30)]
         await within(channel.close())
         for reply in replies:
             assert isinstance(await failure(reply), ConnectionLostError)
-    assert received == [1, 50]
+    assert received == [1, 30]
 
 
 @pytest.mark.parametrize("size_bytes", [HANDSHAKE_FRAME_BYTES + 1, DEFAULT_MAX_FRAME_BYTES + 1, 2**32 - 1])

@@ -23,10 +23,11 @@ logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0  # how long a peer that does not read may delay the end of its connection
 _FRAME_TARGET_BYTES = 256 << 10  # a frame that has grown to this leaves before the turn ends
+_FRAME_TARGET_MESSAGES = 32  # likewise: the peer starts on them while we prepare more
 
 
 class Connection(asyncio.Protocol):
-    """Messages posted in one turn of the event loop leave in one frame. `caller` and `callee` are its two ends."""
+    """Messages posted in one turn of the event loop share frames. `caller` and `callee` are its two ends."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -73,7 +74,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._outbox.append(message)
         self._outbox_bytes += size_bytes
-        if self._outbox_bytes >= _FRAME_TARGET_BYTES:
+        if self._outbox_bytes >= _FRAME_TARGET_BYTES or len(self._outbox) >= _FRAME_TARGET_MESSAGES:
             self._flush()
 
     def data_received(self, data: bytes) -> None:
