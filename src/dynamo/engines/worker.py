@@ -52,7 +52,7 @@ def run_workers(config: WorkerConfig, workers: Sequence[Worker]) -> int:
     telemetry_logging.configure()
     try:
         return uvloop.run(_main(config, workers))
-    except (DynamoError, ValueError) as error:
+    except DynamoError as error:
         logger.error("%s", error)  # the user's to mend, a traceback would hide it
         return 1
     except KeyboardInterrupt:
