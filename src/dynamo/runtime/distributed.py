@@ -47,7 +47,8 @@ class SharedParts:
 class DistributedRuntime:
     """Serves endpoints and calls those of others. A process has one, or one per worker that it simulates.
 
-    `DistributedRuntime()` takes its settings from the DYN_* environment; it needs a running event loop.
+    `DistributedRuntime()` takes its settings from the DYN_* environment; it needs a running event loop. `event_loop` is
+    accepted for upstream's programs and has no effect.
     """
 
     def __init__(
