@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from dynamo.runtime.parent import PARENT_VARIABLE
+from dynamo.runtime.process import READY
 
 T = TypeVar("T")
 
@@ -20,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent  # where `python -m benchmarks…`
 START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 10.0
 _POLL_S = 0.05
-_READY = "ready: "  # what our processes print when they can serve
 _TAIL_CHARS = 2000
 
 
@@ -62,8 +62,8 @@ class Programs:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline_s and self._running[name].poll() is None:
             for line in self._output(name).splitlines(keepends=True):
-                if line.startswith(_READY) and line.endswith("\n"):
-                    return line.removeprefix(_READY).strip()
+                if line.startswith(READY) and line.endswith("\n"):
+                    return line.removeprefix(READY).strip()
             time.sleep(_POLL_S)
         raise BenchmarkError(f"the {name} did not start:\n{self._output(name)[-_TAIL_CHARS:]}")
 

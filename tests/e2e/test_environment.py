@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamo.testing.deployment import READY, START_S, Deployment
+from dynamo.runtime.process import READY
+from dynamo.testing.deployment import START_S, Deployment
 
 from .raw_http import get, post
 from .served import until_served

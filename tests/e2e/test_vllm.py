@@ -11,7 +11,8 @@ import pytest_asyncio
 from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from dynamo.testing.deployment import READY, deployment
+from dynamo.runtime.process import READY
+from dynamo.testing.deployment import deployment
 
 from .load import Loads, loads
 from .served import until_served

@@ -147,6 +147,13 @@ class TestRun:
         assert not any(record.exc_info for record in caplog.records)
         assert "ready:" not in capfd.readouterr().err
 
+    def test_defect_keeps_its_traceback(self, config: WorkerConfig, model: Path) -> None:
+        engine = FakeEngine()
+        engine.start_error = ValueError("a defect")
+        with pytest.raises(ValueError, match="a defect"):
+            run_workers(config, [Worker(engine=engine, model_path=str(model))])
+        assert engine.calls == ["start", "cleanup"]
+
     def test_failure_later(
         self,
         config: WorkerConfig,

@@ -1,5 +1,6 @@
-"""A GGUF file small enough to convert in a blink."""
+"""A GGUF file small enough to convert in a blink; a fleet of workers and the models that they announce."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import gguf
@@ -7,11 +8,38 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
+from dynamo.llm.model_manager import ModelManager
+
+from .deployed import Deployed, deployed, write_model
+
 HIDDEN = 64
 FEED_FORWARD = 96
 HEADS = 4
 KV_HEADS = 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Deployed]:
+    async with deployed() as made:
+        yield made
+
+
+@pytest.fixture
+async def manager(fleet: Deployed) -> AsyncIterator[ModelManager]:
+    made = fleet.manager()
+    async with made.following():
+        yield made
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "tiny")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "other", other=True)
 
 
 @pytest.fixture(scope="session")

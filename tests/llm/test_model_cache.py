@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -29,6 +30,19 @@ def test_own_variable_wins_over_the_shared_one_over_the_home(monkeypatch: pytest
     assert cache_dir() == Path("/fast/dynamo")
     monkeypatch.setenv("DYN_CACHE_DIR", "relative")
     assert cache_dir() == Path.cwd() / "relative"
+
+
+@pytest.mark.parametrize("cache", ["", "~/cache"])
+def test_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
+    def nobody(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("DYN_CACHE_DIR", cache)
+    with pytest.raises(ConfigError, match="DYN_CACHE_DIR"):
+        cache_dir()
 
 
 def test_one_process_at_a_time_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Which models a frontend can serve, as workers come and go."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,30 +9,7 @@ from dynamo.llm.model_manager import ModelManager
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.testing import eventually, within
 
-from .deployed import Deployed, answer, deployed, until_models, write_model
-
-
-@pytest.fixture
-async def fleet() -> AsyncIterator[Deployed]:
-    async with deployed() as made:
-        yield made
-
-
-@pytest.fixture
-async def manager(fleet: Deployed) -> AsyncIterator[ModelManager]:
-    made = fleet.manager()
-    async with made.following():
-        yield made
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "tiny")
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "other", other=True)
+from .deployed import Deployed, answer, until_models
 
 
 async def test_nothing_yet(manager: ModelManager) -> None:

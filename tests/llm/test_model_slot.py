@@ -1,7 +1,6 @@
 """Workers that announce one name: those that agree serve it together, the others get nothing."""
 
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,7 @@ from dynamo.llm import model_slot
 from dynamo.llm.model_manager import ModelManager
 from dynamo.testing import eventually
 
-from .deployed import Deployed, deployed, until_models, write_model
-
-
-@pytest.fixture
-async def fleet() -> AsyncIterator[Deployed]:
-    async with deployed() as made:
-        yield made
-
-
-@pytest.fixture
-async def manager(fleet: Deployed) -> AsyncIterator[ModelManager]:
-    made = fleet.manager()
-    async with made.following():
-        yield made
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "tiny")
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "other", other=True)
+from .deployed import Deployed, until_models
 
 
 def served_by(manager: ModelManager, name: str) -> set[int]:

@@ -1,6 +1,5 @@
 """One model as a frontend serves it."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,7 @@ from dynamo.runtime.stage import Deliver
 from dynamo.testing import eventually, within
 from dynamo.testing.stages import outputs_of
 
-from .deployed import Deployed, deployed, write_model
-
-
-@pytest.fixture
-async def fleet() -> AsyncIterator[Deployed]:
-    async with deployed() as made:
-        yield made
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "tiny")
+from .deployed import Deployed
 
 
 async def entry(fleet: Deployed) -> ModelEntry:

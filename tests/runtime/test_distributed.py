@@ -167,6 +167,16 @@ async def test_siblings_are_instances_of_their_own(new_runtime: NewRuntime) -> N
         await client.generate(1)
 
 
+async def test_sibling_takes_nothing_up_once_the_runtime_shuts_down(new_runtime: NewRuntime) -> None:
+    runtime = new_runtime()
+    sibling = runtime.sibling()
+    runtime.shutdown()
+    with pytest.raises(DrainingError):
+        await sibling.endpoint("a.b.c").start(echo)
+    with pytest.raises(DrainingError):
+        await runtime.sibling().register("k", b"v")
+
+
 async def test_call_to_an_endpoint_that_the_instance_does_not_serve(new_runtime: NewRuntime) -> None:
     runtime = new_runtime()
     await runtime.endpoint("a.b.c").start(echo)

@@ -9,8 +9,8 @@ from enum import StrEnum
 
 from dynamo.cli.output_lines import OutputLines
 from dynamo.runtime.parent import PARENT_VARIABLE
+from dynamo.runtime.process import READY
 
-READY_PREFIX = "ready: "  # what each of our processes prints when it can serve
 _READ_BYTES = 64 << 10
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _STABLE_AFTER_S = 60.0
@@ -112,9 +112,9 @@ class Child:
             self._on_line(line, complete)
 
     def _on_line(self, line: str, complete: bool) -> None:
-        if complete and line.startswith(READY_PREFIX):
+        if complete and line.startswith(READY):
             self.state = State.UP
-            self.ready = line.removeprefix(READY_PREFIX)
+            self.ready = line.removeprefix(READY)
             self.was_up.set()
         elif line.strip():
             self._show(self.name, line, complete)

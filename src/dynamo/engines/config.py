@@ -29,8 +29,11 @@ class WorkerConfig(RuntimeConfig):
     )
 
     def endpoint_id(self) -> EndpointId:
-        """Raises ValueError when --endpoint is not of the right form."""
-        return EndpointId.parse(self.endpoint or f"{self.worker_namespace}.backend.generate")
+        """Raises ConfigError when --endpoint or --namespace is not of the right form."""
+        try:
+            return EndpointId.parse(self.endpoint or f"{self.worker_namespace}.backend.generate")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def chat_template(self) -> Path | None:
         """Raises ConfigError when there is none at --custom-jinja-template."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.parent import follow_parent
-from dynamo.runtime.process import settle_memory
+from dynamo.runtime.process import announce_ready, settle_memory
 from dynamo.runtime.system_server import system_server
 from dynamo.runtime.worker import run_until_shutdown, shutdown_on_signals
 from dynamo.telemetry import logging as telemetry_logging
@@ -52,7 +51,7 @@ def run_workers(config: WorkerConfig, workers: Sequence[Worker]) -> int:
     telemetry_logging.configure()
     try:
         return uvloop.run(_main(config, workers))
-    except (DynamoError, ValueError) as error:
+    except DynamoError as error:
         logger.error("%s", error)  # the user's to mend, a traceback would hide it
         return 1
     except KeyboardInterrupt:
@@ -76,7 +75,7 @@ async def _serve_all(runtime: DistributedRuntime, config: WorkerConfig, workers:
             await _serve(runtime if position == 0 else runtime.sibling(), config, worker)
             waiting.append(asyncio.create_task(worker.engine.failed()))
         settle_memory()
-        print(f"ready: {', '.join(sorted({w.name for w in workers}))}", file=sys.stderr, flush=True)
+        announce_ready(", ".join(sorted({w.name for w in workers})))
         done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()

@@ -22,9 +22,10 @@ from dynamo.llm.model_cache import cache_dir
 from dynamo.llm.model_manager import ModelManager
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.listening_socket import bind
 from dynamo.runtime.parent import follow_parent
-from dynamo.runtime.process import settle_memory
-from dynamo.runtime.system_server import EmbeddedServer, bind
+from dynamo.runtime.process import announce_ready, settle_memory
+from dynamo.runtime.system_server import EmbeddedServer
 from dynamo.runtime.worker import shutdown_on_signals
 from dynamo.telemetry import logging as telemetry_logging
 from dynamo.telemetry.metrics import FrontendMetrics
@@ -82,7 +83,7 @@ async def _serve(config: FrontendConfig) -> None:
             url = _url(sock)
             logger.info("OpenAI API on %s, process %d", url, os.getpid())
             settle_memory()
-            print(f"ready: {url}", file=sys.stderr, flush=True)
+            announce_ready(url)
             await asyncio.wait({serving, stopping, follower}, return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = True
             await serving

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 
 from dynamo.errors import InvalidRequestError
-from dynamo.llm.tokenizer_config import JsonObject
-from dynamo.protocols.openai.messages import Message, Tool, ToolCall
+from dynamo.protocols.openai.messages import JsonObject, Message, Tool, ToolCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from jinja2 import Template, TemplateError
 from dynamo.errors import ConfigError, InvalidRequestError
 from dynamo.llm.chat_messages import Accepts, plain_messages, plain_tools, probe
 from dynamo.llm.jinja_environment import RefusedByTemplateError, environment
-from dynamo.llm.tokenizer_config import JsonObject, read_json, special_tokens
-from dynamo.protocols.openai.messages import Message, Tool
+from dynamo.llm.tokenizer_config import read_json, special_tokens
+from dynamo.protocols.openai.messages import JsonObject, Message, Tool
 
 TEXT_CHARS_MAX = 50_000_000
 RENDER_S_MAX = 2.0

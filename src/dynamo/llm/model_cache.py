@@ -17,12 +17,18 @@ _LOCK_POLL_S = 0.2
 
 
 def cache_dir() -> Path:
-    """$DYN_CACHE_DIR, else $XDG_CACHE_HOME/dynamo, else ~/.cache/dynamo; it need not exist yet."""
-    if own := os.environ.get("DYN_CACHE_DIR"):
-        return Path(own).expanduser().absolute()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).absolute() / "dynamo"
-    return Path.home() / ".cache" / "dynamo"
+    """$DYN_CACHE_DIR, else $XDG_CACHE_HOME/dynamo, else ~/.cache/dynamo; it need not exist yet.
+
+    Raises ConfigError when it would be in the home of a user who has none, such as an arbitrary uid in a container.
+    """
+    try:
+        if own := os.environ.get("DYN_CACHE_DIR"):
+            return Path(own).expanduser().absolute()
+        if shared := os.environ.get("XDG_CACHE_HOME"):
+            return Path(shared).absolute() / "dynamo"
+        return Path.home() / ".cache" / "dynamo"
+    except RuntimeError as error:
+        raise ConfigError("this user has no home directory for a cache: set DYN_CACHE_DIR to a folder") from error
 
 
 @contextlib.contextmanager

@@ -8,13 +8,12 @@ class StopStrings:
     so the result does not depend on how the text was cut into pieces.
     """
 
-    __slots__ = ("_firsts", "_held", "_start_max", "_stops")
+    __slots__ = ("_firsts", "_held", "_stops")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         """`stops`: at least one, none empty."""
         self._stops = stops
         self._firsts = frozenset(stop[0] for stop in stops)
-        self._start_max = max(map(len, stops)) - 1
         self._held = ""  # what may be the start of a stop string
 
     def push(self, text: str) -> tuple[str, bool]:
@@ -23,9 +22,12 @@ class StopStrings:
             return text, False
         text = self._held + text
         found = self._find(text)
-        cut = found if found is not None else len(text) - self._possible_start(text)
-        self._held = text[cut:] if found is None else ""
-        return text[:cut], found is not None
+        if found is not None:
+            self._held = ""
+            return text[:found], True
+        cut = min([_possible_start(text, stop) for stop in self._stops])
+        self._held = text[cut:]
+        return text[:cut], False
 
     def flush(self) -> str:
         """What is still held back; the text ends without a stop string."""
@@ -37,10 +39,10 @@ class StopStrings:
         places = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         return min(places)[1] if places else None
 
-    def _possible_start(self, text: str) -> int:
-        """The length of the longest end of `text` that a stop string begins with."""
-        for length in range(min(len(text), self._start_max), 0, -1):
-            end = text[-length:]
-            if any(stop.startswith(end) for stop in self._stops):
-                return length
-        return 0
+
+def _possible_start(text: str, stop: str) -> int:
+    """Where the longest end of `text` starts that `stop` begins with; the length of `text` when there is none."""
+    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while start >= 0 and not stop.startswith(text[start:]):
+        start = text.find(stop[0], start + 1)
+    return start if start >= 0 else len(text)

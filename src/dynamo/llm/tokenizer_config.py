@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from dynamo.errors import ConfigError
-
-JsonObject = dict[str, Any]
+from dynamo.protocols.openai.messages import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,8 @@ class SharedParts:
 class DistributedRuntime:
     """Serves endpoints and calls those of others. A process has one, or one per worker that it simulates.
 
-    `DistributedRuntime()` takes its settings from the DYN_* environment; it needs a running event loop.
+    `DistributedRuntime()` takes its settings from the DYN_* environment; it needs a running event loop. `event_loop` is
+    accepted for upstream's programs and has no effect.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class DistributedRuntime:
         sibling = DistributedRuntime(config=self.config, shared=self.shared)
         sibling.health = self.health
         self._siblings.append(sibling)
+        if self.is_shutting_down:
+            sibling.shutdown()
         return sibling
 
     def namespace(self, name: str) -> Namespace:
@@ -136,8 +139,9 @@ class DistributedRuntime:
         self.health.set_ready(ready)
 
     def shutdown(self) -> None:
-        """Asks the runtime to end: served endpoints return from serve_endpoint() when they have drained."""
-        self._shutdown.set()
+        """Asks the runtime and its siblings to end: served endpoints return from serve_endpoint() when drained."""
+        for runtime in (self, *self._siblings):
+            runtime._shutdown.set()
 
     async def wait_for_shutdown(self) -> None:
         await self._shutdown.wait()

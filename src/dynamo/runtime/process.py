@@ -1,7 +1,9 @@
 """What every process of the framework does before it serves."""
 
 import gc
+import sys
 
+READY = "ready: "  # how the line on stderr begins that says a process can serve now
 _YOUNG_THRESHOLD = 20_000
 
 
@@ -14,3 +16,8 @@ def settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_THRESHOLD, 20, 50)
+
+
+def announce_ready(what: str) -> None:
+    """Tells whoever started this process that it can serve, and `what`: a URL, or the names of models."""
+    print(f"{READY}{what}", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dynamo.runtime.health import Health
-from dynamo.runtime.listening_socket import bind as bind
+from dynamo.runtime.listening_socket import bind
 from dynamo.telemetry.metrics import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.process import READY
 from dynamo.testing.program import Program, program
 
 START_S = 60.0  # the longest start-up on a busy machine
-READY = "ready: "
 
 
 class Deployment:

@@ -1,7 +1,7 @@
 """Requests as OpenAI's clients send them, with the extras that vLLM and upstream made common.
 
 A field that is null or absent is None here. The types say which values a field can take by itself;
-`dynamo.protocols.openai.decode` checks what concerns several fields. Unknown names are ignored.
+`dynamo.protocols.openai.checks` checks what concerns several fields. Unknown names are ignored.
 """
 
 from typing import Annotated, Any, Literal
@@ -101,7 +101,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
     web_search_options: Any = None
 
 
-# One text, several texts, the ids of one prompt, or of several; decode refuses a mixture.
+# One text, several texts, the ids of one prompt, or of several; checks refuses a mixture.
 Prompt = str | list[str | TokenId | list[TokenId]]
 
 
