@@ -108,6 +108,25 @@ async def test_every_interface_is_announced_as_one_that_others_can_reach() -> No
         await within(channel.close())
 
 
+async def test_what_the_host_is_called_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's installer lets a host's name stand for 127.0.1.1."""
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
+    async with serving(TcpPlane("0.0.0.0"), echo) as service:
+        assert service.listener.address.tcp_host != "127.0.1.1"
+
+
+async def test_both_ends_find_out_that_a_host_has_vanished() -> None:
+    async with serving(TcpPlane(), echo) as service:
+        caller = await TcpPlane().connect(msgspec.structs.replace(service.listener.address, unix=None))
+        assert await collect(call(caller, "echo", 1)) == [1]
+        [callee] = service.listener._connections  # type: ignore[attr-defined]
+        for sock in (caller.raw_socket(), callee.raw_socket()):
+            assert sock is not None
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+        await within(caller.close())
+
+
 async def test_worker_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that swallows packets."""
     monkeypatch.setattr(tcp, "CONNECT_TIMEOUT_S", 0.02)

@@ -25,6 +25,10 @@ from dynamo.runtime.request_plane.listener import ConnectionListener
 
 CONNECT_TIMEOUT_S = 5.0
 _BACKLOG = 1024
+_ELSEWHERE = {  # an address for documentation, which nobody has
+    "0.0.0.0": (socket.AF_INET, "192.0.2.1", "127.0.0.1"),  # noqa: S104
+    "::": (socket.AF_INET6, "2001:db8::1", "::1"),
+}
 
 
 class TcpPlane:
@@ -38,6 +42,7 @@ class TcpPlane:
         """Raises ConfigError when the port cannot be bound."""
         listener = ConnectionListener(dispatch, secrets.token_hex(16))
         sock = bind(self._host, self._port)
+        _detect_dead_peer(sock)
         listener.on_stop(Acceptor(sock, listener.accept).stop)
         port: int = sock.getsockname()[1]
         listener.address = msgspec.structs.replace(listener.address, tcp_host=_reachable(self._host), tcp_port=port)
@@ -79,7 +84,8 @@ async def _connect(address: Address) -> CallerConnection:
     if address.tcp_host is None or address.tcp_port is None:
         raise ConnectionLostError("the worker does not listen on a socket")
     _, connection = await loop.create_connection(factory, address.tcp_host, address.tcp_port)
-    _detect_dead_peer(connection)
+    if (connected := connection.raw_socket()) is not None:
+        _detect_dead_peer(connected)
     return connection
 
 
@@ -98,20 +104,27 @@ def _listen_unix(listener: ConnectionListener) -> None:
 
 
 def _reachable(host: str) -> str:
-    """What to tell others when listening on every interface."""
-    if host not in ("0.0.0.0", "::"):  # noqa: S104
+    """What to tell others when listening on every interface: the address by which this host reaches others.
+
+    Not what its name resolves to, which many a distribution has set to 127.0.1.1.
+    """
+    if host not in _ELSEWHERE:
         return host
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"  # the host does not know its own name: nobody else will
+    family, elsewhere, loopback = _ELSEWHERE[host]
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((elsewhere, 9))  # sends nothing: it only picks a route
+        except OSError:
+            return loopback  # there is no way out, nor in
+        address: str = sock.getsockname()[0]
+        return address
 
 
-def _detect_dead_peer(connection: CallerConnection) -> None:
-    """Lets the kernel find out within half a minute that a host has vanished without a word."""
-    sock = connection.raw_socket()
-    if sock is None:
-        return
+def _detect_dead_peer(sock: socket.socket) -> None:
+    """Lets the kernel find out within half a minute that a host has vanished without a word.
+
+    What a listening socket accepts inherits this.
+    """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
