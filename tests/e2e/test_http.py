@@ -33,6 +33,14 @@ async def small(stack: Stack) -> AsyncIterator[str]:
     yield url
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def impatient(stack: Stack) -> AsyncIterator[str]:
+    """The URL of a frontend that does not wait long for the rest of a request."""
+    _, url = await stack.deployment.frontend("--http-receive-timeout", "0.3")
+    await until_served(url, 3)
+    yield url
+
+
 async def test_body_of_announced_size_over_the_limit(small: str) -> None:
     async with connect(small) as connection:
         head = message("POST", CHAT, b"", JSON_HEADERS).replace(b"content-length: 0", b"content-length: 200001")
@@ -240,3 +248,23 @@ def _chunked_head() -> bytes:
 def _address(url: str) -> tuple[str, int]:
     host, _, port = url.removeprefix("http://").rpartition(":")
     return host, int(port)
+
+
+@pytest.mark.parametrize("part", [b"", b"POST /v1/chat", message("POST", CHAT, chat(), JSON_HEADERS)[:-1]])
+async def test_client_that_goes_silent(impatient: str, part: bytes) -> None:
+    async with connect(impatient) as connection:
+        connection.send(part)
+        response = await connection.response()
+        assert (response.status, response.error()["type"]) == (408, "invalid_request_error")
+        assert await connection.is_closed()
+
+
+async def test_silence_is_no_fault_while_the_answer_comes(impatient: str) -> None:
+    body = encoded({"model": MOCK, "prompt": "Hello", "stream": True, "max_tokens": 1000, "ignore_eos": True})
+    async with connect(impatient) as connection:
+        connection.send(message("POST", "/v1/completions", body, JSON_HEADERS) + b"GET /li")
+        response = await connection.response()
+        assert response.status == 200
+        assert response.body.endswith(b"data: [DONE]\n\n")
+        connection.send(b"ve HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await connection.response()).status == 200

@@ -112,6 +112,11 @@ class HttpExchange:
         return self._cycle.response_started
 
     @property
+    def under_way(self) -> bool:
+        """Whether the whole request is here and the whole answer is not."""
+        return not self._cycle.more_body and not self._cycle.response_complete
+
+    @property
     def complete(self) -> bool:
         return self._cycle.response_complete
 

@@ -18,7 +18,7 @@ _UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings", b"connection"})
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Differs from uvicorn's in five things.
+    """Differs from uvicorn's in six things.
 
     - What one connection makes us remember is bounded.
     - Broken HTTP is answered by an error of OpenAI's shape.
@@ -26,9 +26,11 @@ class HttpProtocol(HttpToolsProtocol):
       it for the end of the request and loses the body.)
     - When a connection is lost, the request that is being answered gets to know it, and at once. (Where requests are
       pipelined, uvicorn tells the latest one only, if it notices at all.)
+    - A client that goes silent in the middle of a request is not waited for, nor is one that never begins.
     - Applications are given an Exchange with each request.
     """
 
+    receive_timeout_s: float
     writes: TurnWrites  # of all connections of a server
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -37,10 +39,20 @@ class HttpProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0  # what the parser has taken without giving anything
         self._answering: HttpExchange | None = None
         self._refused = False
+        self._receiving = True  # a request, or waiting for the first
+        self._silence: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_silence()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._parse(data)
+        self._watch_silence()
+
+    def _parse(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         self._unparsed_bytes += len(data)
         try:
@@ -55,6 +67,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._receiving = True
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -81,10 +94,13 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._unparsed_bytes = 0
         if not self.parser.should_upgrade():
+            self._receiving = False
             super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._receiving = False
+        self._watch_silence()
         self._abandon()
 
     def pause_writing(self) -> None:
@@ -116,7 +132,21 @@ class HttpProtocol(HttpToolsProtocol):
             return
         lines = [b"%s: %s\r\n" % header for header in kept]
         request_line = b"%s %s HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
-        self.data_received(b"".join([request_line, *lines, b"\r\n", rest]))
+        self._parse(b"".join([request_line, *lines, b"\r\n", rest]))
+
+    def _watch_silence(self) -> None:
+        """Starts to wait anew, if there is something to wait for."""
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+        if self._receiving and not self._refused:
+            self._silence = self.loop.call_later(self.receive_timeout_s, self._on_silence)
+
+    def _on_silence(self) -> None:
+        if self.flow.read_paused or (self._answering is not None and self._answering.under_way):
+            self._watch_silence()  # it is we who do not read, or an earlier request is being answered
+        elif not self.transport.is_closing():
+            self._refuse(408, InvalidRequestError(f"nothing of the request came for {self.receive_timeout_s:g} s"))
 
     def _refuse(self, status: int, error: DynamoError) -> None:
         if self._refused:
@@ -139,10 +169,12 @@ class HttpProtocol(HttpToolsProtocol):
             self._answering.abandon()
 
 
-def http_protocol() -> type[HttpProtocol]:
+def http_protocol(*, receive_timeout_s: float) -> type[HttpProtocol]:
     """The protocol for one server."""
+    timeout_s = receive_timeout_s
 
     class ServerProtocol(HttpProtocol):
+        receive_timeout_s = timeout_s
         writes = TurnWrites()
 
     return ServerProtocol
