@@ -31,6 +31,7 @@ GIVEN = ServeConfig(
     body_limit_mb=1.5,
     access_log=False,
     keep_alive_s=9,
+    receive_timeout_s=8.0,
 )
 CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
 NOT_THE_FRONTENDS = {"rpc_host", "rpc_port", "system_host", "system_port"}  # it serves no endpoints
@@ -85,3 +86,13 @@ def test_own_flags_of_the_workers_come_last() -> None:
     made = commands(ServeConfig(engine="mocker"), "--block-size", "16")
     assert parsed(MockerConfig, made["worker-1"]).block_size == 16
     assert "--block-size" not in made["frontend"]
+
+
+def test_deployments_of_one_host_stay_apart() -> None:
+    namespaces = set()
+    for port in (8000, 9000, 0):
+        made = commands(ServeConfig(engine="echo", http_port=port))
+        namespace = parsed(FrontendConfig, made["frontend"]).namespace
+        assert parsed(EchoConfig, made["worker-1"]).namespace == namespace
+        namespaces.add(namespace)
+    assert len(namespaces - {None}) == 3

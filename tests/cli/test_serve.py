@@ -234,3 +234,13 @@ async def _open_stream(url: str) -> socket.socket:
     stream.sendall(head.encode() + data)
     assert await asyncio.to_thread(stream.recv, 1000)
     return stream
+
+
+async def test_two_deployments_with_one_discovery_directory(tiny_model: Path, environ: dict[str, str]) -> None:
+    """Of the same user, as when one tries the simulated engine beside a real one."""
+    async with program(mocker(tiny_model), environ) as first, program(mocker(tiny_model), environ) as second:
+        urls = []
+        for serve in (first, second):
+            await serve.line("Ctrl-C stops everything.", START_S)
+            urls.append(url_in(serve.output))
+        assert [await asyncio.to_thread(instances, url) for url in urls] == [1, 1]

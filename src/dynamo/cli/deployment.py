@@ -1,5 +1,6 @@
 """The commands of the processes that make up a deployment on this host."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from dynamo.frontend.config import FrontendConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig(FrontendConfig):
-    """Start a frontend and workers for MODEL on this host, and keep them running. Ctrl-C stops everything."""
+    """Start a frontend and workers for MODEL on this host, and keep them running. Ctrl-C stops everything.
+
+    Without --namespace they keep to one of their own, so that several deployments on one host stay apart.
+    """
 
     engine: str = option("vllm", flag="--engine", choices=ENGINES, help="what runs the model")
     workers: int = option(1, flag="--workers", help="how many worker processes")
@@ -29,6 +33,11 @@ class Deployment:
     model_dir: str
     worker_flags: Sequence[str]
 
+    @property
+    def namespace(self) -> str:
+        """Two deployments on one host cannot have the same port."""
+        return self.config.namespace or f"serve-{self.config.http_port or os.getpid()}"
+
     def commands(self) -> dict[str, list[str]]:
         """Each process's command line, by a name for the process."""
         commands = {"frontend": self._frontend()}
@@ -38,7 +47,8 @@ class Deployment:
         c = self.config
         command = [sys.executable, "-m", "dynamo.frontend", "--http-host", c.http_host, "--http-port", str(c.http_port)]
         command += ["--router-mode", c.router_mode, "--http-body-limit-mb", str(c.body_limit_mb)]
-        command += ["--http-keep-alive", str(c.keep_alive_s), "--access-log" if c.access_log else "--no-access-log"]
+        command += ["--http-keep-alive", str(c.keep_alive_s), "--http-receive-timeout", str(c.receive_timeout_s)]
+        command += ["--access-log" if c.access_log else "--no-access-log"]
         return command + self._runtime_flags()
 
     def _worker(self, position: int) -> list[str]:
@@ -53,7 +63,7 @@ class Deployment:
         c = self.config
         flags = ["--discovery-backend", c.discovery_backend, "--request-plane", c.request_plane]
         flags += ["--shutdown-timeout", str(c.shutdown_timeout_s), "--file-kv", str(c.discovery_directory())]
-        return flags + (["--namespace", c.namespace] if c.namespace else [])
+        return [*flags, "--namespace", self.namespace]
 
 
 def _port(first: int, position: int) -> str:

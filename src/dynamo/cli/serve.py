@@ -133,7 +133,7 @@ async def _announce(deployment: Deployment, children: Sequence[Child], status: S
     status.print(
         f"\nready: {model} on {url} ({config.workers} {config.engine} worker{'s' if config.workers > 1 else ''})\n"
         f"try:\n\n  curl {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n\n"
-        "Ctrl-C stops everything.\n"
+        f"Further workers join with --namespace {deployment.namespace}. Ctrl-C stops everything.\n"
     )
 
 
