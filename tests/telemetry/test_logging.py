@@ -63,3 +63,11 @@ def test_json_lines() -> None:
     assert entries[0]["message"] == "info of dynamo.runtime.client"
     assert entries[0]["time"].endswith("Z")
     assert "ZeroDivisionError" in entries[-1]["exception"]
+
+
+def test_lines_stay_the_same_without_origins() -> None:
+    program = PROGRAM.replace("import configure\n", "import configure, leave_out_origins\nleave_out_origins()\n")
+    without = subprocess.run([sys.executable, "-c", program], env={}, capture_output=True, text=True, check=True)
+    assert [line.split(" ", 1)[1] for line in without.stderr.splitlines() if line.startswith("20")] == [
+        line.split(" ", 1)[1] for line in lines() if line.startswith("20")
+    ]

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     follow_parent()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # waking a thread pool costs more than most prompts take
     telemetry_logging.configure()
+    telemetry_logging.leave_out_origins()
     config = parse(FrontendConfig, sys.argv[1:] if argv is None else argv, prog="python -m dynamo.frontend")
     try:
         uvloop.run(_serve(config))

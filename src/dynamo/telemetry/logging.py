@@ -40,6 +40,15 @@ def configure(environ: Mapping[str, str] | None = None) -> None:
             logging.getLogger(__name__).warning("DYN_LOG: %r is not a level", part)
 
 
+def leave_out_origins() -> None:
+    """Gathers no source file, thread or process for a line, which no line shows: a third of what it costs.
+
+    For processes that log each request, and in which all lines are ours.
+    """
+    logging._srcfile = None  # as the logging HOWTO recommends
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = f"{_timestamp(record)} {record.levelname:7} {record.name}: {record.getMessage()}"
