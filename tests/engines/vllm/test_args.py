@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_model_is_required(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert end.value.code == 2
     assert "--model is missing" in capsys.readouterr().err
+
+
+def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for arguments in (["--model", "smollm2"], ["--help-engine"]):
+        with pytest.raises(ConfigError, match="vLLM is not installed"):
+            parse_command_line(arguments)
 
 
 def test_a_model_that_is_not_there_is_noticed_before_vllm_is_imported(

@@ -6,15 +6,15 @@ from dynamo.engines.vllm.environment import bind_threads, log_level, prepare
 @pytest.mark.parametrize(
     ("dyn_log", "expected"),
     [
-        ("", "WARNING"),
+        ("", "ERROR"),
         ("info", "INFO"),
         ("DEBUG", "DEBUG"),
         ("trace", "DEBUG"),
         ("off", "CRITICAL"),
         ("info,vllm=error", "ERROR"),
         ("vllm=debug,info", "DEBUG"),
-        ("dynamo=debug", "WARNING"),
-        ("nonsense", "WARNING"),
+        ("dynamo=debug", "ERROR"),
+        ("nonsense", "ERROR"),
     ],
 )
 def test_log_level_follows_dyn_log(dyn_log: str, expected: str) -> None:
@@ -25,7 +25,7 @@ def test_prepare_keeps_what_the_user_has_set() -> None:
     theirs = {
         "DYN_LOG": "debug",
         "PYTHONWARNINGS": "error",
-        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_LEVEL": "INFO",
         "VLLM_LOGGING_STREAM": "ext://sys.stdout",
         "VLLM_WORKER_MULTIPROC_METHOD": "fork",
     }
@@ -43,7 +43,7 @@ def test_prepare_fills_an_empty_environment() -> None:
 
     assert environ == {
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }

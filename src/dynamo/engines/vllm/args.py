@@ -51,6 +51,7 @@ def parse_command_line(argv: Sequence[str]) -> "tuple[VllmConfig, EngineConfig]"
     Exits like argparse: with code 2 and a message when a flag is wrong, ours or vLLM's, and after a help text.
     """
     config, rest = parse_known(VllmConfig, argv, prog=PROG)
+    environment.check_installed()
     if "--help-engine" in rest:
         _print_engine_help()
         raise SystemExit(0)

