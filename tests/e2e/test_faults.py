@@ -13,7 +13,7 @@ from openai import APIError, APIStatusError, AsyncOpenAI
 from dynamo.testing import Program
 from dynamo.testing.deployment import Deployment
 
-from .raw_http import Response, connect, encoded, events, get, post
+from .raw_http import JSON_HEADERS, Response, connect, encoded, events, get, message, post
 from .served import instances, until_served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -208,6 +208,18 @@ async def test_frontend_that_may_not_wait(own: Deployment, tiny_model: Path) -> 
         *_, last = events(b"".join([chunk async for chunk in stream.chunks()]))
         assert last["error"]["code"] == "service_unavailable"
         assert (await unary.response()).status == 503
+    assert await frontend.exit_code() == 0
+    assert "Traceback" not in frontend.output
+
+
+async def test_frontend_that_may_not_wait_for_a_body(own: Deployment) -> None:
+    frontend, url = await own.frontend("--shutdown-timeout", "1")
+    async with connect(url) as unfinished:
+        unfinished.send(message("POST", CHAT, chat(), JSON_HEADERS | {"expect": "100-continue"})[:-1])
+        assert (await unfinished.head())[0] == 100  # it is being waited for
+        frontend.signal(signal.SIGTERM)
+        response = await unfinished.response()
+        assert (response.status, response.error()["code"]) == (503, "service_unavailable")
     assert await frontend.exit_code() == 0
     assert "Traceback" not in frontend.output
 

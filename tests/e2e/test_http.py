@@ -146,6 +146,16 @@ async def test_http_1_0(stack: Stack) -> None:
         assert await connection.is_closed()
 
 
+async def test_stream_in_http_1_0(stack: Stack) -> None:
+    """Its end is that of the connection: clients so old know no chunks."""
+    async with connect(stack.url) as connection:
+        connection.send(message("POST", CHAT, chat(stream=True), JSON_HEADERS).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        status, headers = await connection.head()
+        assert (status, headers["connection"]) == (200, "close")
+        assert "transfer-encoding" not in headers
+        assert events(await within(connection.reader.read()))[-1] == "[DONE]"
+
+
 async def test_connection_close(stack: Stack) -> None:
     async with connect(stack.url) as connection:
         connection.post(CHAT, chat(stream=True), {**JSON_HEADERS, "connection": "close"})

@@ -68,10 +68,11 @@ class TurnWrites:
 class HttpExchange:
     """The Exchange of uvicorn's HTTP/1.1 protocol."""
 
-    __slots__ = ("_context", "_cycle", "_left", "_pending", "_transport", "_writes")
+    __slots__ = ("_chunked", "_context", "_cycle", "_left", "_pending", "_transport", "_writes")
 
     def __init__(self, cycle: RequestResponseCycle, writes: TurnWrites) -> None:
         self._cycle = cycle
+        self._chunked = cycle.scope["http_version"] != "1.0"  # before that, the connection's end is the answer's
         self._transport = cycle.transport
         self._writes = writes
         self._pending: list[bytes] = []
@@ -88,17 +89,19 @@ class HttpExchange:
     def start(self, headers: Sequence[Header]) -> None:
         cycle = self._cycle
         cycle.response_started = True
-        cycle.chunked_encoding = True
         lines = [b"%s: %s\r\n" % header for header in (*cycle.default_headers, *headers)]
         if not cycle.keep_alive:
             lines.append(b"connection: close\r\n")
-        self._post(b"".join([STATUS_LINE[200], *lines, b"transfer-encoding: chunked\r\n\r\n"]))
+        if self._chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        self._post(b"".join([STATUS_LINE[200], *lines, b"\r\n"]))
 
     def write(self, data: bytes) -> None:
-        self._post(b"%x\r\n%b\r\n" % (len(data), data))
+        self._post(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def end(self) -> None:
-        self._post(_STREAM_END)
+        if self._chunked:
+            self._post(_STREAM_END)
         self.flush()
         cycle = self._cycle
         cycle.response_complete = True

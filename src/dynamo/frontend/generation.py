@@ -58,7 +58,7 @@ class GenerationRoute(ABC, Generic[RequestT]):
             body = await read_body(headers, receive, self._frontend.body_limit_bytes)
             request = self._decode(body)
             model = self._frontend.models.get(request.model)
-        except Exception as failure:  # noqa: BLE001 - the boundary of a request's task
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
             error = _for_client(failure, response.request_id)
             log_refused(self.endpoint, response.request_id, error)
             await response.fail(error)
@@ -75,9 +75,7 @@ class GenerationRoute(ABC, Generic[RequestT]):
         error: DynamoError | None = None
         try:
             await self._answer(model.pipeline, request, body, context, response, tracker)
-        except asyncio.CancelledError:
-            error = UnavailableError("the server is shutting down and could not wait any longer")
-        except Exception as failure:  # noqa: BLE001 - the boundary of a request's task
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
             error = _for_client(failure, response.request_id)
             if isinstance(error, RequestCancelledError) and not context.is_killed():
                 error = UnavailableError("the engine has given the request up")
@@ -204,8 +202,10 @@ class CompletionRoute(GenerationRoute[CompletionRequest]):
         return answer.as_completion(request, head)
 
 
-def _for_client(failure: Exception, request_id: str) -> DynamoError:
+def _for_client(failure: BaseException, request_id: str) -> DynamoError:
     if isinstance(failure, DynamoError):
         return failure
+    if isinstance(failure, asyncio.CancelledError):
+        return UnavailableError("the server is shutting down and could not wait any longer")
     logger.error("request %s failed", request_id, exc_info=failure)
     return InternalError(f"internal error; the server's log says more ({type(failure).__name__})")

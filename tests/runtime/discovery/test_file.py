@@ -2,6 +2,8 @@
 
 # ruff: noqa: ASYNC222, ASYNC240 - a few small files
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -256,6 +258,40 @@ async def test_close_survives_a_file_that_cannot_be_removed(
         await owner.close()
     make().watch("")  # sees that nobody holds the locks
     assert entry_names(directory) == set()
+
+
+async def test_dead_entry_that_cannot_be_removed(directory: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory.mkdir(parents=True)
+    dead = create_entry(directory, "dead", b"v")
+    watch, view = make().watch(""), dict[str, bytes]()
+    await follow(watch, {"dead": b"v"}, view=view)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        dead.release()
+        await follow(watch, {}, view=view)
+    await make().register("k", b"v")
+    await follow(watch, {"k": b"v"}, view=view)
+
+
+async def test_trouble_with_an_entry_does_not_end_discovery(
+    directory: Path, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch, view = make().watch(""), dict[str, bytes]()
+    await make().register("a", b"v")
+    await follow(watch, {"a": b"v"}, view=view)
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        await eventually(lambda: "no locks available" in caplog.text)
+    await make().register("b", b"v")
+    await follow(watch, {"a": b"v", "b": b"v"}, view=view)
 
 
 async def test_descriptors_are_given_back(directory: Path, make: Make) -> None:

@@ -60,7 +60,7 @@ class SeenEntry:
         self.value = value
 
     def is_dead(self) -> bool:
-        """True when the owner is gone; the file is removed then."""
+        """True when the owner is gone; the file is removed then, if it can be."""
         return _remove_if_dead(self._path, self._descriptor)
 
     def close(self) -> None:
@@ -146,8 +146,10 @@ def _remove_if_dead(path: Path, descriptor: int) -> bool:
     if not _lock(descriptor, fcntl.LOCK_SH):
         return False
     # Only one may look and remove at a time: between the two, a new owner could have taken the name.
-    if _lock(descriptor, fcntl.LOCK_EX) and _is_file_of(path, descriptor):
-        path.unlink(missing_ok=True)
+    if _lock(descriptor, fcntl.LOCK_EX):
+        with contextlib.suppress(OSError):  # dead it is all the same; the directory may be read-only
+            if _is_file_of(path, descriptor):
+                path.unlink(missing_ok=True)
     return True
 
 

@@ -121,9 +121,9 @@ class FileDiscovery:
                 if self._watches:
                     self._scan()
                 failure = ""
-            except ConfigError as error:  # the directory may be away for a moment: no reason to end discovery for good
-                if error.message != failure:
-                    failure = error.message
+            except (ConfigError, OSError) as error:  # it may pass: no reason to end discovery for good
+                if str(error) != failure:
+                    failure = str(error)
                     logger.warning("%s", failure)
 
     def _restore(self) -> None:
