@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -86,6 +87,20 @@ async def connect(url: str, *, limit: int = 1 << 20) -> AsyncIterator[Connection
     """`limit`: bytes that may wait unread on this side before the socket is left alone, half of them."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=limit)
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def dawdle(url: str) -> AsyncIterator[Connection]:
+    """A connection that takes few bytes ahead of its reader."""
+    parts = urlsplit(url)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect((parts.hostname, parts.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
     try:
         yield Connection(reader, writer)
     finally:

@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -17,7 +15,7 @@ from dynamo.testing import Program
 from dynamo.testing.deployment import deployment
 
 from .load import Loads, loads
-from .raw_http import JSON_HEADERS, Connection, Response, connect, encoded, events, message, post
+from .raw_http import JSON_HEADERS, Connection, Response, connect, dawdle, encoded, events, message, post
 from .served import until_served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -134,7 +132,7 @@ async def test_many_clients_leave_at_once(pair: Pair) -> None:
 
 async def test_slow_reader_holds_up_nobody_else(pair: Pair) -> None:
     long = {"model": "fast", "max_tokens": 20_000, "seed": 7}
-    async with _dawdler(pair.url) as dawdler:
+    async with dawdle(pair.url) as dawdler:
         dawdler.post(CHAT, chat(**long, stream=True, stream_options={"include_usage": True}))
         await dawdler.head()  # and then it reads no more for a while
 
@@ -150,24 +148,6 @@ async def test_slow_reader_holds_up_nobody_else(pair: Pair) -> None:
     whole: Response = await post(pair.url, CHAT, chat(**long))
     text = "".join(choice["delta"].get("content", "") for event in got for choice in event["choices"])
     assert text == whole.json()["choices"][0]["message"]["content"]
-
-
-class _dawdler:  # noqa: N801 - a context manager
-    """A connection that takes few bytes ahead of its reader."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._sock = socket.socket()
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self._sock.connect((parts.hostname, parts.port))
-
-    async def __aenter__(self) -> Connection:
-        reader, writer = await asyncio.open_connection(sock=self._sock, limit=4096)
-        self._writer = writer
-        return Connection(reader, writer)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._writer.transport.abort()
 
 
 async def _leave(connection: Connection, how: str) -> None:

@@ -13,7 +13,8 @@ from openai import APIError, APIStatusError, AsyncOpenAI
 from dynamo.testing import Program
 from dynamo.testing.deployment import Deployment
 
-from .raw_http import JSON_HEADERS, Response, connect, encoded, events, get, message, post
+from .load import loads
+from .raw_http import JSON_HEADERS, Response, connect, dawdle, encoded, events, get, message, post
 from .served import instances, until_served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -221,6 +222,21 @@ async def test_frontend_that_may_not_wait_for_a_body(own: Deployment) -> None:
         response = await unfinished.response()
         assert (response.status, response.error()["code"]) == (503, "service_unavailable")
     assert await frontend.exit_code() == 0
+    assert "Traceback" not in frontend.output
+
+
+async def test_frontend_does_not_wait_for_a_client_that_does_not_read(own: Deployment, tiny_model: Path) -> None:
+    (frontend, url), _ = await asyncio.gather(
+        own.frontend("--shutdown-timeout", "1"), own.mocker(tiny_model, "m", "--speedup-ratio", "100")
+    )
+    await until_served(url, 1)
+    async with dawdle(url) as pipelining, loads(own) as asked:
+        pipelining.post(CHAT, chat(stream=True, n=4, max_tokens=20_000))
+        pipelining.post(CHAT, chat())  # its answer cannot go out: the stream is not being read
+        await pipelining.head()
+        await asked.until(0, seconds=30)  # all that it does not take fills every buffer on the way
+        frontend.signal(signal.SIGTERM)
+        assert await frontend.exit_code() == 0
     assert "Traceback" not in frontend.output
 
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dynamo.errors import DynamoError, HandlerError, InvalidRequestError, RequestCancelledError
+from dynamo.errors import (
+    DynamoError,
+    HandlerError,
+    InvalidRequestError,
+    RequestCancelledError,
+    RequestTooLargeError,
+)
 from dynamo.runtime.client import Client
 from dynamo.runtime.codec import PAYLOAD_ERRORS, encode_payload, payload_decoder
 from dynamo.runtime.context import Context
@@ -106,7 +112,7 @@ def payload_handler(
         try:
             async with closing(call(_decoded(decode, payload), context)) as replies:
                 async for reply in replies:
-                    yield encode_payload(reply)
+                    yield _encoded(reply)
         except BaseException as error:
             error_type = _error_type(error)
             raise
@@ -121,6 +127,13 @@ def _decoded(decode: Callable[[msgspec.Raw], Any], payload: msgspec.Raw) -> Any:
         return decode(payload)
     except PAYLOAD_ERRORS as error:
         raise InvalidRequestError(f"the request has the wrong shape: {error}") from error
+
+
+def _encoded(reply: Any) -> bytes:
+    try:
+        return encode_payload(reply)
+    except RequestTooLargeError as error:  # not what the caller has sent: what the handler says
+        raise HandlerError(error.message, error_type=type(error).__name__) from error
 
 
 def _error_type(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator
 
 import uvicorn
@@ -17,6 +18,9 @@ from dynamo.runtime.listening_socket import bind
 from dynamo.telemetry.metrics import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)
+
+_LAST_WORDS_S = 1.0  # how long clients may take over their errors when the server could not wait for their answers
+_POLL_S = 0.02
 
 
 def system_app(health: Health, registry: CollectorRegistry) -> Starlette:
@@ -64,7 +68,20 @@ async def system_server(
 
 
 class EmbeddedServer(uvicorn.Server):
-    """uvicorn in a program that handles its signals itself."""
+    """uvicorn in a program that handles its signals itself, and that ends whatever its clients do."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and then lets go of clients that do not take what has been said to them."""
+        await super().shutdown(sockets)
+        state = self.server_state
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                while state.connections:  # noqa: ASYNC110 - uvicorn has no event for it
+                    await asyncio.sleep(_POLL_S)
+        for connection in tuple(state.connections):
+            connection.transport.abort()
+        if state.tasks:
+            await asyncio.wait(state.tasks, timeout=_LAST_WORDS_S)
 
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]
