@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dynamo.errors import ConnectionLostError, ProtocolError
+from dynamo.errors import ConnectionLostError, OverloadedError, ProtocolError
 from dynamo.runtime.codec import (
     DEFAULT_MAX_FRAME_BYTES,
     HANDSHAKE_FRAME_BYTES,
@@ -105,6 +105,23 @@ async def test_calls_of_one_turn_share_a_frame() -> None:
         for reply in replies:
             assert isinstance(await failure(reply), ConnectionLostError)
     assert received == [1, 30]
+
+
+async def test_calls_do_not_pile_up_for_a_worker_that_reads_nothing() -> None:
+    """As one that is stopped."""
+    done = asyncio.Event()
+
+    async def worker(peer: RawPeer) -> None:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await done.wait()
+
+    async with listening(worker) as address:
+        channel = await TcpPlane().connect(address)
+        calls = [call(channel, "anything", bytes(8 << 20)) for _ in range(10)]
+        assert isinstance(await failure(calls[-1]), OverloadedError)
+        done.set()
+        await within(channel.close())
+        assert isinstance(await failure(calls[0]), ConnectionLostError)
 
 
 @pytest.mark.parametrize("size_bytes", [HANDSHAKE_FRAME_BYTES + 1, DEFAULT_MAX_FRAME_BYTES + 1, 2**32 - 1])

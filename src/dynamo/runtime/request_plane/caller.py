@@ -9,6 +9,7 @@ from dynamo.errors import (
     ConnectionLostError,
     DrainingError,
     DynamoError,
+    OverloadedError,
     ProtocolError,
     RequestTooLargeError,
     from_info,
@@ -30,6 +31,8 @@ from dynamo.runtime.codec import (
 from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane.connection import Connection, check_version
 from dynamo.runtime.request_plane.reply import WINDOW_BYTES, Reply
+
+_BACKLOG_BYTES_MAX = 32 << 20  # what may wait for a worker that reads too slowly, or has stopped to
 
 
 class CallerConnection(Connection):
@@ -67,8 +70,8 @@ class CallerConnection(Connection):
             raise RequestTooLargeError(f"a request of {size_bytes} bytes does not fit into a frame")
         stream_id = self._next_stream_id = self._next_stream_id + 1
         reply = Reply(self, stream_id, context)
-        if not self.usable:
-            reply.end(self._refusal())
+        if (refusal := self._refusal()) is not None:
+            reply.end(refusal)
             return reply
         self._replies[stream_id] = reply
         call = Call(
@@ -121,10 +124,15 @@ class CallerConnection(Connection):
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback)
 
-    def _refusal(self) -> DynamoError:
+    def _refusal(self) -> DynamoError | None:
+        """Why no call can be made now."""
         if self._transport is None:
             return ConnectionLostError("the connection to the worker was lost")
-        return DrainingError("the worker is shutting down")
+        if self._draining:
+            return DrainingError("the worker is shutting down")
+        if not self.writable.is_set() and self._transport.get_write_buffer_size() > _BACKLOG_BYTES_MAX:
+            return OverloadedError("the worker does not take its requests")
+        return None
 
     def _close_when_idle(self) -> None:
         if not self._replies:
