@@ -143,7 +143,8 @@ class WatchedPip:
         self.size_bytes = 0
 
     def wait(self, timeout: float) -> None:
-        for self.size_bytes in self._sizes:
+        for size_bytes in self._sizes:
+            self.size_bytes = size_bytes
             raise subprocess.TimeoutExpired("pip", timeout)
 
 
