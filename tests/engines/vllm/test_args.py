@@ -32,11 +32,12 @@ def test_model_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--model is missing" in capsys.readouterr().err
 
 
-def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_fetched_for_a_vllm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for arguments in (["--model", "smollm2"], ["--help-engine"]):
-        with pytest.raises(ConfigError, match="vLLM is not installed"):
-            parse_command_line(arguments)
+    monkeypatch.setattr("dynamo.engines.vllm.args.resolve_model", pytest.fail)
+
+    with pytest.raises(ConfigError, match="vLLM is not installed"):
+        parse_command_line(["--model", "smollm2"])
 
 
 def test_a_model_that_is_not_there_is_noticed_before_vllm_is_imported(

@@ -1,17 +1,20 @@
+import logging
+
 import pytest
 
-from dynamo.engines.vllm.environment import bind_threads, log_level, prepare
+from dynamo.engines.vllm.environment import apply_log_level, bind_threads, log_level, prepare
 
 
 @pytest.mark.parametrize(
     ("dyn_log", "expected"),
     [
         ("", "ERROR"),
+        ("warn", "WARNING"),
         ("info", "INFO"),
         ("DEBUG", "DEBUG"),
         ("trace", "DEBUG"),
         ("off", "CRITICAL"),
-        ("info,vllm=error", "ERROR"),
+        ("info,vllm=warn", "WARNING"),
         ("vllm=debug,info", "DEBUG"),
         ("dynamo=debug", "ERROR"),
         ("nonsense", "ERROR"),
@@ -25,7 +28,8 @@ def test_prepare_keeps_what_the_user_has_set() -> None:
     theirs = {
         "DYN_LOG": "debug",
         "PYTHONWARNINGS": "error",
-        "VLLM_LOGGING_LEVEL": "INFO",
+        "TORCH_CPP_LOG_LEVEL": "INFO",
+        "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stdout",
         "VLLM_WORKER_MULTIPROC_METHOD": "fork",
     }
@@ -42,11 +46,37 @@ def test_prepare_fills_an_empty_environment() -> None:
     prepare(environ)
 
     assert environ == {
-        "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
+        "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
+
+
+def test_who_asks_for_warnings_gets_all_of_them() -> None:
+    environ = {"DYN_LOG": "warn"}
+
+    prepare(environ)
+
+    assert environ["VLLM_LOGGING_LEVEL"] == "WARNING"
+    assert "TORCH_CPP_LOG_LEVEL" not in environ
+    assert "FutureWarning" not in environ["PYTHONWARNINGS"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [({"VLLM_LOGGING_LEVEL": "error"}, logging.ERROR), ({"VLLM_LOGGING_LEVEL": "?"}, 0), ({}, 0)],
+)
+def test_vllm_is_quiet_before_it_sets_up_its_logs(
+    environ: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = logging.getLogger("vllm")
+    monkeypatch.setattr(vllm, "level", logging.NOTSET)
+
+    apply_log_level(environ)
+
+    assert vllm.level == expected
 
 
 def test_our_plugin_joins_a_list_of_allowed_ones_once() -> None:

@@ -51,7 +51,7 @@ def parse_command_line(argv: Sequence[str]) -> "tuple[VllmConfig, EngineConfig]"
     Exits like argparse: with code 2 and a message when a flag is wrong, ours or vLLM's, and after a help text.
     """
     config, rest = parse_known(VllmConfig, argv, prog=PROG)
-    environment.check_installed()
+    environment.check_installed()  # before anything is fetched for it
     if "--help-engine" in rest:
         _print_engine_help()
         raise SystemExit(0)
@@ -60,6 +60,7 @@ def parse_command_line(argv: Sequence[str]) -> "tuple[VllmConfig, EngineConfig]"
     directory = resolve_model(config.model, weights=True)
     config = replace(config, model=str(directory), served_model_name=config.model_name())
     environment.prepare(os.environ)
+    environment.apply_log_level(os.environ)
     from dynamo.engines.vllm import engine_config  # takes seconds, and --help must not
 
     model_flags = ["--model", config.model_path(), "--served-model-name", config.model_name()]

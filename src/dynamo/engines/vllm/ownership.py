@@ -1,7 +1,7 @@
 """Ties the lives of vLLM's processes to that of the worker that starts them.
 
 By itself vLLM's engine process does not notice the death of the process that started it. It loads plugins, however,
-as each of its processes starts; `follow_owner` is registered as one in pyproject.toml.
+as each of its processes starts; plugin.py is registered as one, and calls `follow_owner`.
 """
 
 import contextlib
