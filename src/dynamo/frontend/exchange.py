@@ -38,9 +38,9 @@ def attach(scope: HTTPScope, exchange: Exchange) -> None:
     scope["extensions"] = {_EXTENSION: {"exchange": exchange}}
 
 
-def exchange_of(scope: Scope) -> Exchange:
-    """What the server has attached to the request."""
-    exchange: Exchange = scope["extensions"][_EXTENSION]["exchange"]
+def take_exchange(scope: Scope) -> Exchange:
+    """What the server has attached to the request. It knows the scope: left there, each request would be a cycle."""
+    exchange: Exchange = scope["extensions"].pop(_EXTENSION)["exchange"]
     return exchange
 
 

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from dynamo.errors import DynamoError, InternalError, RequestCancelledError, UnavailableError
 from dynamo.frontend.admission import read_body, request_id
-from dynamo.frontend.exchange import exchange_of
+from dynamo.frontend.exchange import take_exchange
 from dynamo.frontend.response import HttpResponse
 from dynamo.frontend.state import Frontend
 from dynamo.frontend.tracker import RequestTracker, log_refused
@@ -50,7 +50,7 @@ class GenerationRoute(ABC, Generic[RequestT]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        exchange = exchange_of(scope)
+        exchange = take_exchange(scope)
         response = HttpResponse(send, exchange)
         try:
             context = Context(request_id(headers), traceparent=headers.get("traceparent"))
