@@ -205,6 +205,7 @@ class TestClient:
         await turn()
         connection.exchange.end()
         assert connection.wire.writes == []
+        assert connection.answered == 0, "a request that waits would begin"
 
     async def test_leaves_after_the_end(self) -> None:
         connection, context = Connection(), Context()

@@ -100,6 +100,8 @@ class HttpExchange:
         self._post(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def end(self) -> None:
+        if self._left:  # no other request may begin on this connection either
+            return
         if self._chunked:
             self._post(_STREAM_END)
         self.flush()
