@@ -1,7 +1,9 @@
 """Streams on connections whose bytes are looked at, call by call."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from typing import Any, cast
 
 import pytest
@@ -9,7 +11,7 @@ from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from dynamo.frontend.exchange import HttpExchange, TurnWrites, attach, exchange_of
+from dynamo.frontend.exchange import HttpExchange, TurnWrites, attach, take_exchange
 from dynamo.runtime.context import Context
 from dynamo.testing.waiting import within
 
@@ -115,7 +117,24 @@ async def test_connection_that_is_not_kept() -> None:
 async def test_the_application_finds_its_exchange() -> None:
     connection = Connection()
     attach(connection.cycle.scope, connection.exchange)
-    assert exchange_of(cast("dict[str, Any]", connection.cycle.scope)) is connection.exchange
+    assert take_exchange(cast("dict[str, Any]", connection.cycle.scope)) is connection.exchange
+
+
+async def test_a_request_leaves_nothing_to_the_garbage_collector() -> None:
+    connection = Connection()
+    attach(connection.cycle.scope, connection.exchange)
+    connection.exchange.follow(Context())
+    take_exchange(cast("dict[str, Any]", connection.cycle.scope)).start(())
+    connection.exchange.end()
+    await turn()
+    connection.cycle.on_response = lambda: None  # as uvicorn does when the application returns
+    cycle = weakref.ref(connection.cycle)
+    gc.disable()
+    try:
+        del connection
+        assert cycle() is None
+    finally:
+        gc.enable()
 
 
 class TestTurns:
@@ -186,6 +205,7 @@ class TestClient:
         await turn()
         connection.exchange.end()
         assert connection.wire.writes == []
+        assert connection.answered == 0, "a request that waits would begin"
 
     async def test_leaves_after_the_end(self) -> None:
         connection, context = Connection(), Context()

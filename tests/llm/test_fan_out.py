@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from dynamo.errors import InternalError
@@ -62,6 +64,22 @@ async def test_a_reader_that_has_enough_ends_all() -> None:
     handler = Numbers(lambda request: [request], hang=True)
     assert len(await outputs_of(FanOut(handler), [1, 2, 3], enough=1)) == 1
     assert handler.open == 0
+
+
+async def test_a_reader_that_has_enough_gets_nothing_more_from_the_others() -> None:
+    """Their items may come in the same turn of the event loop."""
+    delivers: list[Deliver[int]] = []
+
+    async def both_at_once(request: int, context: Context, deliver: Deliver[int]) -> None:
+        delivers.append(deliver)
+        if len(delivers) == 1:
+            await asyncio.Event().wait()
+        assert [deliver(request) for deliver in delivers] == [False, False]
+
+    async def stage(requests: list[int], context: Context, deliver: Deliver[int]) -> None:
+        await fan_out(both_at_once, requests, context, deliver)
+
+    assert await outputs_of(stage, [1, 2], enough=1) == [2]
 
 
 async def test_cancelling_ends_all() -> None:

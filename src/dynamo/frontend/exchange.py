@@ -38,9 +38,9 @@ def attach(scope: HTTPScope, exchange: Exchange) -> None:
     scope["extensions"] = {_EXTENSION: {"exchange": exchange}}
 
 
-def exchange_of(scope: Scope) -> Exchange:
-    """What the server has attached to the request."""
-    exchange: Exchange = scope["extensions"][_EXTENSION]["exchange"]
+def take_exchange(scope: Scope) -> Exchange:
+    """What the server has attached to the request. It knows the scope: left there, each request would be a cycle."""
+    exchange: Exchange = scope["extensions"].pop(_EXTENSION)["exchange"]
     return exchange
 
 
@@ -100,6 +100,8 @@ class HttpExchange:
         self._post(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def end(self) -> None:
+        if self._left:  # no other request may begin on this connection either
+            return
         if self._chunked:
             self._post(_STREAM_END)
         self.flush()

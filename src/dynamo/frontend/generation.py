@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from dynamo.errors import DynamoError, InternalError, RequestCancelledError, UnavailableError
 from dynamo.frontend.admission import read_body, request_id
-from dynamo.frontend.exchange import exchange_of
+from dynamo.frontend.exchange import take_exchange
 from dynamo.frontend.response import HttpResponse
 from dynamo.frontend.state import Frontend
 from dynamo.frontend.tracker import RequestTracker, log_refused
@@ -50,7 +50,7 @@ class GenerationRoute(ABC, Generic[RequestT]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        exchange = exchange_of(scope)
+        exchange = take_exchange(scope)
         response = HttpResponse(send, exchange)
         try:
             context = Context(request_id(headers), traceparent=headers.get("traceparent"))
@@ -97,11 +97,23 @@ class GenerationRoute(ABC, Generic[RequestT]):
         )
         if request.stream:
             events = self._events(request, head)
-            await self._run(pipeline, request, body, context, _Streaming(tracker, events, response))
+
+            def send(output: TextOutput) -> bool:
+                tracker.on_output(output)
+                if event := events.encode(output):
+                    response.event(event)
+                return True
+
+            await self._run(pipeline, request, body, context, send)
             response.end(events.finish() + _DONE_EVENT)
         else:
             answer = Answer()
-            await self._run(pipeline, request, body, context, _Collecting(tracker, answer))
+
+            def collect(output: TextOutput) -> bool:
+                tracker.on_output(output)
+                return answer.add(output)
+
+            await self._run(pipeline, request, body, context, collect)
             await response.whole(msgspec.json.encode(self._whole(answer, request, head)))
 
     @abstractmethod
@@ -117,37 +129,6 @@ class GenerationRoute(ABC, Generic[RequestT]):
 
     @abstractmethod
     def _whole(self, answer: Answer, request: RequestT, head: ResponseHead) -> ChatCompletion | Completion: ...
-
-
-class _Streaming:
-    """Sends each output as it comes."""
-
-    __slots__ = ("_events", "_response", "_tracker")
-
-    def __init__(self, tracker: RequestTracker, events: EventStream[Any], response: HttpResponse) -> None:
-        self._tracker = tracker
-        self._events = events
-        self._response = response
-
-    def __call__(self, output: TextOutput) -> bool:
-        self._tracker.on_output(output)
-        if event := self._events.encode(output):
-            self._response.event(event)
-        return True
-
-
-class _Collecting:
-    """Keeps all outputs for one answer."""
-
-    __slots__ = ("_answer", "_tracker")
-
-    def __init__(self, tracker: RequestTracker, answer: Answer) -> None:
-        self._tracker = tracker
-        self._answer = answer
-
-    def __call__(self, output: TextOutput) -> bool:
-        self._tracker.on_output(output)
-        return self._answer.add(output)
 
 
 class ChatRoute(GenerationRoute[ChatCompletionRequest]):

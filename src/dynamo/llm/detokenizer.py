@@ -21,23 +21,14 @@ class Detokenizer:
         self._tokenizer = tokenizer
 
     async def __call__(self, request: SequenceRequest, context: Context, deliver: Deliver[TextOutput]) -> None:
-        text = _Text(TextSequence(self._tokenizer, request), deliver)
-        await self._tokens(request.engine_request, context, text)
-        if text.wanted and not text.sequence.finished:
+        sequence = TextSequence(self._tokenizer, request)
+        wanted = True
+
+        def push(output: LLMEngineOutput) -> bool:
+            nonlocal wanted
+            wanted = deliver(sequence.push(output))
+            return wanted and not sequence.stopped
+
+        await self._tokens(request.engine_request, context, push)
+        if wanted and not sequence.finished:
             raise InternalError("The engine ended its answer without a finish_reason.")
-
-
-class _Text:
-    """A Deliver of tokens over one of text."""
-
-    __slots__ = ("_deliver", "sequence", "wanted")
-
-    def __init__(self, sequence: TextSequence, deliver: Deliver[TextOutput]) -> None:
-        self.sequence = sequence
-        self.wanted = True
-        self._deliver = deliver
-
-    def __call__(self, output: LLMEngineOutput) -> bool:
-        sequence = self.sequence
-        self.wanted = self._deliver(sequence.push(output))
-        return self.wanted and not sequence.stopped

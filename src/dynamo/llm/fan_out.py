@@ -18,10 +18,23 @@ async def fan_out(stage: Stage[Req, Resp], requests: Sequence[Req], context: Con
     Each request has a context of its own that follows `context`. The first error ends all; so does a reader that
     has enough.
     """
+    wanted = True
+
+    def pass_on(item: Resp) -> bool:
+        nonlocal wanted
+        wanted = wanted and deliver(item)
+        return wanted
+
+    async def answer(i: int, request: Req) -> None:
+        with _child(context, i) as child:
+            await stage(request, child, pass_on)
+        if not wanted:
+            raise _EnoughError
+
     try:
         async with asyncio.TaskGroup() as group:
             for i, request in enumerate(requests):
-                group.create_task(_answer(stage, request, context, i, deliver), name=f"{context.id()}-{i}")
+                group.create_task(answer(i, request), name=f"{context.id()}-{i}")
     except ExceptionGroup as failures:
         first = failures.exceptions[0]
         if not isinstance(first, _EnoughError):
@@ -30,20 +43,6 @@ async def fan_out(stage: Stage[Req, Resp], requests: Sequence[Req], context: Con
 
 class _EnoughError(Exception):
     """No more is wanted: ends the other answers too."""
-
-
-async def _answer(stage: Stage[Req, Resp], request: Req, context: Context, i: int, deliver: Deliver[Resp]) -> None:
-    wanted = True
-
-    def pass_on(item: Resp) -> bool:
-        nonlocal wanted
-        wanted = deliver(item)
-        return wanted
-
-    with _child(context, i) as child:
-        await stage(request, child, pass_on)
-    if not wanted:
-        raise _EnoughError
 
 
 @contextmanager

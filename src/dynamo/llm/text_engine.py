@@ -52,19 +52,21 @@ class TextEngine:
 
     async def __call__(self, request: JsonObject, context: Context, deliver: Deliver[TextOutput]) -> None:
         text = _Text(deliver)
-        await self._chunks(request, context, text)
+        await self._chunks(request, context, text.push)
         text.end()
 
 
 class _Text:
-    """A Deliver of chunks over one of text."""
+    """Delivers chunks as text, and knows which choices have ended."""
+
+    __slots__ = ("_deliver", "_finished", "_wanted")
 
     def __init__(self, deliver: Deliver[TextOutput]) -> None:
         self._deliver = deliver
         self._wanted = True
         self._finished: dict[int, bool] = {}  # by choice
 
-    def __call__(self, output: TextEngineOutput) -> bool:
+    def push(self, output: TextEngineOutput) -> bool:
         chunk = _chunk(output.chunk)
         outputs = [_output(choice) for choice in chunk.choices]
         for text in outputs:

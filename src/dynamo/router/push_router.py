@@ -72,7 +72,7 @@ class PushRouter:
             worker = self._choose(target, failed)
             answer = _Answer(worker, deliver)
             try:
-                await self._send(worker.instance_id, payload, context, decode, answer)
+                await self._send(worker.instance_id, payload, context, decode, answer.pass_on)
                 return
             except DynamoError as error:
                 if target is not None or answer.begun or not error.retryable:
@@ -137,7 +137,7 @@ class _Answer:
         self._deliver = deliver
         self.begun = False
 
-    def __call__(self, output: LLMEngineOutput | TextEngineOutput) -> bool:
+    def pass_on(self, output: LLMEngineOutput | TextEngineOutput) -> bool:
         if not self.begun:
             self.begun = True
             output.worker_id = self._worker

@@ -56,42 +56,31 @@ class ReplyStream(AsyncIterator[T]):
         self._reply.abandon()  # as a plain async generator, it may be dropped half-read
 
     async def __anext__(self) -> T:
-        if not self._reply and not await self._reply.arrival():
-            raise StopAsyncIteration
+        payload = await anext(self._reply)
         try:
-            return self._decode(self._reply.pop())
+            return self._decode(payload)
         except PAYLOAD_ERRORS as error:
-            raise _wrong_shape(self.instance_id, error) from error
+            raise self._wrong_shape(error) from error
 
     async def push_to(self, deliver: Deliver[T]) -> None:
         """Calls `deliver` with each item the moment it arrives; ends as a Stage does."""
-        await self._reply.push_to(_Decoding(self._decode, deliver, self.instance_id))
+        decode = self._decode
+
+        def push(payload: msgspec.Raw) -> bool:
+            try:
+                item = decode(payload)
+            except PAYLOAD_ERRORS as error:
+                raise self._wrong_shape(error) from error
+            return deliver(item)
+
+        await self._reply.push_to(push)
 
     async def aclose(self) -> None:
         """Gives the call up; idempotent."""
         await self._reply.aclose()
 
-
-class _Decoding(Generic[T]):
-    """A Deliver of payloads over one of items."""
-
-    __slots__ = ("_decode", "_deliver", "_instance_id")
-
-    def __init__(self, decode: Callable[[msgspec.Raw], T], deliver: Deliver[T], instance_id: int) -> None:
-        self._decode = decode
-        self._deliver = deliver
-        self._instance_id = instance_id
-
-    def __call__(self, payload: msgspec.Raw) -> bool:
-        try:
-            item = self._decode(payload)
-        except PAYLOAD_ERRORS as error:
-            raise _wrong_shape(self._instance_id, error) from error
-        return self._deliver(item)
-
-
-def _wrong_shape(instance_id: int, error: Exception) -> ProtocolError:
-    return ProtocolError(f"instance {instance_id:x} sent an item of the wrong shape: {error}")
+    def _wrong_shape(self, error: Exception) -> ProtocolError:
+        return ProtocolError(f"instance {self.instance_id:x} sent an item of the wrong shape: {error}")
 
 
 class Client:

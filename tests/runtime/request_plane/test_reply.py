@@ -85,11 +85,11 @@ async def test_waiting_item_does_not_keep_its_frame_in_memory() -> None:
             assert isinstance(mine, Item)
             stalled.feed(mine.payload)
             del mine, _
-        assert len(stalled) == frames
+        assert len(stalled._items) == frames
         assert tracemalloc.get_traced_memory()[0] < 5 * frame_bytes
     finally:
         tracemalloc.stop()
-    assert [bytes(stalled.pop()) for _ in range(frames)] == [b"\x01"] * frames
+    assert [bytes(await anext(stalled)) for _ in range(frames)] == [b"\x01"] * frames
 
 
 async def test_paused_reader_does_not_keep_frames_in_memory_either() -> None:
@@ -175,7 +175,7 @@ class TestPush:
         with pytest.raises(ZeroDivisionError):
             await within(pushing)
         assert seen == [b"1"]
-        assert len(call.reply) == 0
+        assert not call.reply._items
         assert call.port.stops == ([] if ended else [True])
         assert call.port.forgotten == 1
 
@@ -351,7 +351,7 @@ class TestPause:
             if ended:
                 call.reply.end(None)
         assert call.port.stops == ([] if ended else [True])
-        assert len(call.reply) == 0
+        assert not call.reply._items
         assert call.context._listeners == call.context._flow_listeners == []
 
     @pytest.mark.parametrize("ended", [False, True])

@@ -13,6 +13,7 @@ from dynamo.errors import (
     ProtocolError,
     RequestTooLargeError,
     from_info,
+    to_info,
 )
 from dynamo.runtime.codec import (
     DEFAULT_MAX_FRAME_BYTES,
@@ -143,8 +144,9 @@ class CallerConnection(Connection):
         self._fail_all(error)
 
     def _fail_all(self, error: DynamoError) -> None:
+        info = to_info(error)
         for reply in tuple(self._replies.values()):
-            reply.end(error)
+            reply.end(from_info(info))  # each an error of its own: raising one adds to its traceback
 
 
 def _checked_size(context: Context) -> int:

@@ -74,18 +74,14 @@ class Reply:
         return self
 
     async def __anext__(self) -> msgspec.Raw:
-        if not self._items and not await self.arrival():
-            raise StopAsyncIteration
-        return self.pop()
-
-    def __len__(self) -> int:
-        """How many payloads have arrived and wait."""
-        return len(self._items)
-
-    def pop(self) -> msgspec.Raw:
-        """The next payload; IndexError when none waits."""
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopAsyncIteration
+            await self._signal()
         payload = self._items.popleft()
-        self._consumed(len(memoryview(payload)) + ITEM_OVERHEAD_BYTES)
+        self._consumed(payload)
         return payload
 
     async def push_to(self, deliver: Deliver[msgspec.Raw]) -> None:
@@ -129,7 +125,7 @@ class Reply:
             self._break_off(error)
             return
         if wanted:
-            self._consumed(len(memoryview(payload)) + ITEM_OVERHEAD_BYTES)
+            self._consumed(payload)
         else:
             self._break_off(None)
 
@@ -145,16 +141,6 @@ class Reply:
         if self._timer is not None:
             self._timer.cancel()
         self._wake()
-
-    async def arrival(self) -> bool:
-        """Waits until a payload is there; False at the end, raises if that was a failure."""
-        while not self._items:
-            if self._ended:
-                if self._error is not None:
-                    raise self._error
-                return False
-            await self._signal()
-        return True
 
     async def _signal(self) -> None:
         """Waits for the next _wake()."""
@@ -179,8 +165,8 @@ class Reply:
         while self._items and not self._paused:
             self.feed(self._items.popleft())
 
-    def _consumed(self, size_bytes: int) -> None:
-        self._consumed_bytes += size_bytes
+    def _consumed(self, payload: msgspec.Raw) -> None:
+        self._consumed_bytes += len(memoryview(payload)) + ITEM_OVERHEAD_BYTES
         if self._consumed_bytes * 2 >= WINDOW_BYTES and not self._ended:
             self._port.grant(self._stream_id, self._consumed_bytes)
             self._consumed_bytes = 0

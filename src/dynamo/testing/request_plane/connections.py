@@ -45,8 +45,9 @@ async def lost_connection_fails_its_streams(plane: RequestPlane) -> None:
         for stream in streams:
             assert await within(anext(stream)) == "started"
         await within(service.listener.close())
-        for stream in streams:
-            assert type(await failure(stream)) is ConnectionLostError
+        failures = [await failure(stream) for stream in streams]
+        assert {type(error) for error in failures} == {ConnectionLostError}
+        assert len(set(map(id, failures))) == len(streams), "one error would gather everybody's traceback"
         assert not channel.usable
         assert isinstance(await failure(call(channel, "wait")), ConnectionLostError)
         await within(gate.closed.wait())
