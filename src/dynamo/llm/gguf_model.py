@@ -1,6 +1,7 @@
 """Turns a GGUF file of the Llama family into a normal model directory, without torch or transformers."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from dynamo.llm.gguf_metadata import GgufMetadata
 from dynamo.llm.gguf_tokenizer import build_tokenizer, tokenizer_config
 
 
-def write_model_files(metadata: GgufMetadata, directory: Path) -> None:
+def write_model_files(metadata: GgufMetadata, directory: Path, *, sampling: Mapping[str, float]) -> None:
     """Writes everything but the weights into the existing `directory`.
 
-    That is tokenizer.json, tokenizer_config.json, chat_template.jinja, config.json and generation_config.json.
+    That is tokenizer.json, tokenizer_config.json, chat_template.jinja, config.json and generation_config.json, in which
+    `sampling` is what holds for requests that don't say ("temperature", "top_p", …).
     Raises ConfigError for a GGUF of another family or with another kind of tokenizer, OSError when writing fails.
     """
     tokenizer = build_tokenizer(metadata)
@@ -20,7 +22,7 @@ def write_model_files(metadata: GgufMetadata, directory: Path) -> None:
     _write_text(directory / "chat_template.jinja", metadata.text("tokenizer.chat_template"))
     _write_json(directory / "tokenizer_config.json", tokenizer_config(metadata, tokenizer))
     _write_json(directory / "config.json", model_config(metadata))
-    _write_json(directory / "generation_config.json", _token_ids(metadata))
+    _write_json(directory / "generation_config.json", _token_ids(metadata) | dict(sampling))
 
 
 def model_config(metadata: GgufMetadata) -> dict[str, Any]:
