@@ -1,6 +1,7 @@
 """The status line under the log."""
 
 import io
+import os
 from collections.abc import Sequence
 
 import pytest
@@ -108,3 +109,14 @@ def test_terminal_that_is_gone() -> None:
     status = StatusLine(family(State.UP), Gone(live=True))
     status.print("nobody reads this")
     status.close()
+
+
+def test_reader_that_has_gone() -> None:
+    """What it did not take must not make the program's exit fail."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        status = StatusLine([], out)
+        status.print("nobody reads this")
+        status.print("nor this")
+        out.flush()

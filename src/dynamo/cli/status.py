@@ -1,6 +1,7 @@
 """What a running deployment says about itself: log lines above, one live line of figures below."""
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -96,6 +97,15 @@ class StatusLine:
 
     def _write(self, text: str) -> None:
         """The terminal may be gone; the deployment must be ended in order all the same."""
-        with contextlib.suppress(OSError):
+        try:
             self._out.write(text)
             self._out.flush()
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EPIPE):
+                self._write_no_more()
+
+    def _write_no_more(self) -> None:
+        """What could not be written waits in a buffer, and would make Python exit with 120."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._out.fileno())
+        os.close(nowhere)
