@@ -31,7 +31,7 @@ GIVEN = ServeConfig(
     body_limit_mb=1.5,
     access_log=False,
     keep_alive_s=9,
-    receive_timeout_s=8.0,
+    client_timeout_s=8.0,
 )
 CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
 NOT_THE_FRONTENDS = {"rpc_host", "rpc_port", "system_host", "system_port"}  # it serves no endpoints

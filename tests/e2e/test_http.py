@@ -36,7 +36,7 @@ async def small(stack: Stack) -> AsyncIterator[str]:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def impatient(stack: Stack) -> AsyncIterator[str]:
     """The URL of a frontend that does not wait long for the rest of a request."""
-    _, url = await stack.deployment.frontend("--http-receive-timeout", "0.3")
+    _, url = await stack.deployment.frontend("--http-client-timeout", "0.3")
     await until_served(url, 3)
     yield url
 
@@ -278,3 +278,17 @@ async def test_silence_is_no_fault_while_the_answer_comes(impatient: str) -> Non
         assert response.body.endswith(b"data: [DONE]\n\n")
         connection.send(b"ve HTTP/1.1\r\nhost: x\r\n\r\n")
         assert (await connection.response()).status == 200
+
+
+async def test_client_that_takes_nothing(impatient: str) -> None:
+    choices = {"prompt": ["Hello"] * 8, "n": 8, "stream": True, "max_tokens": 1000, "ignore_eos": True}  # 16 MB
+    async with connect(impatient, limit=1 << 10) as connection:
+        connection.send(message("POST", "/v1/completions", encoded({"model": MOCK} | choices), JSON_HEADERS))
+        await within(_client_counted_as_gone(impatient))
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await connection.response()
+
+
+async def _client_counted_as_gone(url: str) -> None:
+    while b"dynamo_frontend_disconnected_clients_total 0.0" in (await get(url, "/metrics")).body:
+        pass

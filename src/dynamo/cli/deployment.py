@@ -47,7 +47,7 @@ class Deployment:
         c = self.config
         command = [sys.executable, "-m", "dynamo.frontend", "--http-host", c.http_host, "--http-port", str(c.http_port)]
         command += ["--router-mode", c.router_mode, "--http-body-limit-mb", str(c.body_limit_mb)]
-        command += ["--http-keep-alive", str(c.keep_alive_s), "--http-receive-timeout", str(c.receive_timeout_s)]
+        command += ["--http-keep-alive", str(c.keep_alive_s), "--http-client-timeout", str(c.client_timeout_s)]
         command += ["--access-log" if c.access_log else "--no-access-log"]
         return command + self._runtime_flags()
 

@@ -38,8 +38,11 @@ class FrontendConfig(RuntimeConfig):
     keep_alive_s: int = option(
         75, flag="--http-keep-alive", metavar="SECONDS", help="how long an idle client connection is kept"
     )
-    receive_timeout_s: float = option(
-        60.0, flag="--http-receive-timeout", metavar="SECONDS", help="how long a client may be silent within a request"
+    client_timeout_s: float = option(
+        60.0,
+        flag="--http-client-timeout",
+        metavar="SECONDS",
+        help="how long a client may send nothing of its request, or take nothing of its answer",
     )
 
     def body_limit_bytes(self) -> int:

@@ -26,11 +26,11 @@ class HttpProtocol(HttpToolsProtocol):
       it for the end of the request and loses the body.)
     - When a connection is lost, the request that is being answered gets to know it, and at once. (Where requests are
       pipelined, uvicorn tells the latest one only, if it notices at all.)
-    - A client that goes silent in the middle of a request is not waited for, nor is one that never begins.
+    - A client that sends no more of its request is not waited for, nor one that takes no more of its answer.
     - Applications are given an Exchange with each request.
     """
 
-    receive_timeout_s: float
+    client_timeout_s: float
     writes: TurnWrites  # of all connections of a server
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,6 +41,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._refused = False
         self._receiving = True  # a request, or waiting for the first
         self._silence: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -101,15 +102,18 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._receiving = False
         self._watch_silence()
+        self._forget_reader()
         self._abandon()
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._watch_reader()
         if self._answering is not None:
             self._answering.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._forget_reader()
         if self._answering is not None:
             self._answering.resume()
 
@@ -140,13 +144,29 @@ class HttpProtocol(HttpToolsProtocol):
             self._silence.cancel()
             self._silence = None
         if self._receiving and not self._refused:
-            self._silence = self.loop.call_later(self.receive_timeout_s, self._on_silence)
+            self._silence = self.loop.call_later(self.client_timeout_s, self._on_silence)
 
     def _on_silence(self) -> None:
         if self.flow.read_paused or (self._answering is not None and self._answering.under_way):
             self._watch_silence()  # it is we who do not read, or an earlier request is being answered
         elif not self.transport.is_closing():
-            self._refuse(408, InvalidRequestError(f"nothing of the request came for {self.receive_timeout_s:g} s"))
+            self._refuse(408, InvalidRequestError(f"nothing of the request came for {self.client_timeout_s:g} s"))
+
+    def _watch_reader(self) -> None:
+        """While writing is paused, what waits for the client can only become less."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        self._stall = self.loop.call_later(self.client_timeout_s, self._on_stall, unread_bytes)
+
+    def _forget_reader(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _on_stall(self, unread_bytes: int) -> None:
+        if self.transport.get_write_buffer_size() < unread_bytes:
+            self._watch_reader()
+        else:
+            self.transport.abort()
 
     def _refuse(self, status: int, error: DynamoError) -> None:
         if self._refused:
@@ -169,12 +189,12 @@ class HttpProtocol(HttpToolsProtocol):
             self._answering.abandon()
 
 
-def http_protocol(*, receive_timeout_s: float) -> type[HttpProtocol]:
+def http_protocol(*, client_timeout_s: float) -> type[HttpProtocol]:
     """The protocol for one server."""
-    timeout_s = receive_timeout_s
+    timeout_s = client_timeout_s
 
     class ServerProtocol(HttpProtocol):
-        receive_timeout_s = timeout_s
+        client_timeout_s = timeout_s
         writes = TurnWrites()
 
     return ServerProtocol

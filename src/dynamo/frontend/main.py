@@ -66,7 +66,7 @@ async def _serve(config: FrontendConfig) -> None:
     server = EmbeddedServer(
         uvicorn.Config(
             create_app(frontend),
-            http=http_protocol(receive_timeout_s=config.receive_timeout_s),
+            http=http_protocol(client_timeout_s=config.client_timeout_s),
             ws="none",
             lifespan="off",
             log_config=None,
