@@ -11,6 +11,7 @@ from dynamo.engines.mocker.timing import TimingModel
 from dynamo.errors import ContextLengthExceededError, InvalidRequestError, OverloadedError
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import WorkerLoad
+from dynamo.tokens import hash_array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +167,7 @@ class Scheduler:
         sequence = self._waiting[0]
         block_size = self.config.block_size
         full_blocks = (sequence.length - 1) // block_size  # at least one token is computed
-        hashes = sequence.hashes(full_blocks, block_size) if self.config.enable_prefix_caching else []
+        hashes = sequence.hashes(full_blocks, block_size) if self.config.enable_prefix_caching else hash_array()
         reused = hashes[: self.pool.match(hashes)]
         computed = len(reused) * block_size
         if not self.config.enable_chunked_prefill and sequence.length - computed > budget:

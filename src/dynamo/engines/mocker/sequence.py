@@ -1,7 +1,15 @@
 """One request inside the simulated engine: what it will say, how far it got, which blocks it holds."""
 
 from dynamo.engines.mocker.sampler import Script
-from dynamo.tokens import TokenArray, chain_hashes, local_block_hashes, sequence_hashes, token_array
+from dynamo.tokens import (
+    HashArray,
+    TokenArray,
+    chain_hashes,
+    hash_array,
+    local_block_hashes,
+    sequence_hashes,
+    token_array,
+)
 
 
 class SequenceState:
@@ -32,7 +40,7 @@ class SequenceState:
         self.computed = 0  # tokens whose KV the prefill has computed
         self.blocks = 0  # held in the pool
         self.shared_blocks = 0  # of these, the first ones, which the pool knows by their hashes
-        self.block_hashes: list[int] = []  # of the full blocks, as far as needed until now
+        self.block_hashes: HashArray = hash_array()  # of the full blocks, as far as needed until now
         self.cached_tokens: int | None = None  # of the prompt, found in the cache at the first admission
         self.finished = False
 
@@ -62,7 +70,7 @@ class SequenceState:
         self.upcoming = []
         self.computed = self.blocks = self.shared_blocks = 0
 
-    def hashes(self, num_blocks: int, block_size: int) -> list[int]:
+    def hashes(self, num_blocks: int, block_size: int) -> HashArray:
         """The sequence hashes of the first `num_blocks` blocks, all of which must be full by now."""
         known = self.block_hashes
         if not known and num_blocks:

@@ -1,0 +1,166 @@
+"""Events as an endpoint: a subscriber says which event it has seen last, and gets every later one, in order.
+
+When the publisher no longer has those events, or nobody has asked before, the subscriber gets a dump of the present
+state instead, and the events after it. So it need not be there from the start, may go and come back, and may be slow:
+none of that costs the publisher more than the room for its latest events.
+
+    feed = EventFeed(dump=...)                     # the publisher
+    await endpoint.start(feed.serve, request_type=Subscribe)
+    feed.publish(event)
+
+    cursor = FeedCursor()                          # a subscriber
+    async for item in await client.direct(Subscribe(cursor.last_id), instance_id, annotated=False): ...
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from enum import Enum, auto
+from typing import Any
+
+import msgspec
+
+from dynamo.runtime.codec import encode_payload
+
+EVENTS_MAX = 8192
+BYTES_MAX = 32 << 20
+
+
+class Subscribe(msgspec.Struct, array_like=True, frozen=True):
+    """The request: `after` is the id of the last event seen, None for a dump."""
+
+    after: int | None = None
+
+
+class FeedEvent(msgspec.Struct, array_like=True, frozen=True, tag=0):
+    """Event number `id`; numbers have no gaps."""
+
+    id: int
+    payload: msgspec.Raw
+
+
+class DumpPart(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """A part of the state as it was after event number `id`."""
+
+    id: int
+    payload: msgspec.Raw
+
+
+class DumpEnd(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """The dump is complete; event `id` + 1 comes next."""
+
+    id: int
+
+
+FeedItem = FeedEvent | DumpPart | DumpEnd
+
+
+class EventFeed:
+    """The publishing end. `publish` never waits, and an event is encoded once for all subscribers."""
+
+    def __init__(
+        self,
+        dump: Callable[[], Iterable[Any]],
+        *,
+        events_max: int = EVENTS_MAX,
+        bytes_max: int = BYTES_MAX,
+    ) -> None:
+        """`dump` gives the present state in parts; later changes must not show in them, however late they are taken.
+
+        `events_max` and `bytes_max` bound what is kept for subscribers that are behind.
+        """
+        self._dump = dump
+        self._events_max = events_max
+        self._bytes_max = bytes_max
+        self._kept: deque[bytes] = deque()  # the latest events, encoded as FeedEvents
+        self._kept_bytes = 0
+        self._waiters: set[asyncio.Future[None]] = set()
+        self.last_id = 0
+
+    def publish(self, event: Any) -> int:
+        """Appends an event, any msgpack-able value; returns its id."""
+        self.last_id += 1
+        encoded = encode_payload(FeedEvent(self.last_id, msgspec.Raw(encode_payload(event))))
+        self._kept.append(encoded)
+        self._kept_bytes += len(encoded)
+        while len(self._kept) > self._events_max or self._kept_bytes > self._bytes_max:
+            self._kept_bytes -= len(self._kept.popleft())
+        for waiter in self._waiters:
+            if not waiter.done():  # else its subscriber has just left
+                waiter.set_result(None)
+        self._waiters.clear()
+        return self.last_id
+
+    async def serve(self, request: Subscribe) -> AsyncIterator[msgspec.Raw]:
+        """The endpoint's handler: FeedItems without end."""
+        position = request.after
+        while True:
+            if position is None or not self._has_after(position):
+                position = self.last_id
+                parts = self._dump()  # with last_id one snapshot: nothing has been awaited in between
+                for part in parts:
+                    yield _encoded(DumpPart(position, msgspec.Raw(encode_payload(part))))
+                yield _encoded(DumpEnd(position))
+            elif position == self.last_id:
+                await self._published()
+            else:
+                event = self._kept[position - self.last_id]  # the last one is [-1]
+                position += 1
+                yield msgspec.Raw(event)
+
+    def _has_after(self, position: int) -> bool:
+        return self.last_id - len(self._kept) <= position <= self.last_id
+
+    async def _published(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+
+def _encoded(item: FeedItem) -> msgspec.Raw:
+    return msgspec.Raw(encode_payload(item))
+
+
+class Step(Enum):
+    """What an item means for its subscriber."""
+
+    APPLY = auto()  # the event continues the state
+    REPLACE = auto()  # a dump is complete: FeedCursor.take_dump()
+    NOTHING = auto()  # known already, or part of something that is not complete
+    GAP = auto()  # events are missing: subscribe again after last_id
+
+
+class FeedCursor:
+    """A subscriber's place in a feed. Pure; survives the connection."""
+
+    def __init__(self) -> None:
+        self.last_id: int | None = None  # of the last event that is part of the state
+        self._parts: list[msgspec.Raw] = []
+
+    def reconnected(self) -> None:
+        """What was begun on the old connection will not be finished."""
+        self._parts = []
+
+    def accept(self, item: FeedItem) -> Step:
+        if isinstance(item, DumpPart):
+            self._parts.append(item.payload.copy())  # which would keep its whole frame in memory
+            return Step.NOTHING
+        if isinstance(item, DumpEnd):
+            self.last_id = item.id
+            return Step.REPLACE
+        if self.last_id is None:
+            return Step.GAP
+        if item.id <= self.last_id:
+            return Step.NOTHING
+        if item.id > self.last_id + 1:
+            return Step.GAP
+        self.last_id = item.id
+        return Step.APPLY
+
+    def take_dump(self) -> list[msgspec.Raw]:
+        """The parts of the dump that is complete."""
+        parts, self._parts = self._parts, []
+        return parts
