@@ -1,7 +1,7 @@
 """What a worker says about the blocks in its KV cache.
 
-A block is named by its sequence hash (`dynamo.tokens`), computed at the worker: whoever listens needs no tokens and not
-engine's own names. LoRA adapter and cache salt are part of the hash. Hashes travel as bytes, u64 little-endian one
+A block is named by its sequence hash (`dynamo.tokens`), computed at the worker: a listener needs neither the tokens nor
+the engine's own names. LoRA adapter and cache salt are part of the hash. Hashes travel as bytes, u64 little-endian one
 after the other.
 """
 
