@@ -17,11 +17,12 @@ from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.load_watcher import LoadWatcher
 from dynamo.router.placement import Placement, SelectorPlacer
-from dynamo.router.publisher import KV_EVENTS_ENDPOINT, LOAD_ENDPOINT
+from dynamo.router.publisher import KV_EVENTS_ENDPOINT
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
 from dynamo.router.scheduler import KvScheduler
 from dynamo.router.selection import RouterMode
 from dynamo.router.subscriber import KvEventSubscriber
+from dynamo.runtime.client import Client
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.event_feed import FeedItem
@@ -49,30 +50,31 @@ class KvPlacer:
     ) -> None:
         """`block_size` in tokens, as the model's card says."""
         rng = rng or random.Random()  # noqa: S311 - no secrets here
-        self.scheduler = KvScheduler(config, block_size, rng, self._has_feed)
-        self.indexer = KvIndexer(self.scheduler.tree)
+        self.indexer = KvIndexer(config.router_max_tree_size)
+        self.scheduler = KvScheduler(config, block_size, rng, self.indexer.tree, self._has_feed)
         self.figures = RouterFigures()
         self._unknown = SelectorPlacer(RouterMode.KV, rng)  # for requests whose tokens are not known
         self._instances: dict[int, RuntimeLimits] = {}
-        self._refused: set[int] = set()
         self._waiting: dict[str, asyncio.Future[RoutingDecision]] = {}
         self._numbers = itertools.count()
+        self._events: Client | None = None
         self._subscriber: KvEventSubscriber | None = None
         if config.use_kv_events and config.overlap_score_weight:
             events = EndpointId(endpoint.namespace, endpoint.component, KV_EVENTS_ENDPOINT)
-            self._subscriber = KvEventSubscriber(runtime.client(events, FeedItem), self.indexer)
-        loads = EndpointId(endpoint.namespace, endpoint.component, LOAD_ENDPOINT)
+            self._events = runtime.client(events, FeedItem)
+            self._subscriber = KvEventSubscriber(self._events, self.indexer)
+        loads = EndpointId(endpoint.namespace, endpoint.component, "load")
         self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
 
     async def close(self) -> None:
         await self._loads.close()
-        if self._subscriber is not None:
+        if self._subscriber is not None and self._events is not None:
             await self._subscriber.close()
+            await self._events.close()
 
     def set_instances(self, instances: Mapping[int, RuntimeLimits]) -> None:
-        """Which instances serve the model, and what each was started with. One with other blocks gets no requests."""
-        self._instances = {i: limits for i, limits in instances.items() if self._fits(i, limits)}
-        self._refused &= instances.keys()
+        """Which instances serve the model, and what each was started with."""
+        self._instances = dict(instances)
         self.scheduler.set_workers(
             {
                 WorkerId(instance_id, dp_rank): WorkerLimits(
@@ -153,20 +155,6 @@ class KvPlacer:
 
     def _has_feed(self, instance_id: int) -> bool:
         return self._subscriber is not None and self._subscriber.has_feed(instance_id)
-
-    def _fits(self, instance_id: int, limits: RuntimeLimits) -> bool:
-        block_size = self.scheduler.block_size
-        if limits.kv_block_size == block_size:
-            return True
-        if instance_id not in self._refused:
-            self._refused.add(instance_id)
-            logger.error(
-                "instance %x gets no requests: its KV blocks have %s tokens, those of the model's other workers %d",
-                instance_id,
-                limits.kv_block_size,
-                block_size,
-            )
-        return False
 
     def _eligible(self, instances: Sequence[int], dp_rank: int | None) -> Callable[[WorkerId], bool] | None:
         if dp_rank is None and len(instances) >= len(self._instances):
