@@ -105,7 +105,7 @@ class KvPlacer:
             explain=explain,
             eligible=self._eligible(instances, target.dp_rank if target is not None else request.dp_rank),
         )
-        decision = await self._decided(routing, context)
+        decision = await self.decide(routing, context)
         self.figures.decided(
             overlap_tokens=decision.overlap.total * self.scheduler.block_size,
             cost=decision.cost,
@@ -116,6 +116,20 @@ class KvPlacer:
         if report is not None:
             logger.debug("request %s: %s", context.id(), report)
         return KvPlacement(self, decision, report if request.explain_routing else None, len(request.token_ids))
+
+    async def decide(self, routing: RoutingRequest, context: Context) -> RoutingDecision:
+        """Gives the request its worker, whose load it is until free(); waits in the queue where it has to.
+
+        Raises NoInstancesError, OverloadedError, RequestCancelledError, DeadlineExceededError.
+        """
+        started_s = time.perf_counter()
+        decision = self.scheduler.submit(routing, _now_s())
+        self.figures.decision_seconds.observe(time.perf_counter() - started_s)
+        return decision or await self._admitted(routing.request_id, context)
+
+    def look(self, routing: RoutingRequest) -> RoutingDecision:
+        """What decide() would choose now, without waiting and without consequences. Raises NoInstancesError."""
+        return self.scheduler.look(routing, _now_s())
 
     def first_token(self, request_id: str) -> None:
         """The request's worker has begun to answer."""
@@ -161,14 +175,6 @@ class KvPlacer:
             return None  # all of them
         allowed = frozenset(instances)
         return lambda worker: worker.instance_id in allowed and dp_rank in (None, worker.dp_rank)
-
-    async def _decided(self, routing: RoutingRequest, context: Context) -> RoutingDecision:
-        started_s = time.perf_counter()
-        decision = self.scheduler.submit(routing, _now_s())
-        self.figures.decision_seconds.observe(time.perf_counter() - started_s)
-        if decision is None:
-            decision = await self._admitted(routing.request_id, context)
-        return decision
 
     async def _admitted(self, request_id: str, context: Context) -> RoutingDecision:
         """Waits for the request's turn in the queue."""
