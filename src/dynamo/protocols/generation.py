@@ -72,6 +72,7 @@ class PreprocessedRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     output_options: OutputOptions = msgspec.field(default_factory=OutputOptions)
     guided_decoding: GuidedDecoding | None = None
     eos_token_ids: list[int] = []
+    cache_salt: str | None = None  # KV blocks are shared only with requests that have the same
     dp_rank: int | None = None  # which data-parallel rank of the instance serves this; None: it chooses
     target: WorkerId | None = None  # the worker that the client asked for, by nvext.backend_instance_id
     cache_salt: str | None = None  # requests share KV blocks only with those of the same salt
