@@ -14,7 +14,7 @@ from dynamo.router.affinity import Sessions
 from dynamo.router.approx import ApproxKvIndexer, Claim
 from dynamo.router.config import Affinity, KvRouterConfig, QueuePolicy
 from dynamo.router.cost import cost_blocks, credit_blocks, select
-from dynamo.router.kernel import hash_blocks
+from dynamo.router.kernel import sequence_hashes
 from dynamo.router.queue import RequestQueue
 from dynamo.router.radix_tree import NO_OVERLAP, Overlap, OverlapScores, RadixTree
 from dynamo.router.routing import Candidate, RoutingDecision, RoutingRequest, WorkerLimits
@@ -108,7 +108,7 @@ class KvScheduler:
         OverloadedError when too many wait already.
         """
         request.arrived_s = now_s
-        request.hashes = hash_blocks(request.token_ids, self.block_size, request.seed)
+        request.hashes = sequence_hashes(request.token_ids, self.block_size, request.seed)
         candidates = self._candidates(request)
         if not candidates:
             raise NoInstancesError("no worker can take this request right now")
@@ -135,7 +135,7 @@ class KvScheduler:
     def look(self, request: RoutingRequest, now_s: float) -> RoutingDecision:
         """What submit() would choose now, without queue and without consequences. Raises NoInstancesError."""
         request.arrived_s = now_s
-        request.hashes = hash_blocks(request.token_ids, self.block_size, request.seed)
+        request.hashes = sequence_hashes(request.token_ids, self.block_size, request.seed)
         candidates = self._candidates(request)
         if not candidates:
             raise NoInstancesError("there is no worker")
@@ -268,7 +268,7 @@ class KvScheduler:
         if overlaps.overlaps:
             return "another worker has a part of the prompt, but costs more"
         if request.seed != HASH_SEED:
-            plain = hash_blocks(request.token_ids, self.block_size, HASH_SEED)
+            plain = sequence_hashes(request.token_ids, self.block_size, HASH_SEED)
             if self.tree.find_matches(plain).overlaps:
                 return "the prompt is cached for another LoRA adapter or cache salt"
         if not len(self.tree) and not len(self._approx) and not len(self._predicted):
