@@ -11,11 +11,15 @@ from dynamo.engines.echo import EchoConfig
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.frontend.config import FrontendConfig
+from dynamo.llm.router_service import RouterConfig
+from dynamo.router.config import KvRouterConfig
 from dynamo.runtime.config import RuntimeConfig
 
 _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Every process", RuntimeConfig, ()),
-    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig,)),
+    ("KV routing: frontend, dynamo serve, router", KvRouterConfig, ()),
+    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig)),
+    ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
     ("dynamo serve", ServeConfig, (FrontendConfig,)),
     ("dynamo run", RunConfig, ()),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),
@@ -49,8 +53,8 @@ def reference() -> str:
 
 
 def _page(title: str, cls: type, bases: tuple[type, ...]) -> str:
-    inherited = {setting.name for base in bases for setting in settings(base)}
-    rows = [_row(setting) for setting in settings(cls) if setting.name not in inherited]
+    elsewhere = {setting.option.flags for base in bases for setting in settings(base)}
+    rows = [_row(setting) for setting in settings(cls) if setting.option.flags not in elsewhere]
     return "\n".join([f"## {title}\n", "| flag | variable | default | |", "|---|---|---|---|", *rows, ""])
 
 

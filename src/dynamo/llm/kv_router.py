@@ -18,6 +18,7 @@ from dynamo.protocols.generation import (
 )
 from dynamo.protocols.kv_events import BlockStored
 from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.protocols.routing import PotentialLoad
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
 from dynamo.router.push_router import PushRouter
@@ -26,18 +27,10 @@ from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
 from dynamo.runtime.discovery.base import Put
 from dynamo.runtime.stage import pulled
+from dynamo.telemetry.router_metrics import RouterSource
 from dynamo.tokens import block_seed, hashes_to_bytes, token_array
 
 logger = logging.getLogger(__name__)
-
-
-class PotentialLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker would be busy with if it were given a prompt."""
-
-    worker_id: int
-    dp_rank: int
-    potential_prefill_tokens: int
-    potential_decode_blocks: int
 
 
 class KvRouter:
@@ -47,14 +40,24 @@ class KvRouter:
     size gets no requests.
     """
 
-    def __init__(self, endpoint: Endpoint, block_size: int, kv_router_config: KvRouterConfig | None = None) -> None:
-        """`block_size` in tokens: what the workers' engines have."""
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        block_size: int,
+        kv_router_config: KvRouterConfig | None = None,
+        *,
+        model_name: str = "",
+    ) -> None:
+        """`block_size` in tokens: what the workers' engines have.
+
+        With router_replica_sync the router shares its load with those of the same `model_name`.
+        """
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         runtime = endpoint.runtime
         self.block_size = block_size
         self._client = runtime.client(endpoint.id)
-        self._placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig())
+        self._placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig(), model_name)
         self._router = PushRouter(self._client, self._placer, self._serves)
         self._generate = pulled(self._router.generate)
         self._announced: dict[str, ModelEntry] = {}  # by discovery key
@@ -78,10 +81,15 @@ class KvRouter:
                     block_size = entry.card.limits.kv_block_size
                     if block_size is None:
                         raise ConfigError(f"the workers of {endpoint} do not tell the size of their KV blocks")
-                    return cls(endpoint, block_size, kv_router_config)
+                    return cls(endpoint, block_size, kv_router_config, model_name=entry.card.name)
         finally:
             watch.close()
         raise ConfigError(f"discovery ended before a worker of {endpoint} was there")
+
+    @property
+    def source(self) -> RouterSource:
+        """What there is to measure."""
+        return self._placer
 
     async def close(self) -> None:
         """Ends all subscriptions; requests under way go on."""

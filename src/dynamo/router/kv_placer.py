@@ -12,16 +12,18 @@ from dynamo.errors import DeadlineExceededError, NoInstancesError, RequestCancel
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceFreed
 from dynamo.protocols.routing import CandidateReport, RoutingReport
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.load_watcher import LoadWatcher
 from dynamo.router.placement import Placement, SelectorPlacer
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT
+from dynamo.router.replica_sync import ReplicaSync
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
 from dynamo.router.scheduler import KvScheduler
 from dynamo.router.selection import RouterMode
-from dynamo.router.subscriber import KvEventSubscriber
+from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime.client import Client
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
@@ -46,9 +48,10 @@ class KvPlacer:
         endpoint: EndpointId,
         block_size: int,
         config: KvRouterConfig,
+        model: str = "",
         rng: random.Random | None = None,
     ) -> None:
-        """`block_size` in tokens, as the model's card says."""
+        """`block_size` in tokens, as the model's card says; routers share their load if they have the same `model`."""
         rng = rng or random.Random()  # noqa: S311 - no secrets here
         self.indexer = KvIndexer(config.router_max_tree_size)
         self.scheduler = KvScheduler(config, block_size, rng, self.indexer.tree, self._has_feed)
@@ -58,16 +61,22 @@ class KvPlacer:
         self._waiting: dict[str, asyncio.Future[RoutingDecision]] = {}
         self._numbers = itertools.count()
         self._events: Client | None = None
-        self._subscriber: KvEventSubscriber | None = None
+        self._subscriber: FeedSubscriber | None = None
         if config.use_kv_events and config.overlap_score_weight:
             events = EndpointId(endpoint.namespace, endpoint.component, KV_EVENTS_ENDPOINT)
             self._events = runtime.client(events, FeedItem)
-            self._subscriber = KvEventSubscriber(self._events, self.indexer)
+            self._subscriber = FeedSubscriber(self._events, self.indexer)
+        self._sync: ReplicaSync | None = None
+        if config.router_replica_sync:
+            sequences = self.scheduler.sequences
+            self._sync = ReplicaSync(runtime, endpoint, model, sequences, block_size, _now_s, self._admit)
         loads = EndpointId(endpoint.namespace, endpoint.component, "load")
         self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
 
     async def close(self) -> None:
         await self._loads.close()
+        if self._sync is not None:
+            await self._sync.close()
         if self._subscriber is not None and self._events is not None:
             await self._subscriber.close()
             await self._events.close()
@@ -112,7 +121,7 @@ class KvPlacer:
             mean_cost=decision.mean_cost,
             queued_s=decision.queued_s,
         )
-        report = self._report(decision) if explain else None
+        report = routing_report(decision, self.scheduler.block_size) if explain else None
         if report is not None:
             logger.debug("request %s: %s", context.id(), report)
         return KvPlacement(self, decision, report if request.explain_routing else None, len(request.token_ids))
@@ -125,7 +134,13 @@ class KvPlacer:
         started_s = time.perf_counter()
         decision = self.scheduler.submit(routing, _now_s())
         self.figures.decision_seconds.observe(time.perf_counter() - started_s)
-        return decision or await self._admitted(routing.request_id, context)
+        decision = decision or await self._admitted(routing.request_id, context)
+        if self._sync is not None:
+            uncached = routing.prompt_tokens - decision.overlap.total * self.scheduler.block_size
+            self._sync.publish(
+                SequenceAdded(routing.request_id, decision.worker, routing.prompt_tokens, max(uncached, 1))
+            )
+        return decision
 
     def look(self, routing: RoutingRequest) -> RoutingDecision:
         """What decide() would choose now, without waiting and without consequences. Raises NoInstancesError."""
@@ -134,6 +149,8 @@ class KvPlacer:
     def first_token(self, request_id: str) -> None:
         """The request's worker has begun to answer."""
         self.scheduler.first_token(request_id, _now_s())
+        if self._sync is not None:
+            self._sync.publish(PrefillDone(request_id))
         self._admit()
 
     def output(self, request_id: str, tokens: int) -> None:
@@ -142,6 +159,8 @@ class KvPlacer:
     def free(self, request_id: str) -> None:
         """The request has ended."""
         self.scheduler.free(request_id)
+        if self._sync is not None:
+            self._sync.publish(SequenceFreed(request_id))
         self._admit()
 
     def worker_figures(self) -> list[WorkerFigures]:
@@ -211,30 +230,32 @@ class KvPlacer:
         for load in loads:
             self.scheduler.on_load(WorkerId(instance_id, load.dp_rank), load)
 
-    def _report(self, decision: RoutingDecision) -> RoutingReport:
-        return RoutingReport(
-            mode=RouterMode.KV.value,
-            worker_id=decision.worker.instance_id,
-            dp_rank=decision.worker.dp_rank,
-            prompt_blocks=decision.prompt_blocks,
-            block_size=self.scheduler.block_size,
-            overlap_blocks=decision.overlap.total,
-            queued_ms=decision.queued_s * 1000,
-            no_overlap_reason=decision.no_overlap_reason,
-            candidates=[
-                CandidateReport(
-                    worker_id=candidate.worker.instance_id,
-                    dp_rank=candidate.worker.dp_rank,
-                    cost=candidate.cost,
-                    device_blocks=candidate.overlap.device,
-                    host_blocks=candidate.overlap.host,
-                    disk_blocks=candidate.overlap.disk,
-                    prefill_tokens=candidate.prefill_tokens,
-                    decode_blocks=candidate.decode_blocks,
-                )
-                for candidate in decision.candidates
-            ],
-        )
+
+def routing_report(decision: RoutingDecision, block_size: int) -> RoutingReport:
+    """The decision as it is told to others."""
+    return RoutingReport(
+        mode=RouterMode.KV.value,
+        worker_id=decision.worker.instance_id,
+        dp_rank=decision.worker.dp_rank,
+        prompt_blocks=decision.prompt_blocks,
+        block_size=block_size,
+        overlap_blocks=decision.overlap.total,
+        queued_ms=decision.queued_s * 1000,
+        no_overlap_reason=decision.no_overlap_reason,
+        candidates=[
+            CandidateReport(
+                worker_id=candidate.worker.instance_id,
+                dp_rank=candidate.worker.dp_rank,
+                cost=candidate.cost,
+                device_blocks=candidate.overlap.device,
+                host_blocks=candidate.overlap.host,
+                disk_blocks=candidate.overlap.disk,
+                prefill_tokens=candidate.prefill_tokens,
+                decode_blocks=candidate.decode_blocks,
+            )
+            for candidate in decision.candidates
+        ],
+    )
 
 
 class KvPlacement:
