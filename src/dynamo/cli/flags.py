@@ -12,12 +12,14 @@ from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.frontend.config import FrontendConfig
 from dynamo.runtime.config import RuntimeConfig
+from dynamo.simulator.config import SimulationConfig
 
 _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Every process", RuntimeConfig, ()),
     ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig,)),
     ("dynamo serve", ServeConfig, (FrontendConfig,)),
     ("dynamo run", RunConfig, ()),
+    ("dynamo simulate", SimulationConfig, ()),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),
     ("python -m dynamo.vllm", VllmConfig, (WorkerConfig,)),
     ("python -m dynamo.mocker", MockerConfig, (WorkerConfig,)),
