@@ -32,6 +32,8 @@ async def tokens(request: dict[str, Any]) -> AsyncIterator[Any]:
             yield {"token_ids": [], "finish_reason": "error"}
         case 107:
             yield {"token_ids": [], "finish_reason": "no such reason"}
+        case 108:
+            raise ValueError(f"asked for {request.get('cache_salt')}, {request.get('session_id')}")
         case _:
             yield {"token_ids": token_ids[1:], "finish_reason": "stop"}
 

@@ -124,7 +124,13 @@ WRONG: list[tuple[str, Any] | tuple[str, Any, str]] = [
     ("nvext", {"backend_instance_id": 2**70}, "nvext.backend_instance_id"),
     ("nvext", {"backend_instance_id": 1}, "nvext.backend_instance_id"),
     ("nvext", {"extra_fields": "worker_id"}, "nvext.extra_fields"),
+    ("nvext", {"agent_hints": []}, "nvext.agent_hints"),
+    ("nvext", {"agent_hints": {"priority": "high"}}, "nvext.agent_hints.priority"),
+    ("nvext", {"agent_hints": {"priority": 1e7}}, "nvext.agent_hints.priority"),
     ("nvext", []),
+    ("cache_salt", ""),
+    ("cache_salt", "x" * 257),
+    ("cache_salt", 5),
 ]
 
 
@@ -258,10 +264,12 @@ async def test_compressed_body(stack: Stack, encoding: str) -> None:
     assert (await request(stack.url, "POST", CHAT, chat(), identity)).status == 200
 
 
-@pytest.mark.parametrize("request_id", ["", "x" * 257, "a\tb", "caf\xe9"])
-async def test_bad_request_id(stack: Stack, request_id: str) -> None:
-    error = _refused(await request(stack.url, "POST", CHAT, chat(), JSON_HEADERS | {"x-request-id": request_id}), 400)
-    assert error["param"] == "x-request-id"
+@pytest.mark.parametrize("header", ["x-request-id", "x-dynamo-session-id"])
+@pytest.mark.parametrize("name", ["", "x" * 257, "a\tb", "caf\xe9"])
+async def test_bad_name_in_a_header(stack: Stack, header: str, name: str) -> None:
+    error = _refused(await request(stack.url, "POST", CHAT, chat(), JSON_HEADERS | {header: name}), 400)
+    assert error["param"] == header
+    assert header in error["message"]
 
 
 @pytest.mark.parametrize(

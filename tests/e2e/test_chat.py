@@ -201,3 +201,41 @@ async def test_a_worker_that_does_not_exist(stack: Stack) -> None:
         )
     assert refusal.value.param == "nvext.backend_instance_id"
     assert "12345" in refusal.value.message
+
+
+async def test_what_a_request_says_to_the_router(stack: Stack) -> None:
+    """Routers that look for nothing of it pass it over."""
+    answer: Any = await stack.openai.chat.completions.create(
+        model=MOCK,
+        messages=HELLO,
+        max_tokens=2,
+        extra_body={
+            "cache_salt": "tenant-1",
+            "nvext": {"agent_hints": {"priority": 2.5}, "extra_fields": ["worker_id", "routing"]},
+        },
+        extra_headers={"X-Dynamo-Session-ID": "conversation-7"},
+    )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.nvext.keys() == {"worker_id"}, "taking turns needs no explanation"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "param"),
+    [
+        ({"cache_salt": ""}, {}, "cache_salt"),
+        ({"cache_salt": ["a"]}, {}, "cache_salt"),
+        ({"nvext": {"agent_hints": {"priority": "high"}}}, {}, "nvext.agent_hints.priority"),
+        ({"nvext": {"agent_hints": {"priority": -1_000_001}}}, {}, "nvext.agent_hints.priority"),
+        ({}, {"X-Dynamo-Session-ID": "x" * 257}, "x-dynamo-session-id"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_no_router_could_take(
+    stack: Stack, body: dict[str, Any], headers: dict[str, str], param: str, stream: bool
+) -> None:
+    with pytest.raises(BadRequestError) as refusal:
+        await stack.openai.chat.completions.create(
+            model=MOCK, messages=HELLO, stream=stream, extra_body=body, extra_headers=headers
+        )
+    assert refusal.value.param == param
+    assert param in refusal.value.message

@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 from dynamo.testing import Program
 from dynamo.testing.deployment import deployment
 
-from .raw_http import Response, events, get, post
+from .raw_http import JSON_HEADERS, Response, events, get, post, request
 from .served import until_served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -53,6 +53,13 @@ async def test_tokens(url: str) -> None:
         assert answer.choices[0].finish_reason == "stop"
         completion = await client.completions.create(model="own-tokens", prompt="Hello world")
         assert completion.choices[0].text == "Hello world"
+
+
+async def test_what_goes_with_the_tokens_to_the_worker(url: str) -> None:
+    body = {"model": "own-tokens", "prompt": "Hello", "max_tokens": 108, "cache_salt": "tenant-1"}
+    headers = JSON_HEADERS | {"X-Dynamo-Session-ID": "conversation-7"}
+    failed = await request(url, "POST", "/v1/completions", body, headers)
+    assert "asked for tenant-1, conversation-7" in failed.error()["message"]
 
 
 async def test_context_length_that_was_registered(url: str) -> None:

@@ -102,6 +102,19 @@ async def test_openapi_describes_every_route(stack: Stack) -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
+async def test_openapi_knows_what_is_said_to_routers_and_by_them(stack: Stack) -> None:
+    document = (await get(stack.url, "/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    assert schemas["AgentHints"]["properties"].keys() == {"priority"}
+    assert "routing" in schemas["NvExtResponse"]["properties"]
+    assert "candidates" in schemas["RoutingReport"]["properties"]
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        [header] = document["paths"][path]["post"]["parameters"]
+        assert (header["name"], header["in"]) == ("X-Dynamo-Session-ID", "header")
+    for request_type in ("ChatCompletionRequest", "CompletionRequest"):
+        assert "cache_salt" in schemas[request_type]["properties"]
+
+
 async def test_openapi_matches_what_is_answered(stack: Stack) -> None:
     document = (await get(stack.url, "/openapi.json")).json()
     answers = {

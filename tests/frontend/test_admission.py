@@ -1,6 +1,6 @@
 """What a request must be before anybody looks into it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from dynamo.errors import (
     RequestTooLargeError,
     UnsupportedMediaTypeError,
 )
-from dynamo.frontend.admission import REQUEST_ID_CHARS_MAX, read_body, request_id
+from dynamo.frontend.admission import HEADER_CHARS_MAX, read_body, request_id, session_id
 from dynamo.testing import within
 
 JSON = {"content-type": "application/json"}
@@ -85,17 +85,19 @@ async def test_compressed() -> None:
     assert await read(body(b"{}"), JSON | {"content-encoding": " Identity"}) == b"{}"
 
 
-@pytest.mark.parametrize("value", ["a", "x" * REQUEST_ID_CHARS_MAX, "with space", "~!@#$%^&*()"])
-def test_request_id(value: str) -> None:
-    assert request_id(Headers({"X-Request-Id": value})) == value
+@pytest.mark.parametrize("value", ["a", "x" * HEADER_CHARS_MAX, "with space", "~!@#$%^&*()"])
+def test_names_of_the_clients_own(value: str) -> None:
+    headers = Headers({"X-Request-Id": value, "X-Dynamo-Session-ID": value[::-1]})
+    assert (request_id(headers), session_id(headers)) == (value, value[::-1])
 
 
-def test_no_request_id() -> None:
-    assert request_id(Headers({})) is None
+def test_no_names() -> None:
+    assert (request_id(Headers({})), session_id(Headers({}))) == (None, None)
 
 
-@pytest.mark.parametrize("value", ["", "x" * (REQUEST_ID_CHARS_MAX + 1), "a\x00", "a\x7f", "é", "a\tb"])
-def test_request_id_that_cannot_be_sent_back(value: str) -> None:
-    with pytest.raises(InvalidRequestError) as raised:
-        request_id(Headers({"x-request-id": value}))
-    assert raised.value.param == "x-request-id"
+@pytest.mark.parametrize("value", ["", "x" * (HEADER_CHARS_MAX + 1), "a\x00", "a\x7f", "é", "a\tb"])
+@pytest.mark.parametrize(("read", "header"), [(request_id, "x-request-id"), (session_id, "x-dynamo-session-id")])
+def test_names_that_could_not_stand_in_a_header(read: Callable[[Headers], str | None], header: str, value: str) -> None:
+    with pytest.raises(InvalidRequestError, match=header) as raised:
+        read(Headers({header: value}))
+    assert raised.value.param == header

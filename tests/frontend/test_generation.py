@@ -15,6 +15,7 @@ from dynamo.frontend.generation import ChatRoute, CompletionRoute
 from dynamo.frontend.state import Frontend
 from dynamo.llm.model_manager import ModelManager
 from dynamo.llm.sequence import TextOutput
+from dynamo.protocols.routing import SESSION_ID
 from dynamo.runtime.context import Context
 from dynamo.runtime.handler import Handler
 from dynamo.runtime.stage import Deliver, pushed
@@ -87,13 +88,13 @@ class Client:
         self.exchange = Exchange()
         self.sent: list[dict[str, Any]] = []  # in place of a stream
 
-    async def post(self, *, stream: bool = False, path: str = "chat") -> None:
+    async def post(self, *headers: Header, stream: bool = False, path: str = "chat") -> None:
         prompt = {"messages": [{"role": "user", "content": "Hi"}]} if path == "chat" else {"prompt": "Hi"}
         body = json.dumps({"model": "m", "stream": stream} | prompt).encode()
         route: Any = (ChatRoute if path == "chat" else CompletionRoute)(self.frontend)
         scope = {
             "type": "http",
-            "headers": [(b"x-request-id", b"it")],
+            "headers": [(b"x-request-id", b"it"), *headers],
             "extensions": {"dynamo": {"exchange": self.exchange}},
         }
 
@@ -152,6 +153,21 @@ async def test_stream(path: str) -> None:
     assert (b"x-request-id", b"it") in client.headers
     assert (b"content-type", b"text/event-stream; charset=utf-8") in client.headers
     assert client.inflight() == 0
+
+
+async def test_the_session_goes_with_the_request() -> None:
+    handler = Scripted[Any, TextOutput](answers(TEXT, END))
+    await within(Client(handler).post((b"x-dynamo-session-id", b"s 1")))
+    await within(Client(handler).post())
+    assert [context.metadata for context in handler.contexts] == [{SESSION_ID: "s 1"}, {}]
+
+
+async def test_a_session_that_is_no_name_is_refused() -> None:
+    client = Client(Scripted(answers(TEXT, END)))
+    await within(client.post((b"x-dynamo-session-id", b"")))
+    assert client.status == 400
+    assert json.loads(client.body)["error"]["param"] == "x-dynamo-session-id"
+    assert (b"x-request-id", b"it") in client.headers
 
 
 async def test_events_do_not_wait_for_the_next() -> None:

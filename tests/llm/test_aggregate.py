@@ -1,6 +1,7 @@
 from typing import Any
 
 import msgspec
+import pytest
 
 from dynamo.llm.aggregate import Answer
 from dynamo.llm.delta import ResponseHead
@@ -8,6 +9,7 @@ from dynamo.llm.sequence import ScoredToken, TextExtra, TextOutput, TokenScore
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.openai import CompletionRequest
 from dynamo.protocols.openai.responses import FunctionDelta, ToolCallDelta
+from dynamo.protocols.routing import CandidateReport, RoutingReport
 
 HEAD = ResponseHead(id="id-1", created_s=5, model="m")
 OUTPUTS = (
@@ -70,6 +72,52 @@ def test_a_completion() -> None:
         "usage": USAGE,
         "nvext": {"worker_id": {"decode_worker_id": 7, "decode_dp_rank": 1}},
     }
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        (["worker_id", "routing"], {"worker_id", "routing"}),
+        (["routing", "timing"], {"routing"}),
+        (["worker_id"], {"worker_id"}),
+    ],
+)
+def test_the_routing_of_the_first_choice_on_request(fields: list[str], known: set[str]) -> None:
+    candidate = CandidateReport(
+        worker_id=7,
+        dp_rank=1,
+        cost=2.5,
+        device_blocks=3,
+        host_blocks=0,
+        disk_blocks=0,
+        prefill_tokens=9,
+        decode_blocks=4,
+    )
+    report = RoutingReport(
+        mode="kv",
+        worker_id=7,
+        dp_rank=1,
+        prompt_blocks=4,
+        block_size=16,
+        overlap_blocks=3,
+        candidates=[candidate],
+    )
+    other = msgspec.structs.replace(report, worker_id=8)
+    outputs = (
+        TextOutput(1, "x", 1, worker_id=WorkerId(7, 1), routing=report),
+        TextOutput(0, "a", 1, worker_id=WorkerId(8), routing=other),
+    )
+    answer = msgspec.to_builtins(answer_of(*outputs).as_chat(request(nvext={"extra_fields": fields}), HEAD))
+    assert answer["nvext"].keys() == known
+    if "routing" in known:
+        routing = answer["nvext"]["routing"]
+        assert (routing["worker_id"], routing["queued_ms"], routing["no_overlap_reason"]) == (7, 0, None)
+        assert routing["candidates"] == [msgspec.to_builtins(candidate)]
+
+
+def test_what_no_router_has_explained_is_not_there() -> None:
+    answer = answer_of(*OUTPUTS).as_chat(request(nvext={"extra_fields": ["routing"]}), HEAD)
+    assert "nvext" not in msgspec.to_builtins(answer)
 
 
 def test_logprobs_follow_on() -> None:

@@ -9,6 +9,7 @@ from dynamo.llm.sequence import ScoredToken, TextExtra, TextOutput, TokenScore
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.openai import ChatCompletionRequest, CompletionRequest, Usage
 from dynamo.protocols.openai.responses import FunctionDelta, ToolCallDelta
+from dynamo.protocols.routing import RoutingReport
 
 HEAD = ResponseHead(id="chatcmpl-1", created_s=5, model='the "model"\n')
 NASTY = 'a\n\n"\\\u2028\x00</script>é\U0001f600'
@@ -151,6 +152,17 @@ def test_the_last_chunk_names_the_worker_on_request(include_usage: bool) -> None
     data = events.encode(TextOutput(0, "b", 1, "stop")) + events.finish()
     worker = {"decode_worker_id": 2**64 - 1, "decode_dp_rank": 3}
     assert chunks(data)[-1]["nvext"] == {"worker_id": worker}
+
+
+@pytest.mark.parametrize("fields", [["routing"], ["worker_id", "routing"]])
+def test_the_last_chunk_explains_the_routing_on_request(fields: list[str]) -> None:
+    report = RoutingReport(mode="kv", worker_id=7, dp_rank=0, prompt_blocks=4, block_size=16, overlap_blocks=3)
+    events = chat(nvext={"extra_fields": fields})
+    data = events.encode(TextOutput(0, "a", 1, prompt_tokens=1, worker_id=WorkerId(7), routing=report))
+    assert all("nvext" not in chunk for chunk in chunks(data))
+    nvext = chunks(events.encode(TextOutput(0, "b", 1, "stop")))[-1]["nvext"]
+    assert nvext["routing"] == msgspec.to_builtins(report)
+    assert nvext.keys() == set(fields)
 
 
 def test_logprobs() -> None:

@@ -11,6 +11,9 @@ from dynamo.llm.tokenizer import Tokenizer
 from dynamo.protocols.generation import GuidedDecoding, OutputOptions, StopConditions, WorkerId
 from dynamo.protocols.model_card import EngineFeature, ModelCard, ModelInput, RuntimeLimits
 from dynamo.protocols.openai import decode_chat, decode_completion
+from dynamo.protocols.routing import SESSION_ID
+from dynamo.runtime.codec import encode_payload, payload_decoder
+from dynamo.runtime.context import Context
 from dynamo.runtime.stage import pushed
 from dynamo.testing.scripted import Scripted
 from dynamo.testing.stages import outputs_of, reading
@@ -35,20 +38,22 @@ def text_stage() -> Sequences:
     return Sequences(lambda request: [TextOutput(request.index, "x", 1, "length")])
 
 
-async def chat(model: LoadedModel = MODEL, **fields: Any) -> list[SequenceRequest]:
+async def chat(model: LoadedModel = MODEL, context: Context | None = None, **fields: Any) -> list[SequenceRequest]:
     """What the next stage is asked for a chat."""
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]} | fields
     stage = text_stage()
-    await outputs_of(ChatPreprocessor(pushed(stage), model), decode_chat(json.dumps(body).encode()))
+    await outputs_of(ChatPreprocessor(pushed(stage), model), decode_chat(json.dumps(body).encode()), context)
     return sorted(stage.requests, key=lambda request: request.index)
 
 
-async def completion(model: LoadedModel = MODEL, **fields: Any) -> tuple[list[SequenceRequest], list[TextOutput]]:
+async def completion(
+    model: LoadedModel = MODEL, context: Context | None = None, **fields: Any
+) -> tuple[list[SequenceRequest], list[TextOutput]]:
     """What the next stage is asked for a completion, and what comes out."""
     body = {"model": "m", "prompt": "Hello"} | fields
     stage = text_stage()
     preprocess = CompletionPreprocessor(pushed(stage), model)
-    outputs = await outputs_of(preprocess, decode_completion(json.dumps(body).encode()))
+    outputs = await outputs_of(preprocess, decode_completion(json.dumps(body).encode()), context)
     return sorted(stage.requests, key=lambda request: request.index), outputs
 
 
@@ -109,6 +114,31 @@ async def test_the_worker_that_the_client_names() -> None:
     assert sequence.engine_request.target == WorkerId(2**64 - 1, 2)
     [sequence] = await chat(nvext={"dp_rank": 2})
     assert (sequence.engine_request.target, sequence.engine_request.dp_rank) == (None, 2)
+
+
+async def test_what_the_router_is_told() -> None:
+    context = Context(metadata={SESSION_ID: "s-1"})
+    fields: dict[str, Any] = {
+        "n": 2,
+        "cache_salt": "pepper",
+        "nvext": {"extra_fields": ["routing"], "agent_hints": {"priority": 2}},
+    }
+    sequences = [*await chat(context=context, **fields), *(await completion(context=context, **fields))[0]]
+    assert len(sequences) == 4
+    for sequence in sequences:
+        request = sequence.engine_request
+        assert (request.cache_salt, request.priority, request.session_id) == ("pepper", 2, "s-1")
+        assert request.explain_routing
+
+
+@pytest.mark.parametrize("nvext", [None, {}, {"extra_fields": ["worker_id"], "agent_hints": {"priority": None}}])
+async def test_by_itself_a_request_tells_the_router_nothing(nvext: dict[str, Any] | None) -> None:
+    [sequence] = await chat(nvext=nvext)
+    request = sequence.engine_request
+    assert (request.cache_salt, request.priority, request.session_id) == (None, 0, None)
+    assert not request.explain_routing
+    sent = payload_decoder()(encode_payload(request))
+    assert not {"cache_salt", "priority", "session_id", "explain_routing"} & sent.keys(), "and that travels as nothing"
 
 
 async def test_tools_reach_the_template_unless_none_may_be_called() -> None:

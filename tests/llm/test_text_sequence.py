@@ -18,6 +18,7 @@ from dynamo.protocols.generation import (
     TokenLogprobs,
     WorkerId,
 )
+from dynamo.protocols.routing import RoutingReport
 from dynamo.testing.tiny_model import byte_fallback_files, byte_level_files
 from dynamo.tokens import token_array
 
@@ -79,11 +80,14 @@ def test_a_plain_step() -> None:
 
 def test_the_first_output_says_what_concerns_the_request() -> None:
     output = step(*ids_of("Hello"))
-    output.cached_tokens, output.worker_id = 1, WorkerId(7, 2)
+    report = RoutingReport(mode="kv", worker_id=7, dp_rank=2, prompt_blocks=0, block_size=16, overlap_blocks=0)
+    output.cached_tokens, output.worker_id, output.routing = 1, WorkerId(7, 2), report
     first = sequence().push(output)
-    assert (first.prompt_tokens, first.cached_tokens, first.worker_id) == (1, 1, WorkerId(7, 2))
+    assert (first.prompt_tokens, first.cached_tokens) == (1, 1)
     sharing = sequence(counts_prompt=False).push(output)
-    assert (sharing.prompt_tokens, sharing.cached_tokens, sharing.worker_id) == (None, None, WorkerId(7, 2))
+    assert (sharing.prompt_tokens, sharing.cached_tokens) == (None, None)
+    for result in (first, sharing):
+        assert (result.worker_id, result.routing) == (WorkerId(7, 2), report)
 
 
 @pytest.mark.parametrize("conditions", [StopConditions(), StopConditions(stop_token_ids=[ids_of(" world")[0]])])

@@ -1,5 +1,7 @@
 """Workers of one process behind a router, the network between them simulated in memory."""
 
+import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 
 from dynamo.protocols.generation import PreprocessedRequest
 from dynamo.router import PushRouter, RouterMode
+from dynamo.router.placement import SelectorPlacer
 from dynamo.runtime import Client, DistributedRuntime, RuntimeConfig
 from dynamo.testing import eventually
 from dynamo.testing.scripted import Scripted
@@ -22,6 +25,7 @@ class Fleet:
     runtime: DistributedRuntime
     client: Client
     workers: dict[int, DistributedRuntime] = field(default_factory=dict)
+    placer: SelectorPlacer | None = None  # of the latest router
 
     async def add(self, handler: Callable[..., Any], request_type: Any = PreprocessedRequest) -> int:
         """Starts a worker; returns its instance id once the client knows it."""
@@ -38,7 +42,13 @@ class Fleet:
     def router(
         self, mode: RouterMode = RouterMode.ROUND_ROBIN, serves: Callable[[int], bool] = lambda _: True
     ) -> PushRouter:
-        return PushRouter(self.client, mode, serves)
+        self.placer = SelectorPlacer(mode, random.Random(0))
+        return PushRouter(self.client, self.placer, serves)
+
+    @property
+    def in_flight(self) -> Counter[int]:
+        assert self.placer is not None
+        return self.placer.in_flight
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ class TestLeastLoaded:
         for _ in range(5):
             assert await served_by(router) == busy
         assert isinstance(await failure(router, refusing), OverloadedError)
-        assert not router._in_flight
+        assert not fleet.in_flight
 
 
 class TestDirect:
@@ -230,7 +230,7 @@ class TestCancel:
         router = fleet.router()
         assert len(await outputs_of(router.generate, request(), enough=1)) == 1
         await eventually(lambda: worker.open == 0 and worker.closed_early == 1)
-        assert not router._in_flight
+        assert not fleet.in_flight
 
     async def test_kill_is_no_reason_to_try_another(self, fleet: Fleet) -> None:
         scripted = [(await fleet.add_scripted(answers(), hang=True))[1] for _ in range(2)]

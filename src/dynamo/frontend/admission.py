@@ -5,7 +5,7 @@ from starlette.types import Receive
 
 from dynamo.errors import InvalidRequestError, RequestCancelledError, RequestTooLargeError, UnsupportedMediaTypeError
 
-REQUEST_ID_CHARS_MAX = 256
+HEADER_CHARS_MAX = 256  # of those that are read here
 
 
 async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
@@ -35,13 +35,18 @@ async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> byt
 
 def request_id(headers: Headers) -> str | None:
     """The client's own id for the request; InvalidRequestError when it cannot be echoed in a header."""
-    value = headers.get("x-request-id")
-    if value is None:
-        return None
-    if not value or len(value) > REQUEST_ID_CHARS_MAX or not value.isascii() or not value.isprintable():
-        raise InvalidRequestError(
-            f"x-request-id must be 1 to {REQUEST_ID_CHARS_MAX} printable ASCII characters", param="x-request-id"
-        )
+    return _name_in(headers, "x-request-id")
+
+
+def session_id(headers: Headers) -> str | None:
+    """The session that the client says the request belongs to; raises InvalidRequestError."""
+    return _name_in(headers, "x-dynamo-session-id")
+
+
+def _name_in(headers: Headers, header: str) -> str | None:
+    value = headers.get(header)
+    if value is not None and not (0 < len(value) <= HEADER_CHARS_MAX and value.isascii() and value.isprintable()):
+        raise InvalidRequestError(f"{header} must be 1 to {HEADER_CHARS_MAX} printable ASCII characters", param=header)
     return value
 
 

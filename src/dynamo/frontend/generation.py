@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from dynamo.errors import DynamoError, InternalError, RequestCancelledError, UnavailableError
-from dynamo.frontend.admission import read_body, request_id
+from dynamo.frontend.admission import read_body, request_id, session_id
 from dynamo.frontend.exchange import take_exchange
 from dynamo.frontend.response import HttpResponse
 from dynamo.frontend.state import Frontend
@@ -29,6 +29,7 @@ from dynamo.protocols.openai import (
     decode_chat,
     decode_completion,
 )
+from dynamo.protocols.routing import SESSION_ID
 from dynamo.runtime.context import Context
 from dynamo.runtime.stage import Deliver
 
@@ -55,6 +56,8 @@ class GenerationRoute(ABC, Generic[RequestT]):
         try:
             context = Context(request_id(headers), traceparent=headers.get("traceparent"))
             response.request_id = context.id()
+            if (session := session_id(headers)) is not None:
+                context.metadata[SESSION_ID] = session
             body = await read_body(headers, receive, self._frontend.body_limit_bytes)
             request = self._decode(body)
             model = self._frontend.models.get(request.model)

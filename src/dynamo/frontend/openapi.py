@@ -8,6 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dynamo.frontend.admission import HEADER_CHARS_MAX
 from dynamo.frontend.status import HealthBody
 from dynamo.protocols.openai import (
     ChatCompletion,
@@ -61,6 +62,12 @@ def _document() -> bytes:
 
 
 _MODEL_PARAMETER = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+_SESSION_PARAMETER = {
+    "name": "X-Dynamo-Session-ID",
+    "in": "header",
+    "description": "Requests of one session go to one worker, where the router keeps sessions",
+    "schema": {"type": "string", "minLength": 1, "maxLength": HEADER_CHARS_MAX},
+}
 
 
 def _post(request: str, answer: str, chunk: str) -> dict[str, Any]:
@@ -69,6 +76,7 @@ def _post(request: str, answer: str, chunk: str) -> dict[str, Any]:
     return {
         "post": {
             "summary": f"A {answer}, whole or as a stream of {chunk}",
+            "parameters": [_SESSION_PARAMETER],
             "requestBody": {"required": True, "content": _json(request)["content"]},
             "responses": {"200": success, "default": _json("ErrorBody")},
         }

@@ -2,21 +2,20 @@
 
 from dataclasses import dataclass, field
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from dynamo.llm.delta import ResponseHead
 from dynamo.llm.logprobs import chat_logprobs, completion_logprobs
 from dynamo.llm.sequence import ScoredToken, TextOutput
 from dynamo.llm.tool_calls import ToolCallParts
 from dynamo.llm.usage import UsageCounter
-from dynamo.protocols.openai.requests import GenerationRequest, wants_worker_id
+from dynamo.protocols.openai.requests import GenerationRequest, extra_fields
 from dynamo.protocols.openai.responses import (
     ChatAnswer,
     ChatChoice,
     ChatCompletion,
     Completion,
     CompletionChoice,
-    NvExtResponse,
 )
 
 
@@ -84,7 +83,7 @@ class Answer:
             model=head.model,
             choices=[choice.as_chat() for choice in self._in_order()],
             usage=self._usage.usage(),
-            nvext=self._nvext(request),
+            nvext=self._usage.nvext(extra_fields(request)),
         )
 
     def as_completion(self, request: GenerationRequest, head: ResponseHead) -> Completion:
@@ -95,11 +94,8 @@ class Answer:
             model=head.model,
             choices=[choice.as_completion() for choice in self._in_order()],
             usage=self._usage.usage(),
-            nvext=self._nvext(request),
+            nvext=self._usage.nvext(extra_fields(request)),
         )
 
     def _in_order(self) -> list[_Choice]:
         return [self._choices[index] for index in sorted(self._choices)]
-
-    def _nvext(self, request: GenerationRequest) -> NvExtResponse | UnsetType:
-        return (self._usage.nvext() if wants_worker_id(request) else None) or UNSET

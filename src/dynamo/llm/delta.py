@@ -14,11 +14,7 @@ from msgspec import UNSET, UnsetType
 from dynamo.llm.logprobs import chat_logprobs, completion_logprobs
 from dynamo.llm.sequence import TextOutput
 from dynamo.llm.usage import UsageCounter
-from dynamo.protocols.openai.requests import (
-    GenerationRequest,
-    wants_usage,
-    wants_worker_id,
-)
+from dynamo.protocols.openai.requests import GenerationRequest, extra_fields, wants_usage
 from dynamo.protocols.openai.responses import (
     ChatChunkChoice,
     ChatCompletionChunk,
@@ -48,13 +44,13 @@ class ResponseHead:
 class EventStream(ABC, Generic[ChoiceT]):
     """Writes the outputs of one request as events; "[DONE]" and errors are the HTTP layer's."""
 
-    __slots__ = ("_around_text", "_head", "_include_usage", "_include_worker_id", "_usage")
+    __slots__ = ("_around_text", "_extra_fields", "_head", "_include_usage", "_usage")
 
     def __init__(self, request: GenerationRequest, head: ResponseHead) -> None:
         self._head = head
         self._usage = UsageCounter()
         self._include_usage = wants_usage(request)
-        self._include_worker_id = wants_worker_id(request)
+        self._extra_fields = extra_fields(request)
         self._around_text: dict[int, tuple[bytes, bytes]] = {}  # by choice, once it has begun
 
     def encode(self, output: TextOutput) -> bytes:
@@ -117,8 +113,7 @@ class EventStream(ABC, Generic[ChoiceT]):
         return None if self._include_usage else UNSET
 
     def _nvext(self) -> NvExtResponse | UnsetType:
-        nvext = self._usage.nvext() if self._include_worker_id else None
-        return UNSET if nvext is None else nvext
+        return self._usage.nvext(self._extra_fields)
 
 
 class ChatEvents(EventStream[ChatChunkChoice]):

@@ -9,7 +9,7 @@ from dynamo.llm.loaded_model import LoadedModel
 from dynamo.llm.prompt_limits import AnswerLimit, check_prompt
 from dynamo.llm.sampling import guided_decoding, sampling_options, stop_conditions, with_seed_of
 from dynamo.protocols.generation import OutputOptions, PreprocessedRequest, WorkerId
-from dynamo.protocols.openai.requests import GenerationRequest, choices_per_prompt
+from dynamo.protocols.openai.requests import GenerationRequest, choices_per_prompt, extra_fields
 from dynamo.tokens import TokenArray, token_array
 
 
@@ -20,6 +20,7 @@ def engine_requests(
     *,
     limit: AnswerLimit | None,
     output_options: OutputOptions,
+    session_id: str | None,
     field: str,
 ) -> list[PreprocessedRequest]:
     """One request per choice: n for the first prompt, n for the second, and so on.
@@ -45,6 +46,10 @@ def engine_requests(
         eos_token_ids=list(model.tokenizer.eos_token_ids),
         dp_rank=_dp_rank(request, model.card.limits.data_parallel_size),
         target=_target(request),
+        cache_salt=request.cache_salt,
+        priority=_priority(request),
+        session_id=session_id,
+        explain_routing="routing" in extra_fields(request),
     )
     options = [with_seed_of(common.sampling_options, i) for i in range(choices_per_prompt(request))]
     return [
@@ -71,3 +76,9 @@ def _target(request: GenerationRequest) -> WorkerId | None:
     if nvext is None or nvext.backend_instance_id is None:
         return None
     return WorkerId(nvext.backend_instance_id, nvext.dp_rank or 0)
+
+
+def _priority(request: GenerationRequest) -> float:
+    """How many seconds of waiting the client would have its request be ahead of others."""
+    hints = None if request.nvext is None else request.nvext.agent_hints
+    return 0 if hints is None else hints.priority or 0

@@ -20,6 +20,7 @@ from dynamo.protocols.openai.requests import (
     choices_per_prompt,
     stop_strings,
 )
+from dynamo.protocols.routing import SESSION_ID
 from dynamo.runtime.context import Context
 from dynamo.runtime.stage import Deliver, Stage
 from dynamo.tokens import TokenArray, token_array
@@ -35,7 +36,7 @@ class ChatPreprocessor:
     async def __call__(self, request: ChatCompletionRequest, context: Context, deliver: Deliver[TextOutput]) -> None:
         refuse_unsupported_chat(request, self._model.card.features)
         prompts = await self._model.encode([self._render(request)], add_special_tokens=False, field="messages")
-        await _answer(self._text, self._sequences(request, prompts), context, deliver)
+        await _answer(self._text, self._sequences(request, prompts, context), context, deliver)
 
     def _render(self, request: ChatCompletionRequest) -> str:
         template = self._model.chat_template
@@ -48,7 +49,9 @@ class ChatPreprocessor:
             variables["reasoning_effort"] = request.reasoning_effort
         return template.render(request.messages, None if request.tool_choice == "none" else request.tools, variables)
 
-    def _sequences(self, request: ChatCompletionRequest, prompts: Sequence[TokenArray]) -> list[SequenceRequest]:
+    def _sequences(
+        self, request: ChatCompletionRequest, prompts: Sequence[TokenArray], context: Context
+    ) -> list[SequenceRequest]:
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         choices = engine_requests(
             request,
@@ -56,6 +59,7 @@ class ChatPreprocessor:
             prompts,
             limit=_chat_limit(request),
             output_options=OutputOptions(logprobs=logprobs),
+            session_id=context.metadata.get(SESSION_ID),
             field="messages",
         )
         stop = stop_strings(request)
@@ -75,7 +79,7 @@ class CompletionPreprocessor:
     async def __call__(self, request: CompletionRequest, context: Context, deliver: Deliver[TextOutput]) -> None:
         refuse_unsupported_completion(request, self._model.card.features)
         texts, prompts = await self._prompts(request)
-        sequences = self._sequences(request, texts, prompts)
+        sequences = self._sequences(request, texts, prompts, context)
         if request.max_tokens == 0 and request.logprobs is None:
             all(deliver(_echoed(sequence)) for sequence in sequences)
             return
@@ -96,7 +100,7 @@ class CompletionPreprocessor:
         return texts, [token_array(prompt) for prompt in ids]
 
     def _sequences(
-        self, request: CompletionRequest, texts: Sequence[str], prompts: Sequence[TokenArray]
+        self, request: CompletionRequest, texts: Sequence[str], prompts: Sequence[TokenArray], context: Context
     ) -> list[SequenceRequest]:
         echo_only = request.max_tokens == 0
         choices = engine_requests(
@@ -108,6 +112,7 @@ class CompletionPreprocessor:
                 logprobs=None if echo_only else request.logprobs,
                 prompt_logprobs=request.logprobs if request.echo else None,
             ),
+            session_id=context.metadata.get(SESSION_ID),
             field="prompt",
         )
         stop, n = stop_strings(request), choices_per_prompt(request)

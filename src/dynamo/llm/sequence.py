@@ -6,6 +6,7 @@ import msgspec
 
 from dynamo.protocols.generation import PreprocessedRequest, WorkerId
 from dynamo.protocols.openai.responses import ToolCallDelta, Usage
+from dynamo.protocols.routing import RoutingReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,5 +56,6 @@ class TextOutput(msgspec.Struct):
     logprobs: list[ScoredToken] | None = None  # of the tokens whose text is now out
     prompt_tokens: int | None = None  # once per prompt
     cached_tokens: int | None = None  # of those, that needed no prefill
-    worker_id: WorkerId | None = None
+    worker_id: WorkerId | None = None  # on the first output of a choice
+    routing: RoutingReport | None = None  # likewise, where it was asked for
     extra: TextExtra | None = None

@@ -1,12 +1,14 @@
 """One model as a frontend serves it: its card, its workers and the request path to them."""
 
 import asyncio
+import random
 from collections.abc import Iterable
 
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.pipeline import Pipeline, build_pipeline
 from dynamo.llm.register import ModelEntry
 from dynamo.protocols.model_card import ModelCard
+from dynamo.router.placement import SelectorPlacer
 from dynamo.router.push_router import PushRouter
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.client import Client
@@ -39,7 +41,7 @@ class ServedModel:
         files = await _fetch(entry, runtime, cache)
         members = {entry.instance_id}
         client = runtime.client(entry.endpoint)
-        router = PushRouter(client, mode, members.__contains__)
+        router = PushRouter(client, SelectorPlacer(mode, random.Random()), members.__contains__)  # noqa: S311
         try:
             # Parsing a tokenizer takes long enough to be felt by everybody else's streams.
             pipeline = await asyncio.to_thread(build_pipeline, entry.card, files, router)

@@ -67,7 +67,7 @@ class TextSequence:
         request = self._request
         self._started = True
         self._plain = self._stop is None and self._top is None
-        result.worker_id = output.worker_id
+        result.worker_id, result.routing = output.worker_id, output.routing
         if request.counts_prompt:
             result.prompt_tokens = len(request.engine_request.token_ids)
             result.cached_tokens = output.cached_tokens

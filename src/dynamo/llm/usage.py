@@ -1,14 +1,19 @@
-"""Counts the tokens of a request, and remembers who served it."""
+"""Counts the tokens of a request, and remembers who served it and why."""
+
+from collections.abc import Collection
+
+from msgspec import UNSET, UnsetType
 
 from dynamo.llm.sequence import TextOutput
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.openai.responses import NvExtResponse, PromptTokensDetails, Usage, WorkerIdInfo
+from dynamo.protocols.routing import RoutingReport
 
 
 class UsageCounter:
     """Adds up what the outputs of all choices say."""
 
-    __slots__ = ("_cached_tokens", "_prompt_tokens", "_reported", "_worker_id", "completion_tokens")
+    __slots__ = ("_cached_tokens", "_prompt_tokens", "_reported", "_routing", "_worker_id", "completion_tokens")
 
     def __init__(self) -> None:
         self.completion_tokens = 0
@@ -16,6 +21,7 @@ class UsageCounter:
         self._cached_tokens: int | None = None
         self._reported: Usage | None = None
         self._worker_id: WorkerId | None = None
+        self._routing: RoutingReport | None = None
 
     def add(self, output: TextOutput) -> None:
         """Takes everything into account but token_count, which the caller adds to `completion_tokens`."""
@@ -26,7 +32,7 @@ class UsageCounter:
         if output.extra is not None and output.extra.usage is not None:
             self._reported = output.extra.usage
         if self._worker_id is None:
-            self._worker_id = output.worker_id
+            self._worker_id, self._routing = output.worker_id, output.routing
 
     def usage(self) -> Usage | None:
         """The count; None where a worker that speaks text gave none."""
@@ -41,9 +47,19 @@ class UsageCounter:
             usage.prompt_tokens_details = PromptTokensDetails(cached_tokens=self._cached_tokens)
         return usage
 
-    def nvext(self) -> NvExtResponse | None:
-        """The worker of the first choice that answered, in upstream's shape."""
-        if self._worker_id is None:
-            return None
-        worker_id, dp_rank = self._worker_id.instance_id, self._worker_id.dp_rank
-        return NvExtResponse(worker_id=WorkerIdInfo(decode_worker_id=worker_id, decode_dp_rank=dp_rank))
+    def nvext(self, fields: Collection[str]) -> NvExtResponse | UnsetType:
+        """Those of `fields` that are known, of the first choice that answered; the worker in upstream's shape."""
+        worker, routing = self._worker_id, self._routing
+        if "worker_id" not in fields:
+            worker = None
+        if "routing" not in fields:
+            routing = None
+        if worker is None and routing is None:
+            return UNSET
+        return NvExtResponse(worker_id=_worker_info(worker), routing=routing or UNSET)
+
+
+def _worker_info(worker: WorkerId | None) -> WorkerIdInfo | UnsetType:
+    if worker is None:
+        return UNSET
+    return WorkerIdInfo(decode_worker_id=worker.instance_id, decode_dp_rank=worker.dp_rank)

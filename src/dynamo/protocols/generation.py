@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from dynamo.protocols.routing import RoutingReport
 from dynamo.tokens import TokenArray
 
 
@@ -73,6 +74,10 @@ class PreprocessedRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     eos_token_ids: list[int] = []
     dp_rank: int | None = None  # which data-parallel rank of the instance serves this; None: it chooses
     target: WorkerId | None = None  # the worker that the client asked for, by nvext.backend_instance_id
+    cache_salt: str | None = None  # requests share KV blocks only with those of the same salt
+    priority: float = 0  # seconds of head start in a router's queue
+    session_id: str | None = None  # what the client says the request is part of
+    explain_routing: bool = False  # asks the router for a RoutingReport
 
 
 class Logprob(msgspec.Struct, array_like=True):
@@ -99,6 +104,7 @@ class LLMEngineOutput(msgspec.Struct, omit_defaults=True, kw_only=True):
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # on the first output; the first entry is None
     cached_tokens: int | None = None  # on the first output: prompt tokens that needed no prefill
     worker_id: WorkerId | None = None  # on the first output, set by the router
+    routing: RoutingReport | None = None  # likewise, by a router that was asked to explain itself
 
 
 class TextEngineOutput(msgspec.Struct):
@@ -123,6 +129,8 @@ def merge_outputs(outputs: list[LLMEngineOutput]) -> LLMEngineOutput:
             merged.cached_tokens = output.cached_tokens
         if output.worker_id is not None:
             merged.worker_id = output.worker_id
+        if output.routing is not None:
+            merged.routing = output.routing
         if output.finish_reason is not None:
             merged.finish_reason, merged.stop_reason = output.finish_reason, output.stop_reason
     return merged

@@ -1,14 +1,14 @@
-"""The network edge of the request path: chooses a worker, sends the request, passes the reply on."""
+"""The network edge of the request path: gets a worker for each request, sends it there, passes the reply on."""
 
 import logging
-import random
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+
+import msgspec
 
 from dynamo.errors import DynamoError, InvalidRequestError, NoInstancesError, UnavailableError
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
-from dynamo.router.selection import RouterMode, make_selector
+from dynamo.router.placement import TARGET_FIELD, Placement, Placer
 from dynamo.runtime.client import Client, ReplyStream
 from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.context import Context
@@ -18,28 +18,18 @@ OutputT = TypeVar("OutputT", LLMEngineOutput, TextEngineOutput)
 
 logger = logging.getLogger(__name__)
 
-_TARGET = "nvext.backend_instance_id"  # the request's field that names a worker
-
 
 class PushRouter:
-    """Sends each request to one of the workers of a model.
+    """Sends each request to one of the workers of a model, the one that `placer` chooses.
 
     `serves` says whether an instance of the endpoint belongs to the model (several models may share an endpoint). A
     worker that fails before its first output loses the request to another one; after that its error is the answer.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        mode: RouterMode,
-        serves: Callable[[int], bool],
-        rng: random.Random | None = None,
-    ) -> None:
+    def __init__(self, client: Client, placer: Placer, serves: Callable[[int], bool]) -> None:
         self._client = client
-        self._mode = mode
+        self._placer = placer
         self._serves = serves
-        self._selector = make_selector(mode, rng or random.Random())  # noqa: S311 - no secrets here
-        self._in_flight: Counter[int] = Counter()
 
     def workers(self) -> list[int]:
         """The instances that a request could go to now: those that just failed only if there are no others."""
@@ -49,71 +39,69 @@ class PushRouter:
 
     async def generate(self, request: PreprocessedRequest, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
         """A Stage: tokens for tokens."""
-        await self._route(request, context, request.target, _decode_output, deliver)
+        await self._route(request, request, context, request.target, _decode_output, deliver)
 
     async def generate_text(
         self, request: dict[str, Any], context: Context, deliver: Deliver[TextEngineOutput]
     ) -> None:
         """A Stage: the OpenAI request for OpenAI chunks, for workers that take text."""
-        await self._route(request, context, _text_target(request), _decode_chunk, deliver)
+        await self._route(request, None, context, _text_target(request), _decode_chunk, deliver)
 
     async def _route(
         self,
         request: Any,
+        tokens: PreprocessedRequest | None,
         context: Context,
         target: WorkerId | None,
         decode: Callable[[Any], OutputT],
         deliver: Deliver[OutputT],
     ) -> None:
         """Passes on the answer of the first worker that answers at all."""
-        payload = _encode(request)
         failed: dict[int, DynamoError] = {}
         while True:
-            worker = self._choose(target, failed)
-            answer = _Answer(worker, deliver)
+            placement = await self._placer.place(tokens, context, self._candidates(target, failed), target)
+            answer = _Answer(placement.worker, placement.watched(deliver))
             try:
-                await self._send(worker.instance_id, payload, context, decode, answer.pass_on)
+                await self._send(placement, request, context, decode, answer.pass_on)
                 return
             except DynamoError as error:
                 if target is not None or answer.begun or not error.retryable:
                     raise
-                logger.warning("request %s: instance %x: %s", context.id(), worker.instance_id, error)
-                self._client.avoid(worker.instance_id)
-                failed[worker.instance_id] = error
+                instance_id = placement.worker.instance_id
+                logger.warning("request %s: instance %x: %s", context.id(), instance_id, error)
+                self._client.avoid(instance_id)
+                failed[instance_id] = error
+            finally:
+                placement.end()
 
     async def _send(
         self,
-        instance_id: int,
-        payload: bytes,
+        placement: Placement,
+        request: Any,
         context: Context,
         decode: Callable[[Any], OutputT],
         deliver: Deliver[OutputT],
     ) -> None:
-        self._in_flight[instance_id] += 1
-        try:
-            reply = await self._client.call(instance_id, payload, context)
-            await ReplyStream(reply, decode, instance_id).push_to(deliver)
-        finally:
-            self._in_flight[instance_id] -= 1
-            if not self._in_flight[instance_id]:
-                del self._in_flight[instance_id]  # instances come and go
+        instance_id = placement.worker.instance_id
+        reply = await self._client.call(instance_id, _encode(request, placement.dp_rank), context)
+        await ReplyStream(reply, decode, instance_id).push_to(deliver)
 
-    def _choose(self, target: WorkerId | None, failed: Mapping[int, DynamoError]) -> WorkerId:
+    def _candidates(self, target: WorkerId | None, failed: Mapping[int, DynamoError]) -> Sequence[int]:
         if target is not None:
             if target.instance_id not in self._client.instance_ids() or not self._serves(target.instance_id):
-                raise InvalidRequestError(f"there is no worker {target.instance_id} for this model", param=_TARGET)
-            return target
-        if self._mode is RouterMode.DIRECT:
-            raise InvalidRequestError(f"the router is in direct mode: name a worker in {_TARGET}", param=_TARGET)
+                raise InvalidRequestError(f"there is no worker {target.instance_id} for this model", param=TARGET_FIELD)
+            return [target.instance_id]
         candidates = [i for i in self.workers() if i not in failed]
         if not candidates:
             # What the last one said of its state says more than that a connection failed.
             said = [error for error in failed.values() if isinstance(error, UnavailableError)]
             raise said[-1] if said else NoInstancesError("no worker can take this request right now")
-        return WorkerId(self._selector.pick(candidates, self._in_flight))
+        return candidates
 
 
-def _encode(request: Any) -> bytes:
+def _encode(request: Any, dp_rank: int | None) -> bytes:
+    if dp_rank is not None:
+        request = msgspec.structs.replace(request, dp_rank=dp_rank)
     try:
         return encode_payload(request)
     except OverflowError as error:  # JSON has larger integers than msgpack

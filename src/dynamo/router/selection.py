@@ -13,6 +13,7 @@ class RouterMode(StrEnum):
     RANDOM = "random"
     LEAST_LOADED = "least-loaded"
     DIRECT = "direct"  # the request names its worker
+    KV = "kv"  # where the prompt costs least, by what is cached and who is busy
 
 
 class Selector(Protocol):
@@ -54,9 +55,9 @@ class LeastLoaded:
 
 
 def make_selector(mode: RouterMode, rng: random.Random) -> Selector:
-    """The selector of a mode. DIRECT has none of its own: requests that name no worker take turns."""
+    """The selector of a mode. DIRECT has none of its own, nor has KV for requests whose tokens are not known."""
     if mode is RouterMode.RANDOM:
         return Random(rng)
-    if mode is RouterMode.LEAST_LOADED:
+    if mode in (RouterMode.LEAST_LOADED, RouterMode.KV):
         return LeastLoaded(rng)
     return RoundRobin()

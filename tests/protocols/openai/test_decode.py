@@ -60,7 +60,13 @@ def test_all_fields_of_a_chat_request() -> None:
         min_tokens=1,
         ignore_eos=True,
         response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
-        nvext={"extra_fields": ["worker_id"], "backend_instance_id": 2**64 - 1, "dp_rank": 1},
+        cache_salt="s" * 256,
+        nvext={
+            "extra_fields": ["worker_id", "routing"],
+            "agent_hints": {"priority": -1_000_000, "more": 1},
+            "backend_instance_id": 2**64 - 1,
+            "dp_rank": 1,
+        },
         max_tokens=5,
         max_completion_tokens=6,
         logprobs=True,
@@ -76,6 +82,8 @@ def test_all_fields_of_a_chat_request() -> None:
     assert request.response_format.json_schema.schema == {"type": "object"}
     assert request.nvext is not None
     assert request.nvext.backend_instance_id == 2**64 - 1
+    assert request.nvext.agent_hints is not None
+    assert request.nvext.agent_hints.priority == -1e6
     assert request.tools is not None
     assert request.tools[0].function.name == "f"
 
@@ -174,6 +182,9 @@ def test_a_surrogate_pair_is_one_character() -> None:
         ("tools", {}),
         ("tool_choice", "sometimes"),
         ("response_format", "json"),
+        ("cache_salt", ""),
+        ("cache_salt", "x" * 257),
+        ("cache_salt", 5),
     ],
 )
 def test_values_of_chat_fields(field: str, value: object) -> None:
@@ -203,6 +214,12 @@ def test_values_of_chat_fields(field: str, value: object) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
         ({"nvext": {"backend_instance_id": 2**64}}, "nvext.backend_instance_id"),
         ({"nvext": {"extra_fields": "worker_id"}}, "nvext.extra_fields"),
+        ({"nvext": {"agent_hints": 5}}, "nvext.agent_hints"),
+        ({"nvext": {"agent_hints": {"priority": "high"}}}, "nvext.agent_hints.priority"),
+        ({"nvext": {"agent_hints": {"priority": True}}}, "nvext.agent_hints.priority"),
+        ({"nvext": {"agent_hints": {"priority": 1_000_001}}}, "nvext.agent_hints.priority"),
+        ({"nvext": {"agent_hints": {"priority": -1e7}}}, "nvext.agent_hints.priority"),
+        ({"nvext": {"agent_hints": {"priority": 10**400}}}, "nvext.agent_hints.priority"),
         ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
         ({"min_tokens": 6, "max_tokens": 50, "max_completion_tokens": 5}, "min_tokens"),
         ({"chat_template_kwargs": nested(300)}, "chat_template_kwargs"),

@@ -4,6 +4,7 @@ A field that is null or absent is None here. The types say which values a field 
 `dynamo.protocols.openai.checks` checks what concerns several fields. Unknown names are ignored.
 """
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -12,6 +13,8 @@ from dynamo.protocols.openai.messages import JsonObject, Message, Tool, ToolChoi
 
 INT32_MAX = 2**31 - 1  # engines keep counts in 32 bits
 STOP_STRING_CHARS_MAX = 1000  # bounds the work per token
+CACHE_SALT_CHARS_MAX = 256
+PRIORITY_MAX_S = 1e6  # either way
 
 Count = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 PositiveCount = Annotated[int, Meta(ge=1, le=INT32_MAX)]
@@ -42,10 +45,17 @@ class ResponseFormat(Struct, kw_only=True):
     json_schema: JsonSchema | None = None
 
 
+class AgentHints(Struct, kw_only=True):
+    """What an agent knows of its request and the service could not."""
+
+    priority: Annotated[float, Meta(ge=-PRIORITY_MAX_S, le=PRIORITY_MAX_S)] | None = None  # seconds of head start
+
+
 class NvExt(Struct, kw_only=True):
     """Upstream's extension of the protocol."""
 
-    extra_fields: list[str] | None = None  # what else the response should say; we know "worker_id"
+    extra_fields: list[str] | None = None  # what else the response should say; we know "worker_id" and "routing"
+    agent_hints: AgentHints | None = None
     backend_instance_id: Annotated[int, Meta(ge=0)] | None = None  # the worker to use
     dp_rank: Count | None = None  # and its data-parallel rank
 
@@ -74,6 +84,7 @@ class GenerationRequest(Struct, kw_only=True):
     ignore_eos: bool | None = None
 
     response_format: ResponseFormat | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=CACHE_SALT_CHARS_MAX)] | None = None
     nvext: NvExt | None = None
 
 
@@ -133,5 +144,6 @@ def wants_usage(request: GenerationRequest) -> bool:
     return request.stream_options is not None and bool(request.stream_options.include_usage)
 
 
-def wants_worker_id(request: GenerationRequest) -> bool:
-    return request.nvext is not None and "worker_id" in (request.nvext.extra_fields or ())
+def extra_fields(request: GenerationRequest) -> Collection[str]:
+    """What else the response should say."""
+    return () if request.nvext is None else request.nvext.extra_fields or ()

@@ -4,6 +4,8 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from dynamo.protocols.routing import RoutingReport
+
 
 class PromptTokensDetails(Struct, kw_only=True):
     cached_tokens: int  # of the prompt, that needed no prefill
@@ -26,7 +28,10 @@ class WorkerIdInfo(Struct, kw_only=True):
 
 
 class NvExtResponse(Struct, kw_only=True):
-    worker_id: WorkerIdInfo
+    """What a request's `nvext.extra_fields` asked for."""
+
+    worker_id: WorkerIdInfo | UnsetType = UNSET
+    routing: RoutingReport | UnsetType = UNSET
 
 
 class TopLogprob(Struct, kw_only=True):

@@ -1,0 +1,32 @@
+"""What a router is told with a request beside its tokens, and how it explains its choice."""
+
+import msgspec
+
+SESSION_ID = "session_id"  # in a Context's metadata: the session that the client says its request belongs to
+
+
+class CandidateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker that could have had the request. Counts are in KV blocks, but for `prefill_tokens`."""
+
+    worker_id: int  # the instance id
+    dp_rank: int
+    cost: float  # the lowest wins
+    device_blocks: int  # of the prompt, that lie in the worker's cache on each tier
+    host_blocks: int
+    disk_blocks: int
+    prefill_tokens: int  # that it would have to compute, with those of requests before this one
+    decode_blocks: int  # that it would hold for all its requests
+
+
+class RoutingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request went where it did. It stands in the answer as it is, defaults included."""
+
+    mode: str
+    worker_id: int  # the instance id
+    dp_rank: int
+    prompt_blocks: int  # full ones
+    block_size: int  # tokens
+    overlap_blocks: int  # of the prompt, that the chosen worker had
+    queued_ms: float = 0
+    no_overlap_reason: str | None = None  # where overlap_blocks is 0
+    candidates: list[CandidateReport] = []
