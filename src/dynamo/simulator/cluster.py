@@ -112,7 +112,7 @@ class Cluster:
             record.last_token_s = now_s
             record.output_tokens += 1
             if not record.output_tokens % block_size:
-                self._router.output(record.request_id, block_size)
+                self._router.output(record.request_id, block_size, now_s)
             if output.finish_reason is not None:
                 record.finished = True
                 del running[sequence]

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from dynamo.config import option
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.errors import ConfigError
+from dynamo.router.config import KvRouterConfig
 from dynamo.simulator.arrivals import Arrivals
 from dynamo.simulator.modes import SimulatedMode
 from dynamo.simulator.trace import BLOCK_SIZE, TraceRequest, longest_context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimulationConfig:
+class SimulationConfig(KvRouterConfig):
     """Play a trace against simulated workers behind each kind of router, in virtual time.
 
     The trace is in Mooncake's format: JSON lines with timestamp, input_length, output_length and hash_ids.
@@ -51,6 +52,7 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what cannot be simulated."""
+        KvRouterConfig.__post_init__(self)  # with slots there is no plain super()
         if self.workers < 1:
             raise ConfigError(f"--workers must be at least 1, not {self.workers}")
         if self.rate is not None and not 0 < self.rate < float("inf"):

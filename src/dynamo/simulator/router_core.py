@@ -28,7 +28,7 @@ class RouterCore(Protocol):
         """Its prefill is over."""
         ...
 
-    def output(self, request_id: int, tokens: int) -> None:
+    def output(self, request_id: int, tokens: int, now_s: float) -> None:
         """It has `tokens` more output tokens; told in lots, not token by token."""
         ...
 
@@ -66,7 +66,7 @@ class SelectorCore:
     def first_token(self, request_id: int, now_s: float) -> None:
         pass
 
-    def output(self, request_id: int, tokens: int) -> None:
+    def output(self, request_id: int, tokens: int, now_s: float) -> None:
         pass
 
     def free(self, request_id: int, now_s: float) -> None:
