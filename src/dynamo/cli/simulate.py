@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _compare(trace: Path, config: SimulationConfig) -> None:
     requests = read_trace(trace, limit=config.limit, block_size=config.trace_block_size)
+    config.engine(requests)  # says what is wrong before anything is shown
     print(
         f"{len(requests):,} requests, {sum(request.prompt_tokens for request in requests):,} prompt tokens in"
         f" {distinct_blocks(requests):,} different blocks;"

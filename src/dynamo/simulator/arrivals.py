@@ -26,8 +26,10 @@ def arrival_times_s(
 
 def scaled_times_s(requests: Sequence[TraceRequest], rate_per_s: float) -> list[float]:
     """The trace's own times, bursts and lulls included, on a scale that makes `rate_per_s` the mean rate."""
+    start_s, end_s = requests[0].arrival_s, requests[-1].arrival_s
+    if start_s == end_s:  # no rate can spread what comes at once
+        return [0.0] * len(requests)
     factor = trace_rate_per_s(requests) / rate_per_s
-    start_s = requests[0].arrival_s
     return [(request.arrival_s - start_s) * factor for request in requests]
 
 

@@ -78,10 +78,10 @@ class SimulationConfig(KvRouterConfig):
 
         Raises ConfigError for sizes that don't go together, and for too few blocks.
         """
-        longest = longest_context(requests)
+        longest, given = longest_context(requests), self.num_gpu_blocks_override
         engine = SchedulerConfig(
             block_size=self.block_size,
-            num_blocks=self.num_gpu_blocks_override or ample_blocks(requests, self.block_size),
+            num_blocks=ample_blocks(requests, self.block_size) if given is None else given,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_model_len=longest + 1,
