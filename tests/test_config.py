@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from dynamo.config import build_parser, from_environment, option, parse, parse_known, settings
+from dynamo.config import as_flags, build_parser, from_environment, group, option, parse, parse_known, settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,3 +143,46 @@ def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("T_PORT", "77")
     assert parse(Config, [], prog="test").port == 77
     assert build_parser(Config, prog="test", epilog="the end").format_help().endswith("the end\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    """A part of something."""
+
+    depth: float = option(1.0, flag="--depth", env="T_DEPTH", minimum=0, help="how deep")
+    wide: bool = option(True, flag="--wide", help="not narrow")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer:
+    """Something with a part."""
+
+    port: int = option(1, flag="--port", minimum=1, help="a port")
+    inner: Inner = group(Inner)
+    title: str | None = option(None, flag="--title", help="a title")
+
+
+def read_outer(*argv: str, **environ: str) -> Outer:
+    return parse(Outer, argv, prog="test", environ=environ)
+
+
+def test_a_group_is_set_like_fields_of_its_owner() -> None:
+    assert read_outer() == Outer()
+    assert read_outer("--depth", "2", "--no-wide", "--port", "3") == Outer(port=3, inner=Inner(depth=2.0, wide=False))
+    assert read_outer(T_DEPTH="4").inner.depth == 4
+    assert [setting.name for setting in settings(Outer)] == ["port", "inner.depth", "inner.wide", "title"]
+
+
+def test_numbers_below_their_minimum(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("-1", "inf", "nan"):
+        with pytest.raises(SystemExit):
+            read_outer("--depth", text)
+        assert f"{text} is not a number of at least 0" in capsys.readouterr().err
+    assert read_outer(T_DEPTH="-1") == Outer()
+    assert "T_DEPTH='-1' is not usable" in caplog.text
+
+
+@pytest.mark.parametrize("config", [Outer(), Outer(port=3, inner=Inner(depth=0.5, wide=False), title="a b")])
+def test_a_configuration_as_flags(config: Outer) -> None:
+    assert read_outer(*as_flags(Outer, config), T_DEPTH="7") == config
+    assert read_outer(*as_flags(Outer, config, without=["inner.depth"])).inner.depth == 1

@@ -8,6 +8,8 @@
 
     config = parse(FrontendConfig, sys.argv[1:], prog="python -m dynamo.frontend")
 
+A field declared by `group` holds another such class, whose options stand beside its own.
+
 A flag wins over the environment, which wins over the default. A wrong flag ends the program with argparse's message
 and exit code 2; a wrong variable is a warning, because an environment made for another program must not stop this one.
 """
@@ -15,10 +17,12 @@ and exit code 2; a wrong variable is a warning, because an environment made for 
 import argparse
 import dataclasses
 import logging
+import math
+import operator
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -38,6 +42,7 @@ class Option:
     env: str | None = None
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
+    minimum: float | None = None  # of a number, which must be finite then
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # other spellings of a choice
 
 
@@ -49,6 +54,7 @@ def option(
     env: str | None = None,
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
+    minimum: float | None = None,
     aliases: Mapping[str, str] | None = None,
 ) -> Any:
     """A dataclass field that can be set by `flag` (one or several spellings, the first is the main one) or `env`."""
@@ -58,29 +64,56 @@ def option(
         env=env,
         choices=tuple(choices) if choices is not None else None,
         metavar=metavar,
+        minimum=minimum,
         aliases=aliases or {},
     )
     return dataclasses.field(default=default, metadata={"option": described})
+
+
+def group(cls: type[T]) -> T:
+    """A dataclass field that holds a `cls`, set by the options of `cls`."""
+    field: T = dataclasses.field(default_factory=cls, metadata={"group": cls})
+    return field
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One field of a configuration class with everything that is known about it."""
 
-    name: str
+    name: str  # with the name of its group and a point before it, if it is in one
     type: type
     default: Any
     option: Option
 
 
 def settings(cls: type) -> list[Setting]:
-    """The fields of `cls` that were declared by `option`, inherited ones first."""
+    """The fields of `cls` that were declared by `option`, inherited ones first, and those of its groups."""
     hints = typing.get_type_hints(cls)
-    return [
-        Setting(name=f.name, type=_plain_type(hints[f.name]), default=f.default, option=f.metadata["option"])
-        for f in dataclasses.fields(cls)
-        if "option" in f.metadata
-    ]
+    found: list[Setting] = []
+    for f in dataclasses.fields(cls):
+        if "option" in f.metadata:
+            described = f.metadata["option"]
+            found.append(Setting(name=f.name, type=_plain_type(hints[f.name]), default=f.default, option=described))
+        elif "group" in f.metadata:
+            found += [dataclasses.replace(s, name=f"{f.name}.{s.name}") for s in settings(f.metadata["group"])]
+    return found
+
+
+def as_flags(cls: type, config: Any, *, without: Collection[str] = ()) -> list[str]:
+    """The command line that gives the fields of `cls` their values in `config`, but for those named in `without`.
+
+    None, which no flag can say, is left to the default.
+    """
+    flags: list[str] = []
+    for setting in settings(cls):
+        value, flag = operator.attrgetter(setting.name)(config), setting.option.flags[0]
+        if value is None or setting.name in without:
+            continue
+        if setting.type is bool:
+            flags.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        else:
+            flags += [flag, str(value)]
+    return flags
 
 
 def parse(cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str, str] | None = None) -> T:
@@ -126,6 +159,11 @@ def from_namespace(cls: type[T], namespace: argparse.Namespace, *, environ: Mapp
     given = vars(namespace)
     values = from_environment(cls, os.environ if environ is None else environ)
     values |= {s.name: given[s.name] for s in settings(cls) if s.name in given}
+    for f in dataclasses.fields(typing.cast("Any", cls)):
+        if "group" in f.metadata:
+            prefix = f"{f.name}."
+            inner = {name: values.pop(name) for name in tuple(values) if name.startswith(prefix)}
+            values[f.name] = f.metadata["group"](**{name.removeprefix(prefix): v for name, v in inner.items()})
     return cls(**values)
 
 
@@ -158,7 +196,10 @@ def _converter(setting: Setting) -> typing.Callable[[str], Any]:
         text = described.aliases.get(text, text)
         if described.choices is not None and text not in described.choices:
             raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(described.choices)}")
-        return setting.type(text)
+        value = setting.type(text)
+        if described.minimum is not None and not described.minimum <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {described.minimum:g}")
+        return value
 
     convert.__name__ = setting.type.__name__  # argparse names it in "invalid int value"
     return convert

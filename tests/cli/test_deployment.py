@@ -1,6 +1,7 @@
 """The command lines that `dynamo serve` makes: each must be what the process itself understands."""
 
 import dataclasses
+from operator import attrgetter
 from typing import TypeVar
 
 import pytest
@@ -12,6 +13,7 @@ from dynamo.engines.echo import EchoConfig
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.frontend.config import FrontendConfig
+from dynamo.router.config import KvRouterConfig
 
 T = TypeVar("T")
 
@@ -32,6 +34,24 @@ GIVEN = ServeConfig(
     access_log=False,
     keep_alive_s=9,
     client_timeout_s=8.0,
+    kv_router=KvRouterConfig(
+        overlap_score_weight=0.5,
+        host_cache_hit_weight=0.4,
+        disk_cache_hit_weight=0.3,
+        prefill_load_scale=2.0,
+        router_temperature=0.1,
+        use_kv_events=False,
+        router_ttl_secs=9.0,
+        router_predicted_ttl_secs=1.0,
+        router_max_tree_size=1000,
+        router_queue_threshold=3.0,
+        router_queue_policy="wspt",
+        router_queue_size=10,
+        router_replica_sync=True,
+        router_session_affinity="hard",
+        router_session_ttl_secs=5.0,
+        router_active_request_expiry_secs=60.0,
+    ),
 )
 CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
 NOT_THE_FRONTENDS = {"rpc_host", "rpc_port", "system_host", "system_port"}  # it serves no endpoints
@@ -49,7 +69,7 @@ def parsed(cls: type[T], command: list[str]) -> T:
 def test_given_differs_from_every_default() -> None:
     for setting in settings(FrontendConfig):
         if setting.name not in CANNOT_DIFFER:
-            assert getattr(GIVEN, setting.name) != setting.default, setting.name
+            assert attrgetter(setting.name)(GIVEN) != setting.default, setting.name
 
 
 def test_the_frontend_gets_every_flag() -> None:
@@ -59,7 +79,7 @@ def test_the_frontend_gets_every_flag() -> None:
     config = parsed(FrontendConfig, made["frontend"])
     for setting in settings(FrontendConfig):
         if setting.name not in NOT_THE_FRONTENDS:
-            assert getattr(config, setting.name) == getattr(GIVEN, setting.name), setting.name
+            assert attrgetter(setting.name)(config) == attrgetter(setting.name)(GIVEN), setting.name
 
 
 @pytest.mark.parametrize(("engine", "cls"), [("mocker", MockerConfig), ("echo", EchoConfig), ("vllm", VllmConfig)])

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,15 @@ import pytest
 from dynamo.engines import worker as worker_module
 from dynamo.engines.base import EngineInfo
 from dynamo.engines.config import WorkerConfig
-from dynamo.engines.worker import EngineEndpoint, Worker, run_workers
+from dynamo.engines.worker import EngineEndpoint, Worker, _serve, run_workers
 from dynamo.errors import ConfigError, InternalError
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
-from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.kv_events import BlockStored, KvEventBatch
+from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
+from dynamo.router.publisher import KV_EVENTS_ENDPOINT
 from dynamo.runtime.context import Context
+from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.event_feed import Subscribe
 from dynamo.testing import program, within
 from dynamo.testing.tiny_model import byte_level_files
 from dynamo.tokens import token_array
@@ -29,9 +33,14 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.has_kv_events = False
         self.start_error: Exception | None = None
         self.failure = asyncio.Event()
         self.aborted = asyncio.Event()
+
+    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
+        self.publish = publish
+        return self.has_kv_events
 
     async def start(self) -> EngineInfo:
         self.calls.append("start")
@@ -197,6 +206,41 @@ class TestRun:
         assert reason in caplog.text
 
 
+class TestKvEvents:
+    @pytest.fixture
+    async def runtime(self, config: WorkerConfig) -> AsyncIterator[DistributedRuntime]:
+        runtime = DistributedRuntime(config=config)
+        yield runtime
+        await within(runtime.close())
+
+    async def visible(self, runtime: DistributedRuntime, config: WorkerConfig, model: Path, engine: FakeEngine) -> str:
+        """What discovery says of a worker, in the order in which it has become visible."""
+        watch = runtime.discovery.watch("")
+        await _serve(runtime, config, Worker(engine=engine, model_path=str(model)))
+        return " ".join(event.key.split("/")[-2 if event.key.startswith("instances/") else 0] for event in watch.take())
+
+    async def test_are_served_before_the_model_is_visible(
+        self, runtime: DistributedRuntime, config: WorkerConfig, model: Path
+    ) -> None:
+        engine = FakeEngine()
+        engine.has_kv_events = True
+        order = (await self.visible(runtime, config, model, engine)).split()
+        assert order.index("kv_events") < order.index("generate") < order.index("models")
+
+        engine.publish(KvEventBatch(0, [BlockStored(b"12345678")]))
+        endpoint = config.endpoint_id()
+        client = await runtime.endpoint(f"{endpoint.namespace}.{endpoint.component}.kv_events").client()
+        stream = await client.generate(Subscribe(), annotated=False)
+        assert await within(anext(stream)) == [1, 1, 0, [0, [[0, b"12345678", 0]]]]  # a part of a dump
+
+    async def test_are_not_served_by_an_engine_without_them(
+        self, runtime: DistributedRuntime, config: WorkerConfig, model: Path
+    ) -> None:
+        order = (await self.visible(runtime, config, model, FakeEngine())).split()
+        assert "kv_events" not in order
+        assert "load" in order
+
+
 SLOW_START = """
 import asyncio, sys
 from dynamo.engines.config import WorkerConfig
@@ -229,5 +273,5 @@ async def test_told_to_stop_while_the_engine_starts(model: Path, tmp_path: Path,
     assert not discovery.exists()
 
 
-def test_load_endpoint_has_the_name_that_others_ask_for() -> None:
-    assert worker_module.LOAD_ENDPOINT == "load"
+def test_endpoints_have_the_names_that_others_ask_for() -> None:
+    assert (LOAD_ENDPOINT, KV_EVENTS_ENDPOINT) == ("load", "kv_events")

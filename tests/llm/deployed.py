@@ -9,8 +9,8 @@ from typing import Any
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_manager import ModelManager
 from dynamo.llm.register import register_model
+from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.protocols.model_card import ModelCard, ModelInput, ModelType
-from dynamo.router import RouterMode
 from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
 from dynamo.testing import eventually
 from dynamo.testing.tiny_model import byte_fallback_files, byte_level_files
@@ -38,7 +38,7 @@ class Deployed:
 
     def manager(self, namespace: str | None = None) -> ModelManager:
         cache = ArtifactCache(None)
-        return ModelManager(self.runtime, namespace=namespace, mode=RouterMode.ROUND_ROBIN, cache=cache)
+        return ModelManager(self.runtime, namespace=namespace, routing=RoutingSetup(), cache=cache)
 
     def new_worker(self) -> DistributedRuntime:
         worker = DistributedRuntime(config=self.runtime.config, shared=self.runtime.shared)

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dynamo.errors import ConfigError, ProtocolError
 from dynamo.llm import served_model
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.register import MODELS_PREFIX, ModelEntry
+from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.llm.sequence import TextOutput
 from dynamo.llm.served_model import ServedModel
 from dynamo.protocols.openai import decode_completion
-from dynamo.router import RouterMode
 from dynamo.runtime import Context
 from dynamo.runtime.discovery.base import Put
 from dynamo.runtime.stage import Deliver
@@ -28,7 +29,7 @@ async def entry(fleet: Deployed) -> ModelEntry:
 
 
 async def make(fleet: Deployed, announced: ModelEntry) -> ServedModel:
-    return await within(ServedModel.make(announced, fleet.runtime, RouterMode.ROUND_ROBIN, ArtifactCache(None)))
+    return await within(ServedModel.make(announced, fleet.runtime, RoutingSetup(), ArtifactCache(None)))
 
 
 async def test_answers(fleet: Deployed, tiny: Path) -> None:
@@ -50,11 +51,12 @@ async def test_answers(fleet: Deployed, tiny: Path) -> None:
 
 async def test_members(fleet: Deployed, tiny: Path) -> None:
     first = await fleet.serve("m", tiny)
-    model = await make(fleet, await entry(fleet))
+    announced = await entry(fleet)
+    model = await make(fleet, announced)
     second = await fleet.serve("other", tiny)  # at the same endpoint
-    await eventually(lambda: len(model._client.instance_ids()) == 2)
+    await eventually(lambda: len(model._workers._client.instance_ids()) == 2)
     assert [i.instance_id for i in model.instances()] == [first.instance_id]
-    model.set_members([second.instance_id])
+    model.set_members([msgspec.structs.replace(announced, instance_id=second.instance_id)])
     assert [i.instance_id for i in model.instances()] == [second.instance_id]
     model.set_members([])
     assert not model.ready

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dynamo.runtime.context import Context
-from dynamo.runtime.stage import pushed
+from dynamo.runtime.handler import closing
+from dynamo.runtime.stage import Deliver, pulled, pushed
 from dynamo.testing.scripted import Scripted, answers
 from dynamo.testing.stages import outputs_of, reading
 from dynamo.testing.waiting import eventually, within
@@ -107,3 +108,38 @@ async def test_kill_during_a_pause_lets_the_handler_go_on_to_its_end() -> None:
         context.kill()
         with pytest.raises(ZeroDivisionError):
             await reader.end()
+
+
+class TestPulled:
+    """And back: stages as handlers."""
+
+    async def test_items_in_order(self) -> None:
+        numbers = pulled(pushed(Numbers(answers(*range(1000)))))
+        assert [item async for item in numbers("", Context())] == list(range(1000))
+
+    async def test_a_reader_that_is_behind_pauses_the_stage(self) -> None:
+        delivered: list[int] = []
+
+        async def stage(request: str, context: Context, deliver: Deliver[int]) -> None:
+            for number in range(500):
+                if context.is_paused():
+                    await context.resumed()
+                delivered.append(number)
+                deliver(number)
+
+        async with closing(pulled(stage)("", Context())) as items:
+            assert await within(anext(items)) == 0
+            assert 0 < len(delivered) < 100
+            assert [item async for item in items] == list(range(1, 500))
+
+    async def test_a_reader_that_leaves_ends_the_work(self) -> None:
+        handler = Numbers(answers(1), hang=True)
+        async with closing(pulled(pushed(handler))("", Context())) as items:
+            assert await within(anext(items)) == 1
+        assert (handler.open, handler.closed_early) == (0, 1)
+
+    async def test_error_of_the_stage_comes_after_its_items(self) -> None:
+        items = pulled(pushed(Numbers(answers(1, 2, ZeroDivisionError("oh")))))("", Context())
+        assert [await within(anext(items)), await within(anext(items))] == [1, 2]
+        with pytest.raises(ZeroDivisionError, match="oh"):
+            await within(anext(items))

@@ -2,18 +2,24 @@
 
 import asyncio
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo.errors import ConfigError
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
-from dynamo.runtime.system_server import system_server
-from dynamo.testing import eventually, within
+from dynamo.runtime.health import Health
+from dynamo.runtime.listening_socket import bind
+from dynamo.runtime.system_server import EmbeddedServer, system_app, system_server
+from dynamo.testing import eventually, run_strictly, within
 
 
 async def echo(request: Any) -> AsyncIterator[Any]:
@@ -103,3 +109,31 @@ async def test_address_that_cannot_be_used(runtime: DistributedRuntime) -> None:
                     pass
     async with system_server(runtime.health, runtime.registry, host="127.0.0.1", port=port) as again:
         assert again == port
+
+
+def test_a_crowd_is_let_in_within_few_turns() -> None:
+    """uvloop's own server would take one connection in each turn of the event loop, and a busy one's are long."""
+    crowd = 100
+
+    async def run() -> None:
+        app = system_app(Health(), CollectorRegistry())
+        server = EmbeddedServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+        sock = bind("127.0.0.1", 0)
+        address = sock.getsockname()
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        await eventually(lambda: server.started)
+        clients = [socket.create_connection(address) for _ in range(crowd)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        let_in = len(server.server_state.connections)
+        server.should_exit = True
+        await within(serving)
+        for client in clients:
+            client.settimeout(10)
+            assert client.recv(1) == b"", "they are let go"
+            client.close()
+        assert let_in == crowd
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+
+    run_strictly(run(), uvloop.new_event_loop)

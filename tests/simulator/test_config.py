@@ -25,7 +25,6 @@ def test_all_routers_are_compared_unless_some_are_named() -> None:
         {"trace_block_size": 0},
         {"event_latency_s": -1.0},
         {"router_mode": "kv,best"},
-        {"router_temperature": -1.0},
     ],
 )
 def test_refuses_what_cannot_be_simulated(settings: dict[str, Any]) -> None:

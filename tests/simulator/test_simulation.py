@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from dynamo.router.config import KvRouterConfig
 from dynamo.simulator.config import SimulationConfig, ample_blocks
 from dynamo.simulator.modes import SimulatedMode
 from dynamo.simulator.report import Summary
@@ -12,6 +13,7 @@ from dynamo.simulator.trace import TraceRequest, best_hit_ratio, distinct_blocks
 
 WORKERS = 8
 CONFIG = SimulationConfig(workers=WORKERS, rate=16.0)
+QUEUEING = KvRouterConfig(router_queue_threshold=1.0)
 KV_MODES = (SimulatedMode.KV, SimulatedMode.KV_APPROX)
 PLAIN_MODES = (SimulatedMode.ROUND_ROBIN, SimulatedMode.RANDOM, SimulatedMode.LEAST_LOADED)
 
@@ -58,14 +60,12 @@ def test_equal_seeds_give_equal_results(mode: SimulatedMode, mooncake: list[Trac
 def test_nothing_is_lost_when_all_is_scarce(mode: SimulatedMode, mooncake: list[TraceRequest]) -> None:
     """simulate() itself raises when a request has not ended."""
     blocks = distinct_blocks(mooncake) // 10 // 2
-    config = dataclasses.replace(
-        CONFIG, workers=2, rate=40.0, num_gpu_blocks_override=blocks, router_queue_threshold=1.0
-    )
+    config = dataclasses.replace(CONFIG, workers=2, rate=40.0, num_gpu_blocks_override=blocks, kv_router=QUEUEING)
     assert simulate(config, mode, mooncake[:200]).requests == 200
 
 
 def test_a_queue_in_the_router_holds_requests_back(mooncake: list[TraceRequest]) -> None:
-    config = dataclasses.replace(CONFIG, workers=2, rate=40.0, router_queue_threshold=1.0)
+    config = dataclasses.replace(CONFIG, workers=2, rate=40.0, kv_router=QUEUEING)
     assert simulate(config, SimulatedMode.KV, mooncake[:100]).router_wait_p99_s > 0
 
 

@@ -3,11 +3,14 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dynamo.config import option
+from dynamo.config import as_flags, option
 from dynamo.engines.make import ENGINES
 from dynamo.frontend.config import FrontendConfig
+from dynamo.runtime.config import RuntimeConfig
+
+_NOT_THE_FRONTENDS = ("rpc_host", "rpc_port", "system_host", "system_port")  # it serves no endpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,28 +47,21 @@ class Deployment:
         return commands | {f"worker-{i + 1}": self._worker(i) for i in range(self.config.workers)}
 
     def _frontend(self) -> list[str]:
-        c = self.config
-        command = [sys.executable, "-m", "dynamo.frontend", "--http-host", c.http_host, "--http-port", str(c.http_port)]
-        command += ["--router-mode", c.router_mode, "--http-body-limit-mb", str(c.body_limit_mb)]
-        command += ["--http-keep-alive", str(c.keep_alive_s), "--http-client-timeout", str(c.client_timeout_s)]
-        command += ["--access-log" if c.access_log else "--no-access-log"]
-        return command + self._runtime_flags()
+        flags = as_flags(FrontendConfig, self._shared(), without=_NOT_THE_FRONTENDS)
+        return [sys.executable, "-m", "dynamo.frontend", *flags]
 
     def _worker(self, position: int) -> list[str]:
         c = self.config
         command = [sys.executable, "-m", f"dynamo.{c.engine}", "--model", self.model_dir]
         command += ["--served-model-name" if c.engine == "vllm" else "--model-name", self.model_name]
-        command += ["--system-host", c.system_host, "--system-port", _port(c.system_port, position)]
-        command += ["--rpc-host", c.rpc_host, "--rpc-port", _port(c.rpc_port, position)]
-        return [*command, *self._runtime_flags(), *self.worker_flags]
+        own = replace(self._shared(), system_port=_port(c.system_port, position), rpc_port=_port(c.rpc_port, position))
+        return [*command, *as_flags(RuntimeConfig, own), *self.worker_flags]
 
-    def _runtime_flags(self) -> list[str]:
-        c = self.config
-        flags = ["--discovery-backend", c.discovery_backend, "--request-plane", c.request_plane]
-        flags += ["--shutdown-timeout", str(c.shutdown_timeout_s), "--file-kv", str(c.discovery_directory())]
-        return [*flags, "--namespace", self.namespace]
+    def _shared(self) -> ServeConfig:
+        """The configuration with what this deployment adds to it."""
+        return replace(self.config, namespace=self.namespace, file_kv=str(self.config.discovery_directory()))
 
 
-def _port(first: int, position: int) -> str:
+def _port(first: int, position: int) -> int:
     """Workers on one host need ports of their own; 0 and -1 mean no port in particular."""
-    return str(first + position if first > 0 else first)
+    return first + position if first > 0 else first

@@ -11,6 +11,7 @@ from dynamo.engines.echo import EchoConfig
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.frontend.config import FrontendConfig
+from dynamo.router.config import KvRouterConfig
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.simulator.config import SimulationConfig
 
@@ -19,7 +20,7 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig,)),
     ("dynamo serve", ServeConfig, (FrontendConfig,)),
     ("dynamo run", RunConfig, ()),
-    ("dynamo simulate", SimulationConfig, ()),
+    ("dynamo simulate", SimulationConfig, (KvRouterConfig,)),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),
     ("python -m dynamo.vllm", VllmConfig, (WorkerConfig,)),
     ("python -m dynamo.mocker", MockerConfig, (WorkerConfig,)),

@@ -1,10 +1,11 @@
 """What the framework asks of an inference engine."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import EngineFeature, RuntimeLimits
 from dynamo.runtime.context import Context
@@ -21,6 +22,13 @@ class EngineInfo:
 
 class LLMEngine(Protocol):
     """Continues sequences of tokens. `examples/own_engine.py` is the smallest one."""
+
+    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
+        """Called once, before start(): from then on `publish` is to be told in the event loop what the cache holds.
+
+        False when the engine says nothing about its cache.
+        """
+        ...
 
     async def start(self) -> EngineInfo:
         """Loads the model; returns when requests can be served."""

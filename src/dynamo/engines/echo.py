@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from dynamo.config import option, parse
@@ -10,6 +10,7 @@ from dynamo.engines.base import EngineInfo
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.worker import Worker, run_workers
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.runtime.context import Context
 
@@ -33,6 +34,9 @@ class EchoEngine:
     def __init__(self, delay_s: float = 0.0) -> None:
         self._delay_s = delay_s
         self._running: dict[asyncio.Event, str] = {}  # set when the request is aborted; ids are the clients' own choice
+
+    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
+        return False  # there is no cache
 
     async def start(self) -> EngineInfo:
         return EngineInfo()

@@ -14,8 +14,9 @@ from dynamo.errors import DynamoError, InternalError
 from dynamo.llm.model_card import default_name
 from dynamo.llm.register import register_model
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
-from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.protocols.model_card import ModelInput, ModelType
+from dynamo.router.publisher import KvEventFeed
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.handler import closing
@@ -27,8 +28,6 @@ from dynamo.runtime.worker import run_until_shutdown, shutdown_on_signals
 from dynamo.telemetry import logging as telemetry_logging
 
 logger = logging.getLogger(__name__)
-
-LOAD_ENDPOINT = "load"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +93,15 @@ async def _shut_down(runtime: DistributedRuntime) -> str:
 async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Worker) -> None:
     """Starts the engine and announces it; the model becomes visible last."""
     endpoint_id, template = config.endpoint_id(), config.chat_template()  # what is wrong with them is said at once
+    kv_events = KvEventFeed()
+    has_kv_events = worker.engine.publish_kv_events(kv_events.publish)
     info: EngineInfo = await worker.engine.start()
     endpoint = runtime.endpoint(str(endpoint_id))
     engine_endpoint = EngineEndpoint(worker.engine)
     load_id = EndpointId(endpoint_id.namespace, endpoint_id.component, LOAD_ENDPOINT)
     await runtime.endpoint(str(load_id)).start(engine_endpoint.load)
+    if has_kv_events:
+        await kv_events.start(endpoint)
     await endpoint.start(engine_endpoint.generate, request_type=PreprocessedRequest)
     await register_model(
         ModelInput.Tokens,

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from dynamo.config import option
+from dynamo.config import group, option
 from dynamo.errors import ConfigError
+from dynamo.router.config import KvRouterConfig
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.config import RuntimeConfig
 
@@ -29,6 +30,7 @@ class FrontendConfig(RuntimeConfig):
         choices=[mode.value for mode in RouterMode],
         help="how requests are spread over workers",
     )
+    kv_router: KvRouterConfig = group(KvRouterConfig)
     body_limit_mb: float = option(
         45.0, flag="--http-body-limit-mb", env="DYN_HTTP_BODY_LIMIT_MB", help="largest request body in megabytes"
     )

@@ -20,6 +20,7 @@ from dynamo.frontend.tracker import access_logger
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_cache import cache_dir
 from dynamo.llm.model_manager import ModelManager
+from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.listening_socket import bind
@@ -29,6 +30,7 @@ from dynamo.runtime.system_server import EmbeddedServer
 from dynamo.runtime.worker import shutdown_on_signals
 from dynamo.telemetry import logging as telemetry_logging
 from dynamo.telemetry.metrics import FrontendMetrics
+from dynamo.telemetry.router_metrics import RouterMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,9 @@ async def _serve(config: FrontendConfig) -> None:
     models = ModelManager(
         runtime,
         namespace=config.namespace,
-        mode=RouterMode(config.router_mode),
+        routing=RoutingSetup(
+            mode=RouterMode(config.router_mode), kv=config.kv_router, metrics=RouterMetrics(runtime.registry)
+        ),
         cache=ArtifactCache(cache_dir() / "artifacts"),
     )
     frontend = Frontend(

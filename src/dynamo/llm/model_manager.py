@@ -11,6 +11,7 @@ from dynamo.errors import ModelNotFoundError, NoInstancesError
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_slot import ModelSlot
 from dynamo.llm.register import ModelEntry, models_prefix
+from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.llm.served_model import ServedModel
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.discovery.base import Put, Watch
@@ -25,11 +26,11 @@ class ModelManager:
     """Owns every ServedModel: one per name, made when its first worker appears, closed when its last one is gone."""
 
     def __init__(
-        self, runtime: DistributedRuntime, *, namespace: str | None, mode: RouterMode, cache: ArtifactCache
+        self, runtime: DistributedRuntime, *, namespace: str | None, routing: RoutingSetup, cache: ArtifactCache
     ) -> None:
         self._runtime = runtime
         self._prefix = models_prefix(namespace)
-        self._mode = mode
+        self._routing = routing
         self._cache = cache
         self._slots: dict[str, ModelSlot] = {}
         self._gone: dict[str, None] = {}  # names that had workers once: theirs is a 503, not a 404
@@ -80,7 +81,7 @@ class ModelManager:
                 name = names[event.key] = entry.card.name
                 slot = self._slots.get(name)
                 if slot is None:
-                    slot = self._slots[name] = ModelSlot(self._make)
+                    slot = self._slots[name] = ModelSlot(self._make, same_blocks=self._routing.mode is RouterMode.KV)
                 await slot.add(event.key, entry)
             elif (gone := names.pop(event.key, None)) is not None:
                 await self._remove(gone, event.key)
@@ -97,4 +98,4 @@ class ModelManager:
                 del self._gone[next(iter(self._gone))]
 
     async def _make(self, entry: ModelEntry) -> ServedModel:
-        return await ServedModel.make(entry, self._runtime, self._mode, self._cache)
+        return await ServedModel.make(entry, self._runtime, self._routing, self._cache)

@@ -22,8 +22,10 @@ class ModelSlot:
     The others get no requests. The choice depends on nothing but who is there, so that all frontends choose alike.
     """
 
-    def __init__(self, make: Callable[[ModelEntry], Awaitable[ServedModel]]) -> None:
+    def __init__(self, make: Callable[[ModelEntry], Awaitable[ServedModel]], *, same_blocks: bool = False) -> None:
+        """`same_blocks`: workers whose KV blocks differ in size cannot share a name either."""
         self._make = make
+        self._same_blocks = same_blocks
         self._entries: dict[str, ModelEntry] = {}  # by discovery key
         self._left_out: set[str] = set()  # keys that were complained about
         self._builder: asyncio.Task[None] | None = None
@@ -56,23 +58,36 @@ class ModelSlot:
         """Brings what is served in line with what is announced."""
         if not self._entries:
             return
-        elected = _elect(self._entries.values())
-        if self._chosen is None or _kind(elected) != _kind(self._chosen):
+        elected = self._elect(self._entries.values())
+        if self._chosen is None or self._kind(elected) != self._kind(self._chosen):
             await self.close()
             self._chosen = elected
             self._builder = asyncio.create_task(self._build(), name="model-builder")
         elif self.served is not None:
-            self.served.set_members(self._members())
+            self.served.set_members(self._members().values())
         self._complain()
+
+    def _kind(self, entry: ModelEntry) -> tuple[EndpointId, str, int | None]:
+        """Equal for workers that can stand in for each other."""
+        return entry.endpoint, entry.card.content_hash, entry.card.limits.kv_block_size if self._same_blocks else None
+
+    def _elect(self, entries: Collection[ModelEntry]) -> ModelEntry:
+        """One of the largest group's; of equally large ones, of that with the oldest worker."""
+        sizes = Counter(map(self._kind, entries))
+        return min(entries, key=lambda entry: (-sizes[self._kind(entry)], entry.announced_ms, entry.instance_id))
 
     def _members(self) -> dict[int, ModelEntry]:
         chosen = self._chosen
-        return {e.instance_id: e for e in self._entries.values() if chosen is not None and _kind(e) == _kind(chosen)}
+        return {
+            e.instance_id: e
+            for e in self._entries.values()
+            if chosen is not None and self._kind(e) == self._kind(chosen)
+        }
 
     def _complain(self) -> None:
         """Says once of each worker that is left out why it is."""
         assert self._chosen is not None
-        left_out = {key: entry for key, entry in self._entries.items() if _kind(entry) != _kind(self._chosen)}
+        left_out = {key: entry for key, entry in self._entries.items() if self._kind(entry) != self._kind(self._chosen)}
         for key in left_out.keys() - self._left_out:
             entry = left_out[key]
             logger.error(
@@ -98,22 +113,11 @@ class ModelSlot:
                         complaint = text
                         logger.warning("%s", text, exc_info=not isinstance(error, (DynamoError, TimeoutError)))
                 else:
-                    served.set_members(self._members())
+                    served.set_members(self._members().values())
                     self.served = served
                     logger.info("serving the model %r", entry.card.name)
                     return
             await asyncio.sleep(_RETRY_S)
-
-
-def _kind(entry: ModelEntry) -> tuple[EndpointId, str]:
-    """Equal for workers that can stand in for each other."""
-    return entry.endpoint, entry.card.content_hash
-
-
-def _elect(entries: Collection[ModelEntry]) -> ModelEntry:
-    """One of the largest group's; of equally large ones, of that with the oldest worker."""
-    sizes = Counter(map(_kind, entries))
-    return min(entries, key=lambda entry: (-sizes[_kind(entry)], entry.announced_ms, entry.instance_id))
 
 
 def _difference(entry: ModelEntry, other: ModelEntry) -> str:
@@ -124,6 +128,8 @@ def _difference(entry: ModelEntry, other: ModelEntry) -> str:
         found.append(f"endpoint {entry.endpoint}, not {other.endpoint}")
     if card.context_length != expected.context_length:
         found.append(f"context length {card.context_length}, not {expected.context_length}")
+    if card.limits.kv_block_size != expected.limits.kv_block_size:
+        found.append(f"KV blocks of {card.limits.kv_block_size} tokens, not {expected.limits.kv_block_size}")
     if files := sorted({artifact.name for artifact in set(card.artifacts) ^ set(expected.artifacts)}):
         found.append(f"other {', '.join(files)}")
     return "; ".join(found) or "another kind of model or engine"

@@ -72,9 +72,9 @@ class PreprocessedRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     output_options: OutputOptions = msgspec.field(default_factory=OutputOptions)
     guided_decoding: GuidedDecoding | None = None
     eos_token_ids: list[int] = []
+    cache_salt: str | None = None  # KV blocks are shared only with requests that have the same
     dp_rank: int | None = None  # which data-parallel rank of the instance serves this; None: it chooses
     target: WorkerId | None = None  # the worker that the client asked for, by nvext.backend_instance_id
-    cache_salt: str | None = None  # requests share KV blocks only with those of the same salt
     priority: float = 0  # seconds of head start in a router's queue
     session_id: str | None = None  # what the client says the request is part of
     explain_routing: bool = False  # asks the router for a RoutingReport

@@ -2,6 +2,8 @@
 
 import msgspec
 
+LOAD_ENDPOINT = "load"  # beside a worker's generate endpoint: asked anything, it answers with a list of WorkerLoad
+
 
 class WorkerLoad(msgspec.Struct, omit_defaults=True, kw_only=True):
     """A snapshot of one data-parallel rank."""

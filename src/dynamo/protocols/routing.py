@@ -14,8 +14,8 @@ class CandidateReport(msgspec.Struct, frozen=True, kw_only=True):
     device_blocks: int  # of the prompt, that lie in the worker's cache on each tier
     host_blocks: int
     disk_blocks: int
-    prefill_tokens: int  # that it would have to compute, with those of requests before this one
-    decode_blocks: int  # that it would hold for all its requests
+    prefill_tokens: int  # that it has yet to compute for requests before this one
+    decode_blocks: int  # that its running requests hold
 
 
 class RoutingReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,173 +4,284 @@ Sequence hashes are chained, so a block's hash names its whole prefix: a flat ta
 tree has to be walked or kept in order. Workers are small integers here, slots, so that the holders of a block are the
 bits of one integer.
 
-This is the reference. `dynamo.router.kernel` chooses between it and the same in C++.
+`PyBlockIndex` is the reference. `dynamo.router.kernel` chooses between it and the same in C++.
 """
 
 from collections import OrderedDict
 from typing import Protocol
 
-from dynamo.tokens import HashArray, hash_array
+from dynamo.tokens import HashArray, TokenArray, hash_array, sequence_hashes
 
 TIERS = 3  # device, host, disk: see dynamo.protocols.kv_events.Tier
+SLOTS_MAX = 65_536
 
 # (slot, blocks on device, on host, on disk): consecutive from the first block on, each counted on its fastest tier.
 SlotMatch = tuple[int, int, int, int]
 
+_LOG_SLACK = 1024  # how much longer than needed a log may always be
+_FEW = 8  # bits; so many are found faster one by one than by looking at all
+
 
 class BlockIndex(Protocol):
-    """Holds at most `max_blocks` different blocks; those that were stored or matched longest ago make room."""
+    """Holds at most `max_blocks` different blocks; those that were stored or matched longest ago make room.
 
-    pruned: int  # blocks that had to make room
+    Of the blocks of one call the later ones make room first, for they are of no use without the earlier ones. A slot
+    or tier out of range is a ValueError.
+    """
+
+    @property
+    def pruned(self) -> int:
+        """Blocks that had to make room."""
+        ...
 
     def __len__(self) -> int:
         """Different blocks."""
         ...
 
-    def store(self, slot: int, tier: int, hashes: HashArray) -> None:
+    def store(self, slot: int, tier: int, hashes: HashArray, /) -> None:
         """`slot` holds these blocks on `tier`, whether it was known or not."""
         ...
 
-    def remove(self, slot: int, tier: int, hashes: HashArray) -> None:
+    def remove(self, slot: int, tier: int, hashes: HashArray, /) -> None:
         """`slot` holds them there no longer; unknown ones are passed over."""
         ...
 
-    def clear(self, slot: int) -> None:
+    def clear(self, slot: int, /) -> None:
         """`slot` holds nothing any more."""
         ...
 
-    def match(self, hashes: HashArray) -> list[SlotMatch]:
-        """How many of these consecutive blocks each slot holds; slots without the first one are left out."""
+    def match(self, hashes: HashArray, /) -> list[SlotMatch]:
+        """How many of these consecutive blocks each slot holds; slots without the first one are left out.
+
+        Those that hold the fewest come first, and of them the lowest.
+        """
         ...
 
-    def held(self, slot: int, tier: int) -> HashArray:
+    def hash_and_match(self, token_ids: TokenArray, block_size: int, seed: int, /) -> tuple[HashArray, list[SlotMatch]]:
+        """The sequence hashes of a prompt (`dynamo.tokens`), and what match() says of them."""
+        ...
+
+    def held(self, slot: int, tier: int, /) -> HashArray:
         """The blocks that `slot` holds on `tier`, in no particular order."""
         ...
 
-    def count(self, slot: int) -> int:
+    def count(self, slot: int, /) -> int:
         """How many blocks `slot` holds; one on two tiers counts twice."""
         ...
 
 
 class PyBlockIndex:
-    """BlockIndex in Python.
-
-    The holders of a block are one integer: bit 3 * slot + tier.
-    """
+    """BlockIndex in Python."""
 
     def __init__(self, max_blocks: int) -> None:
         if max_blocks < 1:
             raise ValueError(f"max_blocks must be at least 1, not {max_blocks}")
         self._max_blocks = max_blocks
-        self._holders: OrderedDict[int, int] = OrderedDict()  # by hash, least recently used first
-        self._held: dict[int, set[int]] = {}  # by 3 * slot + tier
+        # By hash, bit s for slot s. The first has every block, if only with 0, least recently used first.
+        self._device: OrderedDict[int, int] = OrderedDict()
+        self._holders: tuple[dict[int, int], ...] = (self._device, {}, {})  # by tier
+        self._places: dict[int, _Place] = {}  # by TIERS * slot + tier; none is empty
         self.pruned = 0
 
     def __len__(self) -> int:
-        return len(self._holders)
+        return len(self._device)
 
     def store(self, slot: int, tier: int, hashes: HashArray) -> None:
-        place = TIERS * slot + tier
-        bit = 1 << place
-        holders = self._holders
-        held = self._held.setdefault(place, set())
-        for block in reversed(hashes):  # a prefix must not go before what continues it
-            holders[block] = holders.pop(block, 0) | bit
-        held.update(hashes)
-        if len(holders) > self._max_blocks:
+        key = _key(slot, tier)
+        blocks = hashes.tolist()
+        blocks.reverse()
+        bit = 1 << slot
+        added = self._store_slower(bit, tier, blocks) if tier else self._store_on_device(bit, blocks)
+        if added:
+            place = self._places.get(key)
+            if place is None:
+                place = self._places[key] = _Place()
+            place.count += added
+            place.log.extend(hashes)
+            if len(place.log) > 2 * place.count + _LOG_SLACK:
+                place.compact(self._holders[tier], bit)
+        if len(self._device) > self._max_blocks:
             self._prune()
 
     def remove(self, slot: int, tier: int, hashes: HashArray) -> None:
-        place = TIERS * slot + tier
-        held = self._held.get(place)
-        if held is None:
+        key = _key(slot, tier)
+        place = self._places.get(key)
+        if place is None:
             return
-        bit = 1 << place
-        holders = self._holders
+        holders = self._holders[tier]
+        bit = 1 << slot
         for block in hashes:
-            if block in held:
-                held.remove(block)
-                left = holders[block] ^ bit
-                if left:
-                    holders[block] = left
-                else:
-                    del holders[block]
-        if not held:
-            del self._held[place]
+            mask = holders.get(block, 0)
+            if mask & bit:
+                place.count -= 1
+                holders[block] = mask ^ bit
+                if mask == bit:
+                    self._drop_if_free(block, tier)
+        if not place.count:
+            del self._places[key]
 
     def clear(self, slot: int) -> None:
         for tier in range(TIERS):
-            held = self._held.get(TIERS * slot + tier)
-            if held is not None:
-                self.remove(slot, tier, hash_array(held))
+            place = self._places.get(_key(slot, tier))
+            if place is not None:
+                self.remove(slot, tier, place.log)
 
     def match(self, hashes: HashArray) -> list[SlotMatch]:
-        holders = self._holders
-        matches: list[SlotMatch] = []
-        active = _on_device(holders.get(hashes[0], 0)) if hashes else 0
+        blocks = hashes.tolist()
+        device, host, disk = self._holders
+        if not blocks or blocks[0] not in device:
+            return []
+        all_on_device = not (host or disk)
+        active = device[blocks[0]] | host.get(blocks[0], 0) | disk.get(blocks[0], 0)
         slower: dict[int, list[int]] = {}  # by slot: blocks on host, on disk
+        matches: list[SlotMatch] = []
         depth = 0
-        for block in hashes:
-            mask = holders.get(block, 0)
-            still = active & mask
-            if still != active:
-                still = active & _on_device(mask)
-                if still != active:
-                    self._ended(active ^ still, depth, slower, matches)
-                self._count_slower(still & ~mask, mask, slower)
+        get = device.get
+        for block in blocks:
+            mask = get(block, 0)
+            if mask != active:
+                still = active & mask
+                if still != active and not all_on_device:
+                    on_host = host.get(block, 0)
+                    still = active & (mask | on_host | disk.get(block, 0))
+                    _count_slower(still & ~mask, on_host, slower)
+                _end(active ^ still, depth, slower, matches)
                 active = still
-            if not active:
-                break
+                if not active:
+                    break
             depth += 1
-        self._ended(active, depth, slower, matches)
-        for block in reversed(hashes[:depth]):
-            holders.move_to_end(block)
+        _end(active, depth, slower, matches)
+        del blocks[depth:]
+        blocks.reverse()
+        use = self._device.move_to_end
+        for block in blocks:
+            use(block)
         return matches
 
+    def hash_and_match(self, token_ids: TokenArray, block_size: int, seed: int) -> tuple[HashArray, list[SlotMatch]]:
+        hashes = sequence_hashes(token_ids, block_size, seed)
+        return hashes, self.match(hashes)
+
     def held(self, slot: int, tier: int) -> HashArray:
-        return hash_array(self._held.get(TIERS * slot + tier, ()))
+        place = self._places.get(_key(slot, tier))
+        if place is None:
+            return hash_array()
+        place.compact(self._holders[tier], 1 << slot)
+        return place.log[:]
 
     def count(self, slot: int) -> int:
-        return sum(len(self._held.get(TIERS * slot + tier, ())) for tier in range(TIERS))
+        first = _key(slot, 0)
+        return sum(self._places[key].count for key in range(first, first + TIERS) if key in self._places)
 
-    def _count_slower(self, slots: int, mask: int, slower: dict[int, list[int]]) -> None:
-        """Counts a block for slots that hold it, but not on their device."""
-        while slots:
-            lowest = slots & -slots
-            slots ^= lowest
-            counts = slower.setdefault(lowest.bit_length() // TIERS, [0, 0])
-            counts[0 if mask & (lowest << 1) else 1] += 1
+    def _store_on_device(self, bit: int, blocks: list[int]) -> int:
+        """Returns how many of them are new there."""
+        holders = self._device
+        get, use = holders.get, holders.move_to_end
+        added = 0
+        for block in blocks:
+            mask = get(block)
+            if mask is None:
+                holders[block] = bit
+                added += 1
+            else:
+                use(block)
+                if not mask & bit:
+                    holders[block] = mask | bit
+                    added += 1
+        return added
 
-    def _ended(self, slots: int, depth: int, slower: dict[int, list[int]], matches: list[SlotMatch]) -> None:
-        """Those slots hold `depth` blocks."""
-        while slots:
-            lowest = slots & -slots
-            slots ^= lowest
-            slot = lowest.bit_length() // TIERS
-            host, disk = slower.get(slot, (0, 0))
-            if depth:
-                matches.append((slot, depth - host - disk, host, disk))
+    def _store_slower(self, bit: int, tier: int, blocks: list[int]) -> int:
+        """Returns how many of them are new there."""
+        known = self._device
+        holders = self._holders[tier]
+        added = 0
+        for block in blocks:
+            if block in known:
+                known.move_to_end(block)
+            else:
+                known[block] = 0
+            mask = holders.get(block, 0)
+            if not mask & bit:
+                holders[block] = mask | bit
+                added += 1
+        return added
+
+    def _drop_if_free(self, block: int, tier: int) -> None:
+        """Nobody holds `block` on `tier` any more."""
+        if tier:
+            del self._holders[tier][block]
+        device, host, disk = self._holders
+        if not device[block] and block not in host and block not in disk:
+            del device[block]
 
     def _prune(self) -> None:
-        while len(self._holders) > self._max_blocks:
-            block, mask = self._holders.popitem(last=False)
+        slower = [(tier, holders) for tier, holders in enumerate(self._holders) if tier and holders]
+        for _ in range(len(self._device) - self._max_blocks):
+            block, mask = self._device.popitem(last=False)
+            self._uncount(mask, 0)
+            for tier, holders in slower:
+                self._uncount(holders.pop(block, 0), tier)
             self.pruned += 1
-            while mask:
-                lowest = mask & -mask
-                mask ^= lowest
-                self._held[lowest.bit_length() - 1].discard(block)
+
+    def _uncount(self, slots: int, tier: int) -> None:
+        """Each of `slots` holds one block less on `tier`."""
+        for slot in _each(slots):
+            key = TIERS * slot + tier
+            place = self._places[key]
+            place.count -= 1
+            if not place.count:
+                del self._places[key]
 
 
-def _on_device(mask: int) -> int:
-    """The holders on any tier, as if they held the block on their device."""
-    return (mask | mask >> 1 | mask >> 2) & _every_third(mask.bit_length())
+class _Place:
+    """What one slot holds on one tier: how much, and where to look for it."""
+
+    __slots__ = ("count", "log")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.log = hash_array()  # all that is held, some of it twice, and some that no longer is
+
+    def compact(self, holders: dict[int, int], bit: int) -> None:
+        """Leaves what is held, once."""
+        if len(self.log) != self.count:
+            self.log = hash_array({block for block in self.log if holders.get(block, 0) & bit})
 
 
-def _every_third(bits: int) -> int:
-    """Bits 0, 3, 6, ... up to `bits`."""
-    while bits > len(_THIRDS) - 1:
-        _THIRDS.append(_THIRDS[-1] | 1 << (len(_THIRDS) - 1) if (len(_THIRDS) - 1) % TIERS == 0 else _THIRDS[-1])
-    return _THIRDS[bits]
+def _key(slot: int, tier: int) -> int:
+    if not 0 <= slot < SLOTS_MAX:
+        raise ValueError(f"a slot is between 0 and {SLOTS_MAX - 1}, not {slot}")
+    if not 0 <= tier < TIERS:
+        raise ValueError(f"a tier is between 0 and {TIERS - 1}, not {tier}")
+    return TIERS * slot + tier
 
 
-_THIRDS = [0]  # by number of bits
+def _count_slower(slots: int, on_host: int, slower: dict[int, list[int]]) -> None:
+    """Counts a block for slots that hold it, but not on their device."""
+    for slot in _each(slots):
+        counts = slower.setdefault(slot, [0, 0])
+        counts[0 if on_host >> slot & 1 else 1] += 1
+
+
+def _end(slots: int, depth: int, slower: dict[int, list[int]], matches: list[SlotMatch]) -> None:
+    """Those slots hold `depth` blocks."""
+    if not depth:
+        return
+    if not slower:
+        matches += [(slot, depth, 0, 0) for slot in _each(slots)]
+        return
+    for slot in _each(slots):
+        host, disk = slower.get(slot, (0, 0))
+        matches.append((slot, depth - host - disk, host, disk))
+
+
+def _each(slots: int) -> list[int]:
+    """The numbers of the bits that are set, ascending."""
+    if slots.bit_count() > _FEW:
+        return [slot for slot, digit in enumerate(reversed(bin(slots))) if digit == "1"]
+    numbers = []
+    while slots:
+        lowest = slots & -slots
+        slots ^= lowest
+        numbers.append(lowest.bit_length() - 1)
+    return numbers

@@ -1,11 +1,9 @@
 """How the KV router decides. Flags and names are upstream's where it has them."""
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
 from dynamo.config import option
-from dynamo.errors import ConfigError
 from dynamo.router.radix_tree import MAX_BLOCKS
 
 
@@ -33,30 +31,35 @@ class KvRouterConfig:
         1.0,
         flag=("--kv-overlap-score-weight", "--router-kv-overlap-score-weight", "--router-kv-overlap-score-credit"),
         env="DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT",
+        minimum=0,
         help="kv: credit for a block that a worker has on its device, in blocks to prefill; 0 ignores caches",
     )
     host_cache_hit_weight: float = option(
         0.75,
         flag="--router-host-cache-hit-weight",
         env="DYN_ROUTER_HOST_CACHE_HIT_WEIGHT",
+        minimum=0,
         help="kv: the same for a block in host memory",
     )
     disk_cache_hit_weight: float = option(
         0.25,
         flag="--router-disk-cache-hit-weight",
         env="DYN_ROUTER_DISK_CACHE_HIT_WEIGHT",
+        minimum=0,
         help="kv: the same for a block on disk",
     )
     prefill_load_scale: float = option(
         1.0,
         flag=("--prefill-load-scale", "--router-prefill-load-scale"),
         env="DYN_ROUTER_PREFILL_LOAD_SCALE",
+        minimum=0,
         help="kv: weight of a block to prefill against a block being decoded",
     )
     router_temperature: float = option(
         0.0,
         flag="--router-temperature",
         env="DYN_ROUTER_TEMPERATURE",
+        minimum=0,
         help="kv: 0 takes the cheapest worker, more spreads requests over those that cost little more",
     )
     use_kv_events: bool = option(
@@ -70,6 +73,7 @@ class KvRouterConfig:
         flag="--router-ttl-secs",
         env="DYN_ROUTER_TTL_SECS",
         metavar="SECONDS",
+        minimum=0,
         help="kv: how long a worker without events is thought to keep what it was sent",
     )
     router_predicted_ttl_secs: float = option(
@@ -77,6 +81,7 @@ class KvRouterConfig:
         flag="--router-predicted-ttl-secs",
         env="DYN_ROUTER_PREDICTED_TTL_SECS",
         metavar="SECONDS",
+        minimum=0,
         help="kv: how long after a prompt's first token its blocks count as cached until the worker's events say so",
     )
     router_max_tree_size: int = option(
@@ -84,12 +89,14 @@ class KvRouterConfig:
         flag="--router-max-tree-size",
         env="DYN_ROUTER_MAX_TREE_SIZE",
         metavar="BLOCKS",
+        minimum=1,
         help="kv: how many different blocks are remembered; those unused for longest are forgotten first",
     )
     router_queue_threshold: float | None = option(
         None,
         flag="--router-queue-threshold",
         env="DYN_ROUTER_QUEUE_THRESHOLD",
+        minimum=0,
         help="kv: requests wait while every worker has more tokens to prefill than this many of its batches"
         " (default: they never wait)",
     )
@@ -105,6 +112,7 @@ class KvRouterConfig:
         flag="--router-queue-size",
         env="DYN_ROUTER_QUEUE_SIZE",
         metavar="REQUESTS",
+        minimum=1,
         help="kv: how many may wait; more are refused as overload",
     )
     router_replica_sync: bool = option(
@@ -125,6 +133,7 @@ class KvRouterConfig:
         flag="--router-session-ttl-secs",
         env="DYN_ROUTER_SESSION_TTL_SECS",
         metavar="SECONDS",
+        minimum=0,
         help="kv: after this long without a request a session is forgotten",
     )
     router_active_request_expiry_secs: float = option(
@@ -132,26 +141,6 @@ class KvRouterConfig:
         flag="--router-active-request-expiry-secs",
         env="DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS",
         metavar="SECONDS",
+        minimum=0,
         help="kv: a request that has given no sign for so long no longer counts as load",
     )
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError, naming the setting."""
-        for name in (
-            "overlap_score_weight",
-            "host_cache_hit_weight",
-            "disk_cache_hit_weight",
-            "prefill_load_scale",
-            "router_temperature",
-            "router_ttl_secs",
-            "router_predicted_ttl_secs",
-            "router_session_ttl_secs",
-            "router_active_request_expiry_secs",
-            "router_queue_threshold",
-        ):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} must be a number of at least 0, not {value}")
-        for name in ("router_max_tree_size", "router_queue_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, Tier
-from dynamo.router.block_index import BlockIndex
+from dynamo.router.block_index import BlockIndex, SlotMatch
 from dynamo.router.kernel import make_block_index
-from dynamo.tokens import HashArray, hash_array, hashes_from_bytes
+from dynamo.tokens import HASH_SEED, HashArray, TokenArray, hash_array, hashes_from_bytes
 
 MAX_BLOCKS = 8_388_608
 
@@ -107,13 +107,14 @@ class RadixTree:
 
     def find_matches(self, hashes: HashArray) -> OverlapScores:
         """Who holds how many of these consecutive blocks. What is found counts as used."""
-        workers = self._workers
-        overlaps: dict[WorkerId, Overlap] = {}
-        for slot, *counts in self._index.match(hashes):
-            worker = workers[slot]
-            assert worker is not None
-            overlaps[worker] = Overlap(*counts)
-        return OverlapScores(overlaps)
+        return self._scores(self._index.match(hashes))
+
+    def hash_and_match(
+        self, token_ids: TokenArray, block_size: int, seed: int = HASH_SEED
+    ) -> tuple[HashArray, OverlapScores]:
+        """The sequence hashes of a prompt, and who holds how many of its blocks."""
+        hashes, matches = self._index.hash_and_match(token_ids, block_size, seed)
+        return hashes, self._scores(matches)
 
     def held(self, worker: WorkerId, tier: Tier = Tier.DEVICE) -> HashArray:
         """The blocks that `worker` holds on `tier`, in no particular order."""
@@ -132,6 +133,15 @@ class RadixTree:
                 hashes = self._index.held(slot, tier)
                 if hashes:
                     yield worker, tier, hashes
+
+    def _scores(self, matches: Iterable[SlotMatch]) -> OverlapScores:
+        workers = self._workers
+        overlaps: dict[WorkerId, Overlap] = {}
+        for slot, device, host, disk in matches:
+            worker = workers[slot]
+            assert worker is not None
+            overlaps[worker] = Overlap(device, host, disk)
+        return OverlapScores(overlaps)
 
     def _take_slot(self, worker: WorkerId) -> int:
         if self._free:

@@ -14,7 +14,7 @@ from dynamo.router.affinity import Sessions
 from dynamo.router.approx import ApproxKvIndexer, Claim
 from dynamo.router.config import Affinity, KvRouterConfig, QueuePolicy
 from dynamo.router.cost import cost_blocks, credit_blocks, select
-from dynamo.router.kernel import hash_blocks
+from dynamo.router.kernel import sequence_hashes
 from dynamo.router.queue import RequestQueue
 from dynamo.router.radix_tree import NO_OVERLAP, Overlap, OverlapScores, RadixTree
 from dynamo.router.routing import Candidate, RoutingDecision, RoutingRequest, WorkerLimits
@@ -41,8 +41,8 @@ class _Worker:
 class KvScheduler:
     """Decides for the workers of one model, all with KV blocks of `block_size` tokens.
 
-    `tree` is what workers say they have cached; an indexer keeps it up to date. `has_feed` tells which instances do say
-    so: the others are believed to have what they were sent.
+    `tree` is what workers say they have cached, and not the scheduler's to change. `has_feed` tells which instances do
+    say so: the others are believed to have what they were sent.
     """
 
     def __init__(
@@ -50,14 +50,15 @@ class KvScheduler:
         config: KvRouterConfig,
         block_size: int,
         rng: random.Random,
-        has_feed: Callable[[int], bool] | None = None,
+        tree: RadixTree,
+        has_feed: Callable[[int], bool],
     ) -> None:
         self.config = config
         self.block_size = block_size
-        self.tree = RadixTree(config.router_max_tree_size)
+        self.tree = tree
         self.sequences = ActiveSequences(block_size)
         self._rng = rng
-        self._has_feed = has_feed or (lambda _: config.use_kv_events)
+        self._has_feed = has_feed
         self._predicted = ApproxKvIndexer(config.router_predicted_ttl_secs, config.router_max_tree_size)
         self._approx = ApproxKvIndexer(config.router_ttl_secs, config.router_max_tree_size)
         self._workers: dict[WorkerId, _Worker] = {}
@@ -70,6 +71,10 @@ class KvScheduler:
 
     def workers(self) -> Collection[WorkerId]:
         return self._workers.keys()
+
+    def activities(self) -> list[tuple[WorkerId, WorkerActivity]]:
+        """What each worker is busy with, as far as it came through here."""
+        return [(worker.id, worker.activity) for worker in self._workers.values()]
 
     def set_workers(self, limits: Mapping[WorkerId, WorkerLimits]) -> None:
         """These workers there are, and no others."""
@@ -103,7 +108,7 @@ class KvScheduler:
         OverloadedError when too many wait already.
         """
         request.arrived_s = now_s
-        request.hashes = hash_blocks(request.token_ids, self.block_size, request.seed)
+        request.hashes = sequence_hashes(request.token_ids, self.block_size, request.seed)
         candidates = self._candidates(request)
         if not candidates:
             raise NoInstancesError("no worker can take this request right now")
@@ -130,7 +135,7 @@ class KvScheduler:
     def look(self, request: RoutingRequest, now_s: float) -> RoutingDecision:
         """What submit() would choose now, without queue and without consequences. Raises NoInstancesError."""
         request.arrived_s = now_s
-        request.hashes = hash_blocks(request.token_ids, self.block_size, request.seed)
+        request.hashes = sequence_hashes(request.token_ids, self.block_size, request.seed)
         candidates = self._candidates(request)
         if not candidates:
             raise NoInstancesError("there is no worker")
@@ -166,7 +171,6 @@ class KvScheduler:
 
     def _remove_worker(self, worker_id: WorkerId) -> None:
         del self._workers[worker_id]
-        self.tree.remove_worker(worker_id)
         self._predicted.remove_worker(worker_id)
         self._approx.remove_worker(worker_id)
         self.sequences.drop_worker(worker_id)
@@ -264,7 +268,7 @@ class KvScheduler:
         if overlaps.overlaps:
             return "another worker has a part of the prompt, but costs more"
         if request.seed != HASH_SEED:
-            plain = hash_blocks(request.token_ids, self.block_size, HASH_SEED)
+            plain = sequence_hashes(request.token_ids, self.block_size, HASH_SEED)
             if self.tree.find_matches(plain).overlaps:
                 return "the prompt is cached for another LoRA adapter or cache salt"
         if not len(self.tree) and not len(self._approx) and not len(self._predicted):

@@ -5,11 +5,12 @@ state instead, and the events after it. So it need not be there from the start, 
 none of that costs the publisher more than the room for its latest events.
 
     feed = EventFeed(dump=...)                     # the publisher
-    await endpoint.start(feed.serve, request_type=Subscribe)
+    await feed.start(endpoint)
     feed.publish(event)
 
     cursor = FeedCursor()                          # a subscriber
-    async for item in await client.direct(Subscribe(cursor.last_id), instance_id, annotated=False): ...
+    async for item in await client.direct(Subscribe(cursor.last_id), instance_id, annotated=False):
+        step = cursor.accept(item)
 """
 
 import asyncio
@@ -21,9 +22,11 @@ from typing import Any
 import msgspec
 
 from dynamo.runtime.codec import encode_payload
+from dynamo.runtime.component import Endpoint
 
 EVENTS_MAX = 8192
 BYTES_MAX = 32 << 20
+DUMP_BYTES_MAX = 256 << 20  # four times what the blocks take that a router can hold
 
 
 class Subscribe(msgspec.Struct, array_like=True, frozen=True):
@@ -40,16 +43,18 @@ class FeedEvent(msgspec.Struct, array_like=True, frozen=True, tag=0):
 
 
 class DumpPart(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """A part of the state as it was after event number `id`."""
+    """Part `number`, from 0 on, of the state as it was after event number `id`."""
 
     id: int
+    number: int
     payload: msgspec.Raw
 
 
 class DumpEnd(msgspec.Struct, array_like=True, frozen=True, tag=2):
-    """The dump is complete; event `id` + 1 comes next."""
+    """The dump is complete when that many parts of it are there; event `id` + 1 comes next."""
 
     id: int
+    parts: int
 
 
 FeedItem = FeedEvent | DumpPart | DumpEnd
@@ -75,38 +80,50 @@ class EventFeed:
         self._kept: deque[bytes] = deque()  # the latest events, encoded as FeedEvents
         self._kept_bytes = 0
         self._waiters: set[asyncio.Future[None]] = set()
+        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
         self.last_id = 0
+
+    async def start(self, endpoint: Endpoint) -> None:
+        """Serves the feed at `endpoint` until its runtime shuts down. Raises what Endpoint.start() raises."""
+        await endpoint.start(self.serve, request_type=Subscribe)
+        self._closing = asyncio.create_task(self._close_with(endpoint), name=f"feed-{endpoint}")
 
     def publish(self, event: Any) -> int:
         """Appends an event, any msgpack-able value; returns its id."""
-        self.last_id += 1
-        encoded = encode_payload(FeedEvent(self.last_id, msgspec.Raw(encode_payload(event))))
+        payload = msgspec.Raw(encode_payload(event))
+        encoded = encode_payload(FeedEvent(self.last_id + 1, payload))
+        self.last_id += 1  # not before: what cannot be encoded has no number
         self._kept.append(encoded)
         self._kept_bytes += len(encoded)
         while len(self._kept) > self._events_max or self._kept_bytes > self._bytes_max:
             self._kept_bytes -= len(self._kept.popleft())
-        for waiter in self._waiters:
-            if not waiter.done():  # else its subscriber has just left
-                waiter.set_result(None)
-        self._waiters.clear()
+        self._wake()
         return self.last_id
 
     async def serve(self, request: Subscribe) -> AsyncIterator[msgspec.Raw]:
         """The endpoint's handler: FeedItems without end."""
         position = request.after
-        while True:
+        while not self._closed:
             if position is None or not self._has_after(position):
                 position = self.last_id
                 parts = self._dump()  # with last_id one snapshot: nothing has been awaited in between
+                count = 0
                 for part in parts:
-                    yield _encoded(DumpPart(position, msgspec.Raw(encode_payload(part))))
-                yield _encoded(DumpEnd(position))
+                    yield _encoded(DumpPart(position, count, msgspec.Raw(encode_payload(part))))
+                    count += 1
+                yield _encoded(DumpEnd(position, count))
             elif position == self.last_id:
                 await self._published()
             else:
                 event = self._kept[position - self.last_id]  # the last one is [-1]
                 position += 1
                 yield msgspec.Raw(event)
+
+    def close(self) -> None:
+        """Ends the streams of all subscribers; idempotent."""
+        self._closed = True
+        self._wake()
 
     def _has_after(self, position: int) -> bool:
         return self.last_id - len(self._kept) <= position <= self.last_id
@@ -119,6 +136,17 @@ class EventFeed:
         finally:
             self._waiters.discard(waiter)
 
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():  # else its subscriber has just left
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def _close_with(self, endpoint: Endpoint) -> None:
+        """A stream without end would hold up the shutdown, which waits for requests under way."""
+        await endpoint.runtime.wait_for_shutdown()
+        self.close()
+
 
 def _encoded(item: FeedItem) -> msgspec.Raw:
     return msgspec.Raw(encode_payload(item))
@@ -130,27 +158,32 @@ class Step(Enum):
     APPLY = auto()  # the event continues the state
     REPLACE = auto()  # a dump is complete: FeedCursor.take_dump()
     NOTHING = auto()  # known already, or part of something that is not complete
-    GAP = auto()  # events are missing: subscribe again after last_id
+    GAP = auto()  # something is missing: subscribe again after last_id
 
 
 class FeedCursor:
-    """A subscriber's place in a feed. Pure; survives the connection."""
+    """A subscriber's place in a feed. Pure; survives the connection.
 
-    def __init__(self) -> None:
+    It relies on nothing about the way: items may be lost, doubled or late.
+    """
+
+    def __init__(self, *, dump_bytes_max: int = DUMP_BYTES_MAX) -> None:
+        """A dump of more than `dump_bytes_max` is as good as a lost one."""
         self.last_id: int | None = None  # of the last event that is part of the state
+        self._dump_bytes_max = dump_bytes_max
+        self._dump_id = 0
         self._parts: list[msgspec.Raw] = []
+        self._parts_bytes = 0
 
     def reconnected(self) -> None:
         """What was begun on the old connection will not be finished."""
-        self._parts = []
+        self.take_dump()
 
     def accept(self, item: FeedItem) -> Step:
         if isinstance(item, DumpPart):
-            self._parts.append(item.payload.copy())  # which would keep its whole frame in memory
-            return Step.NOTHING
+            return self._add_part(item)
         if isinstance(item, DumpEnd):
-            self.last_id = item.id
-            return Step.REPLACE
+            return self._end_dump(item)
         if self.last_id is None:
             return Step.GAP
         if item.id <= self.last_id:
@@ -162,5 +195,26 @@ class FeedCursor:
 
     def take_dump(self) -> list[msgspec.Raw]:
         """The parts of the dump that is complete."""
-        parts, self._parts = self._parts, []
+        parts, self._parts, self._parts_bytes = self._parts, [], 0
         return parts
+
+    def _add_part(self, part: DumpPart) -> Step:
+        if part.number == 0:
+            self.take_dump()
+            self._dump_id = part.id
+        elif part.id == self._dump_id and part.number < len(self._parts):
+            return Step.NOTHING
+        elif part.id != self._dump_id or part.number > len(self._parts):
+            return Step.GAP
+        self._parts.append(part.payload.copy())  # which would keep its whole frame in memory
+        self._parts_bytes += len(memoryview(part.payload))
+        if self._parts_bytes > self._dump_bytes_max:
+            self.take_dump()
+            return Step.GAP
+        return Step.NOTHING
+
+    def _end_dump(self, end: DumpEnd) -> Step:
+        if len(self._parts) != end.parts or (end.parts and end.id != self._dump_id):
+            return Step.GAP
+        self.last_id = end.id
+        return Step.REPLACE

@@ -4,7 +4,9 @@ A token goes from the socket it came in on to the one it leaves by in one call, 
 million short wake-ups, each with cold caches, are what a frontend would spend its time on otherwise (docs/adr/0003).
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from dynamo.runtime.context import Context
@@ -21,6 +23,8 @@ Deliver = Callable[[T], bool]
 # paused it delivers nothing.
 Stage = Callable[[Req, Context, Deliver[Resp]], Awaitable[None]]
 
+_WAITING_MAX = 64  # items that wait for a reader before the stage is paused
+
 
 def pushed(handler: Handler[Req, Resp]) -> Stage[Req, Resp]:
     """A handler as a stage."""
@@ -34,3 +38,41 @@ def pushed(handler: Handler[Req, Resp]) -> Stage[Req, Resp]:
                     return
 
     return stage
+
+
+def pulled(stage: Stage[Req, Resp]) -> Handler[Req, Resp]:
+    """A stage as a handler; its context is paused while the reader is behind."""
+
+    async def handler(request: Req, context: Context) -> AsyncIterator[Resp]:
+        items: deque[Resp] = deque()
+        changed = asyncio.Event()
+
+        def deliver(item: Resp) -> bool:
+            items.append(item)
+            changed.set()
+            if len(items) >= _WAITING_MAX:
+                context.pause()
+            return True
+
+        async def run() -> None:
+            await stage(request, context, deliver)
+
+        task = asyncio.create_task(run(), name=f"stage-{context.id()}")
+        task.add_done_callback(lambda _: changed.set())
+        try:
+            while True:
+                while items:
+                    yield items.popleft()
+                context.resume()  # which may deliver at once
+                if items:
+                    continue
+                if task.done():
+                    await task
+                    return
+                changed.clear()
+                await changed.wait()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    return handler

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import uvicorn
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dynamo.runtime.acceptor import Acceptor
 from dynamo.runtime.health import Health
 from dynamo.runtime.listening_socket import bind
 from dynamo.telemetry.metrics import CONTENT_TYPE
@@ -68,10 +69,22 @@ async def system_server(
 
 
 class EmbeddedServer(uvicorn.Server):
-    """uvicorn in a program that handles its signals itself, and that ends whatever its clients do."""
+    """uvicorn in a program that handles its signals itself, and that ends whatever its clients do.
+
+    It takes over the sockets that serve() is given; without any it listens to nobody.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """In place of uvicorn's, whose servers accept one connection in a turn of the event loop."""
+        await self.lifespan.startup()
+        self.servers = []
+        self._acceptors = [Acceptor(sock, self._make_protocol) for sock in sockets or ()]
+        self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and then lets go of clients that do not take what has been said to them."""
+        for acceptor in self._acceptors:
+            await acceptor.stop()
         await super().shutdown(sockets)
         state = self.server_state
         with contextlib.suppress(TimeoutError):
@@ -82,6 +95,10 @@ class EmbeddedServer(uvicorn.Server):
             connection.transport.abort()
         if state.tasks:
             await asyncio.wait(state.tasks, timeout=_LAST_WORDS_S)
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]

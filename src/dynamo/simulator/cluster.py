@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from dynamo.clock import VirtualClock
+from dynamo.engines.mocker.cache_events import CacheEvents
 from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler import Scheduler, StepResult
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
@@ -11,7 +12,6 @@ from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.protocols.generation import PreprocessedRequest, SamplingOptions, StopConditions
 from dynamo.protocols.kv_events import KvEventBatch
-from dynamo.simulator.cache_events import CacheEvents
 from dynamo.simulator.event_loop import EventLoop
 from dynamo.simulator.record import RequestRecord, RunRecord
 from dynamo.simulator.router_core import RouterCore
@@ -91,8 +91,9 @@ class Cluster:
     def _step_ended(self, worker: SimulatedWorker, step: StepResult, now_s: float) -> None:
         self._record.steps += 1
         if self._cache_events:
-            batch = self._cache_events[worker.index].take()
-            if batch is not None:
+            events = self._cache_events[worker.index].take()
+            if events:
+                batch = KvEventBatch(0, events)
                 self._loop.at(now_s + self._event_latency_s, partial(self._tell_router, worker.index, batch))
         self._deliver(step, worker.step_began_s, now_s)
         self._start_placed(now_s)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dynamo.config import option
+from dynamo.config import group, option
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.errors import ConfigError
 from dynamo.router.config import KvRouterConfig
@@ -13,7 +13,7 @@ from dynamo.simulator.trace import BLOCK_SIZE, TraceRequest, longest_context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimulationConfig(KvRouterConfig):
+class SimulationConfig:
     """Play a trace against simulated workers behind each kind of router, in virtual time.
 
     The trace is in Mooncake's format: JSON lines with timestamp, input_length, output_length and hash_ids.
@@ -49,10 +49,10 @@ class SimulationConfig(KvRouterConfig):
     event_latency_s: float = option(
         0.001, flag="--event-latency", metavar="SECONDS", help="until the router knows of a change in a cache"
     )
+    kv_router: KvRouterConfig = group(KvRouterConfig)
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what cannot be simulated."""
-        KvRouterConfig.__post_init__(self)  # with slots there is no plain super()
         if self.workers < 1:
             raise ConfigError(f"--workers must be at least 1, not {self.workers}")
         if self.rate is not None and not 0 < self.rate < float("inf"):

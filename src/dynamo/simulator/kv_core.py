@@ -5,6 +5,7 @@ import random
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.router.config import KvRouterConfig
+from dynamo.router.indexer import KvIndexer
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
 from dynamo.router.scheduler import KvScheduler
 from dynamo.simulator.router_core import Placement
@@ -19,9 +20,9 @@ class KvCore:
     ) -> None:
         """`limits`: of every worker."""
         self.wants_cache_events = config.use_kv_events
-        self._scheduler = KvScheduler(config, block_size, rng)
-        self._worker_ids = [WorkerId(index) for index in range(workers)]
-        self._scheduler.set_workers(dict.fromkeys(self._worker_ids, limits))
+        self._indexer = KvIndexer(config.router_max_tree_size)
+        self._scheduler = KvScheduler(config, block_size, rng, self._indexer.tree, lambda _: config.use_kv_events)
+        self._scheduler.set_workers({WorkerId(index): limits for index in range(workers)})
         self._placed: list[Placement] = []
 
     def submit(self, request_id: int, token_ids: TokenArray, now_s: float) -> None:
@@ -41,8 +42,7 @@ class KvCore:
         self._admit(now_s)
 
     def cache_changed(self, worker: int, batch: KvEventBatch) -> None:
-        for event in batch.events:
-            self._scheduler.tree.apply(self._worker_ids[worker], event)
+        self._indexer.apply(worker, batch)
 
     def take_placed(self) -> list[Placement]:
         placed, self._placed = self._placed, []

@@ -19,7 +19,7 @@ def simulate(config: SimulationConfig, mode: SimulatedMode, requests: Sequence[T
     """
     engine = config.engine(requests)
     times_s = arrival_times_s(Arrivals(config.arrivals), requests, config.rate, random.Random(config.seed))  # noqa: S311
-    router = make_router_core(mode, config, engine, config.workers, random.Random(config.seed + 1))  # noqa: S311
+    router = make_router_core(mode, config.kv_router, engine, config.workers, random.Random(config.seed + 1))  # noqa: S311
     cluster = Cluster(
         router,
         config.workers,

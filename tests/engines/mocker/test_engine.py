@@ -16,9 +16,12 @@ from dynamo.engines.mocker.scheduler import Scheduler, StepResult
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.errors import ConfigError, ContextLengthExceededError, InternalError, UnavailableError
-from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
+from dynamo.protocols.kv_events import BlockRemoved, BlockStored, KvEventBatch
+from dynamo.router.indexer import KvIndexer
 from dynamo.runtime.context import Context
 from dynamo.runtime.handler import closing
+from dynamo.tokens import block_seed, hashes_to_bytes, sequence_hashes, token_array
 
 MakeRequest = Callable[..., PreprocessedRequest]
 DEADLINE_S = 10.0
@@ -226,3 +229,68 @@ def test_no_workers_are_refused(model_dir: Path) -> None:
     config = parse(MockerConfig, ["--model-path", str(model_dir), "--num-workers", "0"], prog="mocker", environ={})
     with pytest.raises(ConfigError, match="--num-workers"):
         create_engines(config)
+
+
+class TestKvEvents:
+    @pytest.fixture
+    async def published(self, scheduler: CountingScheduler) -> AsyncIterator[tuple[MockerEngine, list[KvEventBatch]]]:
+        engine = MockerEngine(scheduler)
+        batches: list[KvEventBatch] = []
+        assert engine.publish_kv_events(batches.append)
+        await engine.start()
+        yield engine, batches
+        await engine.cleanup()
+
+    async def test_a_block_is_announced_before_the_token_that_filled_it(
+        self, published: tuple[MockerEngine, list[KvEventBatch]], request_of: MakeRequest
+    ) -> None:
+        engine, batches = published
+        prompt = range(10)
+        async with closing(engine.generate(request_of(prompt, ignore_eos=True), Context())) as outputs:
+            await anext(outputs)
+            hashes = sequence_hashes(token_array(prompt), 4)
+            assert batches == [KvEventBatch(0, [BlockStored(hashes_to_bytes(hashes))])]
+
+    async def test_a_step_is_one_batch_and_one_without_effect_is_none(
+        self, published: tuple[MockerEngine, list[KvEventBatch]], request_of: MakeRequest, scheduler: CountingScheduler
+    ) -> None:
+        engine, batches = published
+        await collect(engine, request_of(range(8), max_tokens=9))
+        assert [len(batch.events) for batch in batches] == [1, 1, 1]  # the prompt, then two blocks of output
+        assert scheduler.steps == 9
+        before = len(batches)
+        await collect(engine, request_of(range(8), max_tokens=1))  # all there already
+        assert len(batches) == before
+
+    async def test_the_index_is_right_whatever_was_evicted(
+        self, published: tuple[MockerEngine, list[KvEventBatch]], request_of: MakeRequest, scheduler: CountingScheduler
+    ) -> None:
+        engine, batches = published
+        prompts = [range(start, start + 40) for start in range(0, 400, 20)]
+        await asyncio.gather(*(collect(engine, request_of(prompt, max_tokens=60)) for prompt in prompts))
+        indexer = KvIndexer()
+        for batch in batches:
+            indexer.apply(7, batch)
+        pool = scheduler.pool
+        assert set(indexer.tree.held(WorkerId(7))) == pool._users.keys() | pool._cached.keys()
+        assert any(isinstance(event, BlockRemoved) for batch in batches for event in batch.events)
+        assert scheduler.preemptions > 0
+
+    async def test_salt_is_part_of_a_blocks_name(
+        self, published: tuple[MockerEngine, list[KvEventBatch]], request_of: MakeRequest
+    ) -> None:
+        engine, batches = published
+        cached: list[int | None] = []
+        for salt in (None, "a", "b", "a", None):
+            request = request_of(range(9), max_tokens=1)
+            request.cache_salt = salt
+            (output,) = await collect(engine, request)
+            cached.append(output.cached_tokens)
+        assert cached == [0, 0, 0, 8, 8]
+        names = [sequence_hashes(token_array(range(9)), 4, block_seed(cache_salt=salt)) for salt in (None, "a", "b")]
+        assert [batch.events for batch in batches] == [[BlockStored(hashes_to_bytes(hashes))] for hashes in names]
+
+    async def test_none_without_prefix_caching(self) -> None:
+        config = SchedulerConfig(block_size=4, num_blocks=100, max_model_len=200, enable_prefix_caching=False)
+        engine = MockerEngine(Scheduler(config, TimingModel(), Sampler(range(1000))))
+        assert not engine.publish_kv_events(lambda batch: None)

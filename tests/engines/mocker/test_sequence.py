@@ -4,16 +4,16 @@ from hypothesis import strategies as st
 from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.protocols.generation import PreprocessedRequest, StopConditions
-from dynamo.tokens import sequence_hashes, token_array
+from dynamo.tokens import HASH_SEED, sequence_hashes, token_array
 
 BLOCK_SIZE = 4
 
 
-def sequence_of(prompt_tokens: int, output_tokens: int = 50) -> SequenceState:
+def sequence_of(prompt_tokens: int, output_tokens: int = 50, seed: int = HASH_SEED) -> SequenceState:
     request = PreprocessedRequest(
         model="tiny", token_ids=token_array(range(prompt_tokens)), stop_conditions=StopConditions(max_tokens=50)
     )
-    return SequenceState(request.token_ids, Sampler(range(1000)).script(request, output_tokens))
+    return SequenceState(request.token_ids, Sampler(range(1000)).script(request, output_tokens), seed)
 
 
 def draw(sequence: SequenceState, count: int) -> list[int]:
@@ -50,13 +50,20 @@ def test_a_rewound_sequence_goes_on_where_it_was() -> None:
 
 
 @settings(deadline=None)
-@given(prompt_tokens=st.integers(1, 20), steps=st.lists(st.integers(0, 8), max_size=5))
-def test_hashes_are_those_of_all_tokens_however_they_are_asked_for(prompt_tokens: int, steps: list[int]) -> None:
-    sequence = sequence_of(prompt_tokens)
+@given(
+    prompt_tokens=st.integers(1, 20),
+    steps=st.lists(st.integers(0, 8), max_size=5),
+    seed=st.sampled_from([HASH_SEED, 5]),
+)
+def test_hashes_are_those_of_all_tokens_however_they_are_asked_for(
+    prompt_tokens: int, steps: list[int], seed: int
+) -> None:
+    sequence = sequence_of(prompt_tokens, seed=seed)
     output = sequence.script.tokens(0, 50)
     tokens = token_array([*range(prompt_tokens), *output])
     full = prompt_tokens // BLOCK_SIZE
 
     for step in steps:
         full = min(full + step, len(tokens) // BLOCK_SIZE)
-        assert sequence.hashes(full, BLOCK_SIZE) == sequence_hashes(tokens[: full * BLOCK_SIZE], BLOCK_SIZE)
+        expected = sequence_hashes(tokens[: full * BLOCK_SIZE], BLOCK_SIZE, seed)
+        assert sequence.hashes(full, BLOCK_SIZE) == expected

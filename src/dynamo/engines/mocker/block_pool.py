@@ -31,7 +31,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int, observer: CacheObserver | None = None) -> None:
         self.num_blocks = num_blocks
-        self._observer = observer
+        self.observer = observer  # may come later, while the pool is empty
         self._private = 0
         self._users: dict[int, int] = {}  # sequence hash of a shared block -> sequences that use it, at least one
         self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
@@ -87,8 +87,8 @@ class BlockPool:
             else:
                 parent = sequence_hash
         self._private -= len(sequence_hashes)
-        if new and self._observer is not None:
-            self._observer.stored(new, parent)
+        if new and self.observer is not None:
+            self.observer.stored(new, parent)
 
     def release(self, private: int, shared: Sequence[int] = ()) -> None:
         """Gives back a sequence's private blocks and its shared ones, which are in the order of the sequence."""
@@ -118,5 +118,5 @@ class BlockPool:
         surplus = self.used + self.cached - self.num_blocks
         if surplus > 0:
             evicted = [self._cached.popitem(last=False)[0] for _ in range(surplus)]
-            if self._observer is not None:
-                self._observer.removed(evicted)
+            if self.observer is not None:
+                self.observer.removed(evicted)

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from dynamo.engines.base import EngineInfo
 from dynamo.engines.mocker.args import MockerConfig
+from dynamo.engines.mocker.cache_events import CacheEvents
 from dynamo.engines.mocker.mailbox import Mailbox
 from dynamo.engines.mocker.pacing import Pacer
 from dynamo.engines.mocker.sampler import Sampler
@@ -15,6 +16,7 @@ from dynamo.engines.mocker.vocabulary import load_vocabulary
 from dynamo.errors import ConfigError, DynamoError, InternalError, UnavailableError
 from dynamo.llm.model_source import resolve_model
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.runtime.context import Context
@@ -56,10 +58,19 @@ class MockerEngine:
         self._pacer = pacer or Pacer()
         self._startup_time_s = startup_time_s
         self._mailboxes: dict[SequenceState, Mailbox] = {}
+        self._cache_events = CacheEvents()
+        self._publish: Callable[[KvEventBatch], None] | None = None
         self._arrival = asyncio.Event()
         self._stepping: asyncio.Task[None] | None = None
         self._stopped: type[DynamoError] | None = None  # why nothing is served any more
         self._failed = asyncio.Event()
+
+    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
+        if not self._scheduler.config.enable_prefix_caching:
+            return False
+        self._scheduler.pool.observer = self._cache_events
+        self._publish = publish
+        return True
 
     async def start(self) -> EngineInfo:
         await asyncio.sleep(self._startup_time_s)
@@ -126,10 +137,16 @@ class MockerEngine:
                 pacer.restart()
             step = scheduler.step()
             await pacer.step(step.duration_s)
+            self._publish_events()
             for sequence, output in step.outputs.items():
                 mailbox = self._mailboxes.get(sequence)  # None: given up while the step lasted
                 if mailbox is not None:
                     mailbox.put(output)
+
+    def _publish_events(self) -> None:
+        """What the step has done to the cache is known before its outputs are."""
+        if self._publish is not None and (events := self._cache_events.take()):
+            self._publish(KvEventBatch(0, events))
 
     async def _wait_for_work(self) -> None:
         while not self._scheduler.has_work:

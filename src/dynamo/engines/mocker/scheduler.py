@@ -11,7 +11,7 @@ from dynamo.engines.mocker.timing import TimingModel
 from dynamo.errors import ContextLengthExceededError, InvalidRequestError, OverloadedError
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import WorkerLoad
-from dynamo.tokens import hash_array
+from dynamo.tokens import block_seed, hash_array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,8 @@ class Scheduler:
         if len(self._waiting) >= self.config.max_num_waiting:
             raise OverloadedError(f"{len(self._waiting)} requests are waiting already")
         room = _room_for_output(request, self.config.context_length)
-        sequence = SequenceState(request.token_ids, self._sampler.script(request, room))
+        seed = block_seed(cache_salt=request.cache_salt)
+        sequence = SequenceState(request.token_ids, self._sampler.script(request, room), seed)
         self._waiting.append(sequence)
         return sequence
 

@@ -2,6 +2,7 @@
 
 from dynamo.engines.mocker.sampler import Script
 from dynamo.tokens import (
+    HASH_SEED,
     HashArray,
     TokenArray,
     chain_hashes,
@@ -27,14 +28,17 @@ class SequenceState:
         "finished",
         "prompt",
         "script",
+        "seed",
         "shared_blocks",
         "stretch_end",
         "upcoming",
     )
 
-    def __init__(self, prompt: TokenArray, script: Script) -> None:
+    def __init__(self, prompt: TokenArray, script: Script, seed: int = HASH_SEED) -> None:
+        """`seed` of its block hashes: see dynamo.tokens.block_seed()."""
         self.prompt = prompt
         self.script = script
+        self.seed = seed
         self.upcoming: list[int] = []  # last token first
         self.stretch_end = 0  # output tokens once `upcoming` is used up
         self.computed = 0  # tokens whose KV the prefill has computed
@@ -74,10 +78,11 @@ class SequenceState:
         """The sequence hashes of the first `num_blocks` blocks, all of which must be full by now."""
         known = self.block_hashes
         if not known and num_blocks:
-            known += sequence_hashes(self.prompt, block_size)
+            known += sequence_hashes(self.prompt, block_size, self.seed)
         if len(known) < num_blocks:
             tail = self._tokens(len(known) * block_size, num_blocks * block_size)
-            known += chain_hashes(local_block_hashes(tail, block_size), known[-1] if known else None)
+            local_hashes = local_block_hashes(tail, block_size, self.seed)
+            known += chain_hashes(local_hashes, known[-1] if known else None)
         return known[:num_blocks]
 
     def _tokens(self, start: int, stop: int) -> TokenArray:

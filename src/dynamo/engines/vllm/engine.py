@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 from vllm import SamplingParams
@@ -20,6 +20,7 @@ from dynamo.engines.vllm.sampling import sampling_arguments, structured_output_a
 from dynamo.engines.vllm.stats import LoadRecorder
 from dynamo.errors import ContextLengthExceededError, InternalError, InvalidRequestError
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.runtime.context import Context
 
@@ -36,6 +37,9 @@ class VllmEngine:
         self._recorders: list[LoadRecorder] = []
         self._thread: EngineThread[AsyncLLM] = EngineThread(self._build, _shut_down)
         self._llm: AsyncLLM | None = None
+
+    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
+        return False
 
     async def start(self) -> EngineInfo:
         """Raises InternalError when vLLM does not start; it has logged the reason then."""
@@ -57,7 +61,7 @@ class VllmEngine:
         first = True
         with translated(request):
             outputs = self._running().generate(
-                tokens_input(request.token_ids.tolist()),
+                tokens_input(request.token_ids.tolist(), cache_salt=request.cache_salt),
                 _sampling_params(request),
                 context.id(),
                 data_parallel_rank=request.dp_rank,

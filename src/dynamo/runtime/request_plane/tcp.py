@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from dynamo.errors import ConnectionLostError
+from dynamo.runtime.acceptor import Acceptor
 from dynamo.runtime.listening_socket import bind
-from dynamo.runtime.request_plane.acceptor import Acceptor
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher
 from dynamo.runtime.request_plane.caller import CallerConnection

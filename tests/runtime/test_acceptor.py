@@ -4,14 +4,15 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 import uvloop
 
+from dynamo.runtime import acceptor
+from dynamo.runtime.acceptor import ARRIVALS_PER_TURN_MAX, Acceptor
 from dynamo.runtime.listening_socket import bind
-from dynamo.runtime.request_plane import acceptor
-from dynamo.runtime.request_plane.acceptor import Acceptor
 from dynamo.testing import run_strictly, within
 
 both_loops = pytest.mark.parametrize(
@@ -102,5 +103,42 @@ def test_goes_on_after_running_out_of_descriptors(loop_factory: LoopFactory, mon
         factory.transports[0].close()
         writer.close()
         await within(writer.wait_closed())
+
+    run_strictly(run(), loop_factory)
+
+
+class Counting(socket.socket):
+    """Counts the connections that it has accepted."""
+
+    accepted = 0
+
+    def accept(self) -> Any:
+        connection = super().accept()
+        self.accepted += 1
+        return connection
+
+
+@both_loops
+def test_a_crowd_is_let_in_within_few_turns(loop_factory: LoopFactory) -> None:
+    """The turns of a busy loop are long. But the crowd does not get one for itself."""
+    crowd = 3 * ARRIVALS_PER_TURN_MAX
+
+    async def run() -> None:
+        factory = greeter()
+        with bind("127.0.0.1", 0) as plain:
+            sock = Counting(fileno=plain.detach())
+        accepting = Acceptor(sock, factory)
+        clients = [socket.create_connection(sock.getsockname()) for _ in range(crowd)]
+        accepted = [0]
+        for _ in range(10):
+            await asyncio.sleep(0)
+            accepted.append(sock.accepted)
+        await within(accepting.stop())
+        for transport in factory.transports:
+            transport.close()
+        for client in clients:
+            client.close()
+        assert len(factory.transports) == crowd
+        assert max(after - before for before, after in pairwise(accepted)) == ARRIVALS_PER_TURN_MAX
 
     run_strictly(run(), loop_factory)

@@ -1,6 +1,7 @@
 """Accepting connections.
 
-Not asyncio.Server: when that is closed, a connection that it has just accepted is neither served nor closed.
+Not asyncio.Server: when that is closed, a connection that it has just accepted is neither served nor closed. Besides,
+uvloop's takes one connection in a turn of the event loop, and the turns of a busy one are long.
 """
 
 import asyncio
@@ -9,6 +10,8 @@ import socket
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
+
+ARRIVALS_PER_TURN_MAX = 64  # there is other work to do
 
 _RETRY_S = 0.5  # after a failure that time may mend: most likely, there are no descriptors left
 
@@ -38,15 +41,19 @@ class Acceptor:
         self._loop.add_reader(self._sock, self._on_arrival)
 
     def _on_arrival(self) -> None:
-        try:
-            connection, _ = self._sock.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return  # it has gone again
-        except OSError as error:
-            logger.error("cannot accept a connection: %s", error)
-            self._loop.remove_reader(self._sock)
-            self._retry = self._loop.call_later(_RETRY_S, self._start)
-            return
+        for _ in range(ARRIVALS_PER_TURN_MAX):
+            try:
+                connection, _address = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return  # that was all, or it has gone again
+            except OSError as error:
+                logger.error("cannot accept a connection: %s", error)
+                self._loop.remove_reader(self._sock)
+                self._retry = self._loop.call_later(_RETRY_S, self._start)
+                return
+            self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         task = asyncio.create_task(self._connect(connection))
         self._connecting.add(task)

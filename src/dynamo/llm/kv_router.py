@@ -1,0 +1,241 @@
+"""The KV router as a library: for programs that choose workers themselves, or let it call them."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+
+import msgspec
+
+from dynamo.errors import ConfigError
+from dynamo.llm.register import ModelEntry, models_prefix
+from dynamo.protocols.generation import (
+    LLMEngineOutput,
+    OutputOptions,
+    PreprocessedRequest,
+    SamplingOptions,
+    StopConditions,
+    WorkerId,
+)
+from dynamo.protocols.kv_events import BlockStored
+from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.router.config import KvRouterConfig
+from dynamo.router.kv_placer import KvPlacer
+from dynamo.router.push_router import PushRouter
+from dynamo.router.routing import RoutingDecision, RoutingRequest
+from dynamo.runtime.component import Endpoint
+from dynamo.runtime.context import Context
+from dynamo.runtime.discovery.base import Put
+from dynamo.runtime.stage import pulled
+from dynamo.tokens import block_seed, hashes_to_bytes, token_array
+
+logger = logging.getLogger(__name__)
+
+
+class PotentialLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker would be busy with if it were given a prompt."""
+
+    worker_id: int
+    dp_rank: int
+    potential_prefill_tokens: int
+    potential_decode_blocks: int
+
+
+class KvRouter:
+    """Routes to the instances of one endpoint, following them and their KV events.
+
+    Needs a running event loop; close() ends what it has begun. An instance that was announced with KV blocks of another
+    size gets no requests.
+    """
+
+    def __init__(self, endpoint: Endpoint, block_size: int, kv_router_config: KvRouterConfig | None = None) -> None:
+        """`block_size` in tokens: what the workers' engines have."""
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, not {block_size}")
+        runtime = endpoint.runtime
+        self.block_size = block_size
+        self._client = runtime.client(endpoint.id)
+        self._placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig())
+        self._router = PushRouter(self._client, self._placer, self._serves)
+        self._generate = pulled(self._router.generate)
+        self._announced: dict[str, ModelEntry] = {}  # by discovery key
+        self._refused: set[int] = set()
+        self._entries = runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
+        self._followers = [
+            asyncio.create_task(self._follow_entries(), name=f"kv-router-entries-{endpoint}"),
+            asyncio.create_task(self._follow_instances(), name=f"kv-router-instances-{endpoint}"),
+        ]
+
+    @classmethod
+    async def discover(cls, endpoint: Endpoint, kv_router_config: KvRouterConfig | None = None) -> "KvRouter":
+        """Waits for the first worker that announces a model at `endpoint`, and takes the block size from its card.
+
+        Raises ConfigError when the card has none.
+        """
+        watch = endpoint.runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
+        try:
+            async for event in watch:
+                if isinstance(event, Put) and (entry := _decoded(event.key, event.value)) is not None:
+                    block_size = entry.card.limits.kv_block_size
+                    if block_size is None:
+                        raise ConfigError(f"the workers of {endpoint} do not tell the size of their KV blocks")
+                    return cls(endpoint, block_size, kv_router_config)
+        finally:
+            watch.close()
+        raise ConfigError(f"discovery ended before a worker of {endpoint} was there")
+
+    async def close(self) -> None:
+        """Ends all subscriptions; requests under way go on."""
+        for follower in self._followers:
+            follower.cancel()
+        await asyncio.wait(self._followers)
+        self._entries.close()
+        await self._placer.close()
+        await self._client.close()
+
+    async def wait_for_workers(self, timeout_s: float | None = None) -> list[WorkerId]:
+        """Waits for at least one; TimeoutError after `timeout_s`."""
+        await self._client.wait_for_instances(timeout_s)
+        self._update()
+        return list(self._placer.scheduler.workers())
+
+    async def generate(
+        self,
+        token_ids: Iterable[int],
+        model: str,
+        *,
+        stop_conditions: StopConditions | None = None,
+        sampling_options: SamplingOptions | None = None,
+        output_options: OutputOptions | None = None,
+        worker_id: int | None = None,
+        dp_rank: int | None = None,
+        cache_salt: str | None = None,
+        priority: float = 0.0,
+        session_id: str | None = None,
+        context: Context | None = None,
+    ) -> AsyncIterator[LLMEngineOutput]:
+        """Continues the prompt on the best worker, or on `worker_id`; the first output names the worker.
+
+        Raises, while iterating, the DynamoError that ended the answer.
+        """
+        request = PreprocessedRequest(
+            model=model,
+            token_ids=token_array(token_ids),
+            stop_conditions=stop_conditions or StopConditions(),
+            sampling_options=sampling_options or SamplingOptions(),
+            output_options=output_options or OutputOptions(),
+            target=None if worker_id is None else WorkerId(worker_id, dp_rank or 0),
+            dp_rank=dp_rank,
+            cache_salt=cache_salt,
+            priority=priority,
+            session_id=session_id,
+        )
+        return self.serve(request, context or Context())
+
+    def serve(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
+        """A Handler: the same for a whole request."""
+        return self._generate(request, context)
+
+    async def best_worker(
+        self,
+        token_ids: Iterable[int],
+        *,
+        request_id: str | None = None,
+        cache_salt: str | None = None,
+        lora_name: str | None = None,
+        priority: float = 0.0,
+        session_id: str | None = None,
+    ) -> RoutingDecision:
+        """Where the prompt costs least.
+
+        With a `request_id` it counts as that worker's load, from now until free(), and may have to wait in the queue;
+        mark_prefill_complete() is to be called at its first token. Raises NoInstancesError, OverloadedError, and
+        ValueError for an id that is in use.
+        """
+        routing = RoutingRequest(
+            request_id=_own(request_id),
+            token_ids=token_array(token_ids),
+            seed=block_seed(lora_name, cache_salt),
+            priority=priority,
+            session_id=session_id,
+            explain=True,
+        )
+        self._update()
+        if request_id is None:
+            return self._placer.look(routing)
+        if routing.request_id in self._placer.scheduler.sequences:
+            raise ValueError(f"the request id {request_id!r} is in use")
+        return await self._placer.decide(routing, Context())
+
+    def get_potential_loads(self, token_ids: Iterable[int]) -> list[PotentialLoad]:
+        """What each worker would be busy with if it were given the prompt; raises NoInstancesError."""
+        self._update()
+        tokens = token_array(token_ids)
+        blocks = -(-len(tokens) // self.block_size)
+        decision = self._placer.look(RoutingRequest(request_id=_own(None), token_ids=tokens, explain=True))
+        return [
+            PotentialLoad(
+                worker_id=candidate.worker.instance_id,
+                dp_rank=candidate.worker.dp_rank,
+                potential_prefill_tokens=candidate.prefill_tokens
+                + max(len(tokens) - candidate.overlap.total * self.block_size, 0),
+                potential_decode_blocks=candidate.decode_blocks + blocks,
+            )
+            for candidate in decision.candidates
+        ]
+
+    def mark_prefill_complete(self, request_id: str) -> None:
+        """The request's first token is there; ids that are not known are passed over."""
+        self._placer.first_token(_own(request_id))
+
+    def free(self, request_id: str) -> None:
+        """The request has ended; ids that are not known are passed over."""
+        self._placer.free(_own(request_id))
+
+    def dump_events(self) -> list[tuple[WorkerId, BlockStored]]:
+        """All that is known of the workers' caches, as the events that would make it known."""
+        return [
+            (worker, BlockStored(hashes_to_bytes(hashes), tier))
+            for worker, tier, hashes in self._placer.indexer.tree.dump()
+        ]
+
+    def _serves(self, instance_id: int) -> bool:
+        return instance_id not in self._refused
+
+    async def _follow_entries(self) -> None:
+        async for event in self._entries:
+            if not isinstance(event, Put):
+                self._announced.pop(event.key, None)
+            elif (entry := _decoded(event.key, event.value)) is not None:
+                self._announced[event.key] = entry
+            self._update()
+
+    async def _follow_instances(self) -> None:
+        while True:
+            self._update()
+            await self._client.wait_for_change()
+
+    def _update(self) -> None:
+        """Brings the placer in line with who is there."""
+        limits = {entry.instance_id: entry.card.limits for entry in self._announced.values()}
+        instances = self._client.instance_ids()
+        refused = {i for i in instances if i in limits and limits[i].kv_block_size != self.block_size}
+        for instance_id in refused - self._refused:
+            size = limits[instance_id].kv_block_size
+            logger.error(
+                "instance %x gets no requests: KV blocks of %s tokens, not %d", instance_id, size, self.block_size
+            )
+        self._refused = refused
+        self._placer.set_instances({i: limits.get(i) or RuntimeLimits() for i in instances if i not in refused})
+
+
+def _decoded(key: str, value: bytes) -> ModelEntry | None:
+    try:
+        return ModelEntry.decode(value)
+    except msgspec.DecodeError as error:
+        logger.warning("ignoring the discovery entry %s: %s", key, error)
+        return None
+
+
+def _own(request_id: str | None) -> str:
+    """A caller's request id, apart from the placer's own."""
+    return f"caller-{request_id}"

@@ -1,0 +1,39 @@
+"""How a process routes the requests of its models."""
+
+import logging
+import random
+from dataclasses import dataclass, field
+
+from dynamo.llm.register import ModelEntry
+from dynamo.protocols.model_card import ModelInput
+from dynamo.router.config import KvRouterConfig
+from dynamo.router.kv_placer import KvPlacer
+from dynamo.router.placement import SelectorPlacer
+from dynamo.router.selection import RouterMode
+from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.telemetry.router_metrics import RouterMetrics
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSetup:
+    """The router mode and what it needs."""
+
+    mode: RouterMode = RouterMode.ROUND_ROBIN
+    kv: KvRouterConfig = field(default_factory=KvRouterConfig)
+    metrics: RouterMetrics | None = None
+
+    def placer(self, entry: ModelEntry, runtime: DistributedRuntime) -> KvPlacer | SelectorPlacer:
+        """For the workers that are like the one that `entry` announces. A KvPlacer is to be closed."""
+        card = entry.card
+        rng = random.Random()  # noqa: S311 - no secrets here
+        if self.mode is not RouterMode.KV:
+            return SelectorPlacer(self.mode, rng)
+        block_size = card.limits.kv_block_size
+        if block_size is None or card.model_input is not ModelInput.Tokens:
+            logger.warning(
+                "%r has no KV blocks that its workers tell of: its requests go to the least loaded", card.name
+            )
+            return SelectorPlacer(self.mode, rng)
+        return KvPlacer(runtime, entry.endpoint, block_size, self.kv, rng)

@@ -1,0 +1,280 @@
+"""KV routing within a process: the scheduler, what it hears of the workers, and the requests that wait for it."""
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dynamo.errors import DeadlineExceededError, NoInstancesError, RequestCancelledError
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId
+from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.protocols.routing import CandidateReport, RoutingReport
+from dynamo.router.config import KvRouterConfig
+from dynamo.router.indexer import KvIndexer
+from dynamo.router.load_watcher import LoadWatcher
+from dynamo.router.placement import Placement, SelectorPlacer
+from dynamo.router.publisher import KV_EVENTS_ENDPOINT
+from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
+from dynamo.router.scheduler import KvScheduler
+from dynamo.router.selection import RouterMode
+from dynamo.router.subscriber import KvEventSubscriber
+from dynamo.runtime.client import Client
+from dynamo.runtime.context import Context
+from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.event_feed import FeedItem
+from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.stage import Deliver
+from dynamo.telemetry.router_metrics import IndexFigures, RouterFigures, WorkerFigures
+from dynamo.tokens import block_seed
+
+logger = logging.getLogger(__name__)
+
+
+class KvPlacer:
+    """The Placer of RouterMode.KV, for the workers of one model behind one endpoint.
+
+    Owns its subscriptions to the workers; close() ends them.
+    """
+
+    def __init__(
+        self,
+        runtime: DistributedRuntime,
+        endpoint: EndpointId,
+        block_size: int,
+        config: KvRouterConfig,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`block_size` in tokens, as the model's card says."""
+        rng = rng or random.Random()  # noqa: S311 - no secrets here
+        self.indexer = KvIndexer(config.router_max_tree_size)
+        self.scheduler = KvScheduler(config, block_size, rng, self.indexer.tree, self._has_feed)
+        self.figures = RouterFigures()
+        self._unknown = SelectorPlacer(RouterMode.KV, rng)  # for requests whose tokens are not known
+        self._instances: dict[int, RuntimeLimits] = {}
+        self._waiting: dict[str, asyncio.Future[RoutingDecision]] = {}
+        self._numbers = itertools.count()
+        self._events: Client | None = None
+        self._subscriber: KvEventSubscriber | None = None
+        if config.use_kv_events and config.overlap_score_weight:
+            events = EndpointId(endpoint.namespace, endpoint.component, KV_EVENTS_ENDPOINT)
+            self._events = runtime.client(events, FeedItem)
+            self._subscriber = KvEventSubscriber(self._events, self.indexer)
+        loads = EndpointId(endpoint.namespace, endpoint.component, "load")
+        self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
+
+    async def close(self) -> None:
+        await self._loads.close()
+        if self._subscriber is not None and self._events is not None:
+            await self._subscriber.close()
+            await self._events.close()
+
+    def set_instances(self, instances: Mapping[int, RuntimeLimits]) -> None:
+        """Which instances serve the model, and what each was started with."""
+        self._instances = dict(instances)
+        self.scheduler.set_workers(
+            {
+                WorkerId(instance_id, dp_rank): WorkerLimits(
+                    max_num_batched_tokens=limits.max_num_batched_tokens, total_kv_blocks=limits.total_kv_blocks
+                )
+                for instance_id, limits in self._instances.items()
+                for dp_rank in range(limits.data_parallel_size)
+            }
+        )
+        self._admit()
+
+    async def place(
+        self,
+        request: PreprocessedRequest | None,
+        context: Context,
+        instances: Sequence[int],
+        target: WorkerId | None,
+    ) -> Placement:
+        if request is None:
+            return await self._unknown.place(None, context, instances, target)
+        explain = request.explain_routing or logger.isEnabledFor(logging.DEBUG)
+        routing = RoutingRequest(
+            request_id=str(next(self._numbers)),  # the client's own id need not be unique
+            token_ids=request.token_ids,
+            seed=block_seed(cache_salt=request.cache_salt),
+            priority=request.priority,
+            session_id=request.session_id,
+            explain=explain,
+            eligible=self._eligible(instances, target.dp_rank if target is not None else request.dp_rank),
+        )
+        decision = await self.decide(routing, context)
+        self.figures.decided(
+            overlap_tokens=decision.overlap.total * self.scheduler.block_size,
+            cost=decision.cost,
+            mean_cost=decision.mean_cost,
+            queued_s=decision.queued_s,
+        )
+        report = self._report(decision) if explain else None
+        if report is not None:
+            logger.debug("request %s: %s", context.id(), report)
+        return KvPlacement(self, decision, report if request.explain_routing else None, len(request.token_ids))
+
+    async def decide(self, routing: RoutingRequest, context: Context) -> RoutingDecision:
+        """Gives the request its worker, whose load it is until free(); waits in the queue where it has to.
+
+        Raises NoInstancesError, OverloadedError, RequestCancelledError, DeadlineExceededError.
+        """
+        started_s = time.perf_counter()
+        decision = self.scheduler.submit(routing, _now_s())
+        self.figures.decision_seconds.observe(time.perf_counter() - started_s)
+        return decision or await self._admitted(routing.request_id, context)
+
+    def look(self, routing: RoutingRequest) -> RoutingDecision:
+        """What decide() would choose now, without waiting and without consequences. Raises NoInstancesError."""
+        return self.scheduler.look(routing, _now_s())
+
+    def first_token(self, request_id: str) -> None:
+        """The request's worker has begun to answer."""
+        self.scheduler.first_token(request_id, _now_s())
+        self._admit()
+
+    def output(self, request_id: str, tokens: int) -> None:
+        self.scheduler.output(request_id, tokens, _now_s())
+
+    def free(self, request_id: str) -> None:
+        """The request has ended."""
+        self.scheduler.free(request_id)
+        self._admit()
+
+    def worker_figures(self) -> list[WorkerFigures]:
+        return [
+            WorkerFigures(
+                instance_id=worker.instance_id,
+                dp_rank=worker.dp_rank,
+                prefill_tokens=activity.prefill_tokens,
+                blocks=activity.blocks,
+            )
+            for worker, activity in self.scheduler.activities()
+        ]
+
+    def index_figures(self) -> IndexFigures:
+        tree, subscriber = self.scheduler.tree, self._subscriber
+        return IndexFigures(
+            blocks=len(tree),
+            pruned=tree.pruned,
+            events=self.indexer.events,
+            malformed_events=self.indexer.malformed,
+            gaps=subscriber.gaps if subscriber is not None else 0,
+            recoveries=subscriber.recoveries if subscriber is not None else 0,
+            queued_requests=self.scheduler.queued,
+        )
+
+    def _has_feed(self, instance_id: int) -> bool:
+        return self._subscriber is not None and self._subscriber.has_feed(instance_id)
+
+    def _eligible(self, instances: Sequence[int], dp_rank: int | None) -> Callable[[WorkerId], bool] | None:
+        if dp_rank is None and len(instances) >= len(self._instances):
+            return None  # all of them
+        allowed = frozenset(instances)
+        return lambda worker: worker.instance_id in allowed and dp_rank in (None, worker.dp_rank)
+
+    async def _admitted(self, request_id: str, context: Context) -> RoutingDecision:
+        """Waits for the request's turn in the queue."""
+        future: asyncio.Future[RoutingDecision] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = future
+        unfollow = context.on_stop(lambda _: _fail(future, RequestCancelledError("the request was cancelled")))
+        try:
+            async with asyncio.timeout(context.remaining_s()):
+                return await future
+        except TimeoutError as error:
+            self.free(request_id)
+            raise DeadlineExceededError("the request's deadline passed while it waited for a worker") from error
+        except BaseException:
+            self.free(request_id)
+            raise
+        finally:
+            unfollow()
+            del self._waiting[request_id]
+
+    def _admit(self) -> None:
+        """Lets those go who need not wait any longer."""
+        if not self.scheduler.queued:
+            return
+        for admitted in self.scheduler.take_admitted(_now_s()):
+            future = self._waiting.get(admitted.request_id)
+            if future is None or future.done():
+                self.scheduler.free(admitted.request_id)
+            elif admitted.decision is None:
+                _fail(future, NoInstancesError("no worker can take this request any more"))
+            else:
+                future.set_result(admitted.decision)
+
+    def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:
+        for load in loads:
+            self.scheduler.on_load(WorkerId(instance_id, load.dp_rank), load)
+
+    def _report(self, decision: RoutingDecision) -> RoutingReport:
+        return RoutingReport(
+            mode=RouterMode.KV.value,
+            worker_id=decision.worker.instance_id,
+            dp_rank=decision.worker.dp_rank,
+            prompt_blocks=decision.prompt_blocks,
+            block_size=self.scheduler.block_size,
+            overlap_blocks=decision.overlap.total,
+            queued_ms=decision.queued_s * 1000,
+            no_overlap_reason=decision.no_overlap_reason,
+            candidates=[
+                CandidateReport(
+                    worker_id=candidate.worker.instance_id,
+                    dp_rank=candidate.worker.dp_rank,
+                    cost=candidate.cost,
+                    device_blocks=candidate.overlap.device,
+                    host_blocks=candidate.overlap.host,
+                    disk_blocks=candidate.overlap.disk,
+                    prefill_tokens=candidate.prefill_tokens,
+                    decode_blocks=candidate.decode_blocks,
+                )
+                for candidate in decision.candidates
+            ],
+        )
+
+
+class KvPlacement:
+    """A request on its worker, as the scheduler counts it."""
+
+    __slots__ = ("_begun", "_deliver", "_placer", "_prompt_tokens", "_report", "_request_id", "dp_rank", "worker")
+
+    def __init__(
+        self, placer: KvPlacer, decision: RoutingDecision, report: RoutingReport | None, prompt_tokens: int
+    ) -> None:
+        self.worker = decision.worker
+        self.dp_rank: int | None = decision.worker.dp_rank
+        self._placer = placer
+        self._request_id = decision.request_id
+        self._report = report
+        self._prompt_tokens = prompt_tokens
+        self._begun = False
+        self._deliver: Deliver[LLMEngineOutput]
+
+    def watched(self, deliver: Deliver[Any]) -> Deliver[Any]:
+        self._deliver = deliver
+        return self._pass_on
+
+    def end(self) -> None:
+        self._placer.free(self._request_id)
+
+    def _pass_on(self, output: LLMEngineOutput) -> bool:
+        if not self._begun:
+            self._begun = True
+            output.routing = self._report
+            self._placer.first_token(self._request_id)
+            self._placer.figures.prefilled(self._prompt_tokens, output.cached_tokens)
+        self._placer.output(self._request_id, len(output.token_ids))
+        return self._deliver(output)
+
+
+def _now_s() -> float:
+    return time.monotonic()
+
+
+def _fail(future: asyncio.Future[RoutingDecision], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

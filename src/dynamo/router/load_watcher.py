@@ -1,0 +1,48 @@
+"""Asks the workers how busy they are."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from dynamo.errors import DynamoError
+from dynamo.protocols.load import WorkerLoad
+from dynamo.runtime.client import Client
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+_TIMEOUT_S = 1.0
+
+
+class LoadWatcher:
+    """Calls every instance's `load` endpoint once in `interval_s`; one that does not answer is passed over."""
+
+    def __init__(
+        self,
+        client: Client,
+        on_load: Callable[[int, list[WorkerLoad]], None],
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        """`client` of the load endpoint, whose replies are decoded as list[WorkerLoad]; closed with the watcher."""
+        self._client = client
+        self._on_load = on_load
+        self._interval_s = interval_s
+        self._task = asyncio.create_task(self._run(), name=f"loads-{client.endpoint}")
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        await self._client.close()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await asyncio.gather(*(self._ask(instance_id) for instance_id in self._client.instance_ids()))
+
+    async def _ask(self, instance_id: int) -> None:
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                async for loads in await self._client.direct(None, instance_id, annotated=False):
+                    self._on_load(instance_id, loads)
+        except (DynamoError, TimeoutError) as error:
+            logger.debug("instance %x did not say how busy it is: %s", instance_id, error)

@@ -1,0 +1,110 @@
+"""Follows the KV events of all live workers, whatever happens to them and to the connections."""
+
+import asyncio
+import logging
+
+from dynamo.errors import ConnectionLostError, DynamoError
+from dynamo.router.indexer import KvIndexer
+from dynamo.runtime.client import Client
+from dynamo.runtime.event_feed import FeedCursor, FeedEvent, FeedItem, Step, Subscribe
+from dynamo.runtime.handler import closing
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_MIN_S = 0.1
+BACKOFF_MAX_S = 5.0
+
+
+class KvEventSubscriber:
+    """Keeps an index equal to what the live instances hold.
+
+    One task per instance reads its feed and, when the stream breaks, subscribes again after the last event that it
+    has. An instance that discovery knows no more is forgotten.
+    """
+
+    def __init__(self, client: Client, indexer: KvIndexer, *, backoff_min_s: float = BACKOFF_MIN_S) -> None:
+        """`client` of the kv_events endpoint, with FeedItem as its response type; it stays the caller's to close."""
+        self.gaps = 0  # events were missing
+        self.disconnects = 0  # a stream, or the attempt to open one, has failed
+        self.recoveries = 0  # after either of them the index was right again
+        self._client = client
+        self._indexer = indexer
+        self._backoff_min_s = backoff_min_s
+        self._readers: dict[int, asyncio.Task[None]] = {}  # by instance id
+        self._in_sync: set[int] = set()
+        self._broken: set[int] = set()  # not followed at the moment, for another reason than being new
+        self._follower = asyncio.create_task(self._follow(), name=f"follow-{client.endpoint}")
+
+    def has_feed(self, instance_id: int) -> bool:
+        """Whether the index knows what the instance holds, and hears of every change."""
+        return instance_id in self._in_sync
+
+    async def close(self) -> None:
+        """Ends the subscriptions; the index stays as it is."""
+        tasks = [self._follower, *self._readers.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        self._in_sync.clear()
+
+    async def _follow(self) -> None:
+        while True:
+            live = set(self._client.instance_ids())
+            for instance_id in self._readers.keys() - live:
+                self._readers.pop(instance_id).cancel()
+                self._in_sync.discard(instance_id)
+                self._broken.discard(instance_id)
+                self._indexer.forget(instance_id)
+            for instance_id in live - self._readers.keys():
+                reader = asyncio.create_task(self._read(instance_id), name=f"kv-events-{instance_id:x}")
+                self._readers[instance_id] = reader
+            await self._client.wait_for_change()
+
+    async def _read(self, instance_id: int) -> None:
+        """Reads an instance's feed for as long as it is there."""
+        cursor = FeedCursor()
+        backoff_s = self._backoff_min_s
+        while True:
+            before = cursor.last_id
+            try:
+                await self._read_stream(instance_id, cursor)
+            except DynamoError as error:
+                self.disconnects += 1
+                logger.debug("the KV events of instance %x: %s", instance_id, error)
+            except Exception:  # the task's boundary
+                logger.exception("the KV events of instance %x could not be used", instance_id)
+                cursor = FeedCursor()  # what has become of the index is uncertain, only a dump helps
+            self._in_sync.discard(instance_id)
+            self._broken.add(instance_id)
+            backoff_s = self._backoff_min_s if cursor.last_id != before else min(2 * backoff_s, BACKOFF_MAX_S)
+            await asyncio.sleep(backoff_s)
+
+    async def _read_stream(self, instance_id: int, cursor: FeedCursor) -> None:
+        """Returns after a gap; raises the DynamoError that ended the stream."""
+        stream = await self._client.direct(Subscribe(cursor.last_id), instance_id, annotated=False)
+        cursor.reconnected()
+        if cursor.last_id is not None:
+            self._synced(instance_id)
+        async with closing(stream):
+            async for item in stream:
+                if not self._take(instance_id, cursor, item):
+                    self.gaps += 1
+                    return
+        raise ConnectionLostError("the stream has ended")
+
+    def _take(self, instance_id: int, cursor: FeedCursor, item: FeedItem) -> bool:
+        """False when something is missing before the item."""
+        step = cursor.accept(item)
+        if step is Step.APPLY:
+            assert isinstance(item, FeedEvent)
+            self._indexer.apply_payload(instance_id, item.payload)
+        elif step is Step.REPLACE:
+            self._indexer.replace_payloads(instance_id, cursor.take_dump())
+            self._synced(instance_id)
+        return step is not Step.GAP
+
+    def _synced(self, instance_id: int) -> None:
+        self._in_sync.add(instance_id)
+        if instance_id in self._broken:
+            self._broken.remove(instance_id)
+            self.recoveries += 1

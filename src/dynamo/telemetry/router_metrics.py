@@ -1,0 +1,157 @@
+"""dynamo_router_*: what a KV router knows, decides and gains.
+
+Nothing is computed until somebody asks for the metrics, but a few additions for each request.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dynamo.telemetry.metrics import HistogramChild
+
+_DECISION_BUCKETS_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 0.1)
+_WAIT_BUCKETS_S = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_PREFIX = "dynamo_router_"
+
+
+@dataclass(slots=True)
+class RouterFigures:
+    """The counts of one model's router since its start."""
+
+    decisions: int = 0
+    prompt_tokens: int = 0  # of prompts that were prefilled
+    cached_tokens: int = 0  # of those, that needed no prefill, as the engines say
+    overlap_tokens: int = 0  # that the router expected to be cached
+    chosen_cost: float = 0.0  # in blocks, summed up
+    mean_cost: float = 0.0
+    queued: HistogramChild = field(default_factory=lambda: HistogramChild(_WAIT_BUCKETS_S))
+    decision_seconds: HistogramChild = field(default_factory=lambda: HistogramChild(_DECISION_BUCKETS_S))
+
+    def decided(self, *, overlap_tokens: int, cost: float, mean_cost: float, queued_s: float) -> None:
+        self.decisions += 1
+        self.overlap_tokens += overlap_tokens
+        self.chosen_cost += cost
+        self.mean_cost += mean_cost
+        self.queued.observe(queued_s)
+
+    def prefilled(self, prompt_tokens: int, cached_tokens: int | None) -> None:
+        self.prompt_tokens += prompt_tokens
+        self.cached_tokens += cached_tokens or 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFigures:
+    """What a worker is busy with at this moment, as the router sees it."""
+
+    instance_id: int
+    dp_rank: int
+    prefill_tokens: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexFigures:
+    """What is known of the workers' caches at this moment, and how it came."""
+
+    blocks: int
+    pruned: int
+    events: int
+    malformed_events: int
+    gaps: int
+    recoveries: int
+    queued_requests: int
+
+
+class RouterSource(Protocol):
+    """A router that can be measured."""
+
+    figures: RouterFigures
+
+    def worker_figures(self) -> Iterable[WorkerFigures]: ...
+
+    def index_figures(self) -> IndexFigures: ...
+
+
+class RouterMetrics(Collector):
+    """The routers of one process, by model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._sources: dict[str, RouterSource] = {}
+        registry.register(self)
+
+    def add(self, model: str, source: RouterSource) -> None:
+        self._sources[model] = source
+
+    def remove(self, model: str, source: RouterSource) -> None:
+        """Passed over where another has taken its place."""
+        if self._sources.get(model) is source:
+            del self._sources[model]
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._counts()
+        yield from self._histograms()
+        yield from self._index()
+        yield from self._workers()
+
+    def _counts(self) -> Iterable[Metric]:
+        for name, documentation, attribute in (
+            ("decisions_total", "Requests that were given a worker", "decisions"),
+            ("prompt_tokens_total", "Prompt tokens of requests that have begun to be answered", "prompt_tokens"),
+            ("cached_tokens_total", "Of those, tokens that needed no prefill, as engines report", "cached_tokens"),
+            ("overlap_tokens_total", "Prompt tokens that were expected to be cached", "overlap_tokens"),
+            ("chosen_cost_blocks_total", "Costs of the workers that were chosen", "chosen_cost"),
+            ("mean_cost_blocks_total", "Mean costs of all workers that could have been", "mean_cost"),
+        ):
+            family = CounterMetricFamily(_PREFIX + name, documentation, labels=("model",))
+            for model, source in self._sources.items():
+                family.add_metric((model,), getattr(source.figures, attribute))
+            yield family
+        ratio = GaugeMetricFamily(_PREFIX + "hit_ratio", "Cached tokens by prompt tokens", labels=("model",))
+        for model, source in self._sources.items():
+            figures = source.figures
+            if figures.prompt_tokens:
+                ratio.add_metric((model,), figures.cached_tokens / figures.prompt_tokens)
+        yield ratio
+
+    def _histograms(self) -> Iterable[Metric]:
+        for name, documentation, attribute in (
+            ("decision_seconds", "Time that a decision takes", "decision_seconds"),
+            ("queue_wait_seconds", "Time that requests wait for a worker", "queued"),
+        ):
+            family = HistogramMetricFamily(_PREFIX + name, documentation, labels=("model",))
+            for model, source in self._sources.items():
+                histogram: HistogramChild = getattr(source.figures, attribute)
+                family.add_metric((model,), histogram.buckets(), histogram.sum)
+            yield family
+
+    def _index(self) -> Iterable[Metric]:
+        figures = {model: source.index_figures() for model, source in self._sources.items()}
+        for kind, name, documentation, attribute in (
+            (GaugeMetricFamily, "blocks", "Different KV blocks that are known", "blocks"),
+            (GaugeMetricFamily, "queued_requests", "Requests that wait for a worker", "queued_requests"),
+            (CounterMetricFamily, "pruned_blocks_total", "Blocks forgotten to bound memory", "pruned"),
+            (CounterMetricFamily, "events_total", "KV events taken", "events"),
+            (CounterMetricFamily, "malformed_events_total", "KV events dropped", "malformed_events"),
+            (CounterMetricFamily, "event_gaps_total", "Times that KV events were missing", "gaps"),
+            (CounterMetricFamily, "event_recoveries_total", "Times that a worker's dump replaced them", "recoveries"),
+        ):
+            family = kind(_PREFIX + name, documentation, labels=("model",))
+            for model, each in figures.items():
+                family.add_metric((model,), getattr(each, attribute))
+            yield family
+
+    def _workers(self) -> Iterable[Metric]:
+        labels = ("model", "worker_id", "dp_rank")
+        tokens = GaugeMetricFamily(f"{_PREFIX}worker_prefill_tokens", "Tokens that wait for prefill", labels=labels)
+        blocks = GaugeMetricFamily(f"{_PREFIX}worker_active_blocks", "KV blocks of running requests", labels=labels)
+        for model, source in self._sources.items():
+            for worker in source.worker_figures():
+                values = (model, str(worker.instance_id), str(worker.dp_rank))
+                tokens.add_metric(values, worker.prefill_tokens)
+                blocks.add_metric(values, worker.blocks)
+        yield tokens
+        yield blocks

@@ -1,0 +1,306 @@
+"""The index follows live workers over a request plane, through everything that happens to them and to the router."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from dynamo.protocols.generation import WorkerId
+from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, KvEventBatch, Tier
+from dynamo.router.indexer import KvIndexer
+from dynamo.router.publisher import KV_EVENTS_ENDPOINT, KvEventFeed
+from dynamo.router.subscriber import KvEventSubscriber
+from dynamo.runtime import DistributedRuntime, RuntimeConfig
+from dynamo.runtime.codec import encode_payload
+from dynamo.runtime.distributed import SharedParts
+from dynamo.runtime.event_feed import DumpEnd, FeedEvent, FeedItem
+from dynamo.testing import eventually, within
+from dynamo.testing.scripted import Scripted
+from dynamo.tokens import hash_array, hashes_to_bytes
+
+GENERATE = "test.backend.generate"
+KV_EVENTS = f"test.backend.{KV_EVENTS_ENDPOINT}"
+BACKOFF_S = 0.01
+
+
+def stored(*hashes: int, tier: Tier = Tier.DEVICE) -> BlockStored:
+    return BlockStored(hashes_to_bytes(hash_array(hashes)), tier)
+
+
+def removed(*hashes: int) -> BlockRemoved:
+    return BlockRemoved(hashes_to_bytes(hash_array(hashes)))
+
+
+def batch(*events: KvEvent, dp_rank: int = 0) -> KvEventBatch:
+    return KvEventBatch(dp_rank, list(events))
+
+
+@dataclass(slots=True)
+class Worker:
+    runtime: DistributedRuntime
+    feed: KvEventFeed
+
+    @property
+    def id(self) -> int:
+        return self.runtime.instance_id
+
+
+@dataclass(slots=True)
+class Router:
+    runtime: DistributedRuntime
+    indexer: KvIndexer
+    subscriber: KvEventSubscriber
+
+    def knows(self, worker: Worker) -> bool:
+        """Whether the index says of a worker what it holds, no more and no less."""
+        return contents(self.indexer, worker.id) == held(worker)
+
+    async def close(self) -> None:
+        await within(self.subscriber.close())
+        await within(self.runtime.close())
+
+
+def contents(indexer: KvIndexer, instance_id: int) -> set[tuple[int, Tier, int]]:
+    return {
+        (worker.dp_rank, tier, block)
+        for worker, tier, hashes in indexer.tree.dump()
+        for block in hashes
+        if worker.instance_id == instance_id
+    }
+
+
+def held(worker: Worker) -> set[tuple[int, Tier, int]]:
+    known = KvIndexer()
+    known.replace(worker.id, worker.feed.held.dump())
+    return contents(known, worker.id)
+
+
+@dataclass(slots=True)
+class Cluster:
+    config: RuntimeConfig
+    shared: SharedParts = field(default_factory=SharedParts)
+    runtimes: list[DistributedRuntime] = field(default_factory=list)
+
+    def runtime(self) -> DistributedRuntime:
+        self.runtimes.append(DistributedRuntime(config=self.config, shared=self.shared))
+        return self.runtimes[-1]
+
+    async def worker(self, **bounds: int) -> Worker:
+        runtime, feed = self.runtime(), KvEventFeed(**bounds)
+        await feed.start(runtime.endpoint(GENERATE))
+        return Worker(runtime, feed)
+
+    async def raw_worker(self, handler: Any) -> int:
+        """A worker with a handler of its own instead of a feed."""
+        runtime = self.runtime()
+        await runtime.endpoint(KV_EVENTS).start(handler)
+        return runtime.instance_id
+
+    async def router(self) -> Router:
+        runtime, indexer = self.runtime(), KvIndexer()
+        client = await runtime.endpoint(KV_EVENTS).client(response_type=FeedItem)
+        return Router(runtime, indexer, KvEventSubscriber(client, indexer, backoff_min_s=BACKOFF_S))
+
+
+@pytest.fixture(params=["mem+inproc", "file+tcp"])
+async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
+    discovery, plane = request.param.split("+")
+    cluster = Cluster(RuntimeConfig(discovery_backend=discovery, request_plane=plane, file_kv=str(tmp_path / "kv")))
+    yield cluster
+    await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
+
+
+@pytest.fixture
+async def router(cluster: Cluster) -> AsyncIterator[Router]:
+    router = await cluster.router()
+    yield router
+    await router.subscriber.close()
+
+
+async def test_workers_that_come_before_and_after_the_router(cluster: Cluster) -> None:
+    early = await cluster.worker()
+    early.feed.publish(batch(stored(1, 2, 3), dp_rank=1))
+    router = await cluster.router()
+    late = await cluster.worker()
+    late.feed.publish(batch(stored(1), stored(7, tier=Tier.HOST)))
+    await eventually(lambda: router.knows(early) and router.knows(late))
+    early.feed.publish(batch(removed(3), stored(4), dp_rank=1))
+    late.feed.publish(batch(AllBlocksCleared()))
+    await eventually(lambda: router.knows(early) and router.knows(late))
+    assert router.indexer.find_matches(hash_array([1, 2])).scores == {WorkerId(early.id, 1): 2}
+    assert (router.indexer.dumps, router.subscriber.gaps, router.subscriber.disconnects) == (2, 0, 0)
+    await router.subscriber.close()
+
+
+async def test_worker_without_blocks_has_a_feed_too(cluster: Cluster, router: Router) -> None:
+    worker = await cluster.worker()
+    assert not router.subscriber.has_feed(worker.id)
+    await eventually(lambda: router.subscriber.has_feed(worker.id))
+    assert not router.subscriber.has_feed(17)
+
+
+@pytest.mark.parametrize("graceful", [True, False])
+async def test_worker_that_goes_is_forgotten(cluster: Cluster, router: Router, graceful: bool) -> None:
+    gone, stays = await cluster.worker(), await cluster.worker()
+    for worker in (gone, stays):
+        worker.feed.publish(batch(stored(1, 2)))
+    await eventually(lambda: router.knows(gone) and router.knows(stays))
+    await within(gone.runtime.close(graceful=graceful))
+    await eventually(lambda: not contents(router.indexer, gone.id))
+    assert not router.subscriber.has_feed(gone.id)
+    assert router.knows(stays)
+    assert router.indexer.tree.workers() == [WorkerId(stays.id)]
+
+
+async def test_lost_connection_costs_no_dump(cluster: Cluster, router: Router) -> None:
+    worker = await cluster.worker()
+    worker.feed.publish(batch(stored(1)))
+    await eventually(lambda: router.knows(worker))
+    assert await break_connections(worker) == 1
+    worker.feed.publish(batch(stored(2)))
+    await eventually(lambda: router.knows(worker) and router.subscriber.has_feed(worker.id))
+    assert (router.subscriber.disconnects, router.subscriber.recoveries) == (1, 1)
+    assert router.indexer.dumps == 1
+
+
+async def test_dump_after_a_connection_lost_for_long(cluster: Cluster, router: Router) -> None:
+    worker = await cluster.worker(events_max=2)
+    worker.feed.publish(batch(stored(1)))
+    await eventually(lambda: router.knows(worker))
+    assert await break_connections(worker) == 1
+    for block in range(10):  # without a wait: the router cannot be back before
+        worker.feed.publish(batch(stored(block)))
+    worker.feed.publish(batch(removed(1, 5)))
+    await eventually(lambda: router.knows(worker))
+    assert router.indexer.dumps == 2
+
+
+async def break_connections(worker: Worker) -> int:
+    """Cuts all connections that others have to a worker; returns how many there were."""
+    listener: Any = worker.runtime._listener
+    connections = tuple(listener._connections)
+    for connection in connections:
+        await connection.close()
+    return len(connections)
+
+
+async def test_gap(cluster: Cluster, router: Router) -> None:
+    """No feed of ours has gaps; one that has is asked again for what is missing."""
+
+    def script(request: Any) -> Any:
+        return [event(3), event(4)] if request == [2] else [DumpEnd(0, 0), event(1), event(2), event(4)]
+
+    def event(number: int) -> FeedEvent:
+        return FeedEvent(number, Raw(encode_payload(batch(stored(number)))))
+
+    feed = Scripted[Any, Any](script, hang=True)
+    worker = await cluster.raw_worker(feed)
+    await eventually(lambda: len(contents(router.indexer, worker)) == 4)
+    assert feed.requests == [[None], [2]]
+    assert feed.open == feed.closed_early == 1
+    assert (router.subscriber.gaps, router.subscriber.recoveries, router.subscriber.disconnects) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("items", [["no item"], [[9, 9]], [[0, 1]], [[0, "1", b""]]])
+async def test_feed_of_another_kind(cluster: Cluster, router: Router, items: list[Any]) -> None:
+    """It is tried again, ever more seldom, and hurts nobody else."""
+    feed = Scripted[Any, Any](lambda request: items, hang=True)
+    stranger, worker = await cluster.raw_worker(feed), await cluster.worker()
+    worker.feed.publish(batch(stored(1)))
+    await eventually(lambda: router.subscriber.disconnects >= 3 and router.knows(worker))
+    assert not router.subscriber.has_feed(stranger)
+    assert not contents(router.indexer, stranger)
+
+
+async def test_nonsense_in_an_event(cluster: Cluster, router: Router, caplog: pytest.LogCaptureFixture) -> None:
+    """The feed goes on after it."""
+    items = [FeedEvent(1, Raw(encode_payload("?"))), FeedEvent(2, Raw(encode_payload(batch(stored(1)))))]
+    worker = await cluster.raw_worker(Scripted[Any, Any](lambda request: [DumpEnd(0, 0), *items], hang=True))
+    await eventually(lambda: len(contents(router.indexer, worker)) == 1)
+    assert router.indexer.malformed == 1
+    assert f"instance {worker:x} " in caplog.text
+    assert router.subscriber.has_feed(worker)
+
+
+async def test_defect_in_the_index(cluster: Cluster, router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has done is uncertain, so all is read again."""
+    worker = await cluster.worker()
+    await eventually(lambda: router.subscriber.has_feed(worker.id))
+    real = router.indexer.tree.apply
+    monkeypatch.setattr(router.indexer.tree, "apply", None)
+    worker.feed.publish(batch(stored(1)))
+    await eventually(lambda: not router.subscriber.has_feed(worker.id))
+    monkeypatch.setattr(router.indexer.tree, "apply", real)
+    await eventually(lambda: router.knows(worker))
+    assert router.subscriber.has_feed(worker.id)
+
+
+async def test_router_that_starts_again(cluster: Cluster) -> None:
+    worker = await cluster.worker(events_max=3)
+    for number in range(3):
+        router = await cluster.router()
+        worker.feed.publish(batch(*[stored(number * 10 + block) for block in range(5)], removed(3)))
+        await eventually(lambda: router.knows(worker))  # noqa: B023 - awaited at once
+        await router.close()
+
+
+async def test_closing_ends_the_subscriptions(cluster: Cluster) -> None:
+    feed = Scripted[Any, Any](lambda request: [DumpEnd(0, 0)], hang=True)
+    worker = await cluster.raw_worker(feed)
+    router = await cluster.router()
+    await eventually(lambda: router.subscriber.has_feed(worker))
+    assert any(name.startswith("kv-events-") for name in task_names())
+    await within(router.subscriber.close())
+    await eventually(lambda: feed.open == 0)
+    assert not router.subscriber.has_feed(worker)
+    assert not any(name.startswith(("follow-", "kv-events-")) for name in task_names())
+    await router.runtime.close()
+
+
+def task_names() -> set[str]:
+    return {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_everything_at_once(cluster: Cluster) -> None:
+    """The property of test_indexer.py once more, over connections that are there."""
+    rng = random.Random(3)
+    workers = [await cluster.worker(events_max=4) for _ in range(3)]
+    router = await cluster.router()
+
+    def publish() -> None:
+        worker = rng.choice(workers)
+        hashes = rng.choices(range(50), k=5)
+        events: list[KvEvent] = [stored(*hashes), stored(*hashes, tier=Tier.HOST), removed(*hashes)]
+        worker.feed.publish(batch(rng.choice(events), dp_rank=rng.randrange(2)))
+
+    async def disconnect() -> None:
+        worker = rng.choice(workers)
+        await eventually(lambda: router.subscriber.has_feed(worker.id))  # which it may say from before the last fault
+        await break_connections(worker)
+
+    async def restart_worker() -> None:
+        place = rng.randrange(3)
+        await within(workers[place].runtime.close(graceful=False))
+        workers[place] = await cluster.worker(events_max=4)
+
+    async def restart_router() -> None:
+        nonlocal router
+        await router.close()
+        router = await cluster.router()
+
+    faults: list[Callable[[], Any]] = [disconnect, disconnect, restart_worker, restart_router]
+    for _ in range(12):
+        for _ in range(rng.randrange(10)):
+            publish()
+        await rng.choice(faults)()
+        publish()
+    await eventually(lambda: all(router.knows(worker) for worker in workers))
+    await eventually(
+        lambda: {worker.instance_id for worker in router.indexer.tree.workers()} <= {w.id for w in workers}
+    )
+    await router.close()
