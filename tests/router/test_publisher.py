@@ -10,7 +10,7 @@ from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT, KvEventPublisher, WorkerMetricsPublisher
 from dynamo.router.radix_tree import Overlap
-from dynamo.router.subscriber import KvEventSubscriber
+from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.runtime.event_feed import FeedItem
 from dynamo.testing import eventually, within
@@ -38,7 +38,7 @@ class TestKvEvents:
         """What a router knows."""
         indexer = KvIndexer()
         endpoint = runtime.endpoint(f"test.backend.{KV_EVENTS_ENDPOINT}")
-        subscriber = KvEventSubscriber(await endpoint.client(response_type=FeedItem), indexer)
+        subscriber = FeedSubscriber(await endpoint.client(response_type=FeedItem), indexer)
         yield indexer
         await subscriber.close()
 

@@ -14,6 +14,7 @@ from dynamo.frontend.config import FrontendConfig
 from dynamo.llm.router_service import RouterConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.runtime.config import RuntimeConfig
+from dynamo.simulator.config import SimulationConfig
 
 _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Every process", RuntimeConfig, ()),
@@ -22,6 +23,7 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
     ("dynamo serve", ServeConfig, (FrontendConfig,)),
     ("dynamo run", RunConfig, ()),
+    ("dynamo simulate", SimulationConfig, (KvRouterConfig,)),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),
     ("python -m dynamo.vllm", VllmConfig, (WorkerConfig,)),
     ("python -m dynamo.mocker", MockerConfig, (WorkerConfig,)),

@@ -1,0 +1,34 @@
+"""Which router a simulation has."""
+
+import dataclasses
+import random
+from enum import StrEnum
+
+from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.router.config import KvRouterConfig
+from dynamo.router.routing import WorkerLimits
+from dynamo.router.selection import RouterMode, make_selector
+from dynamo.simulator.kv_core import KvCore
+from dynamo.simulator.router_core import RouterCore, SelectorCore
+
+
+class SimulatedMode(StrEnum):
+    """The routers that can be compared."""
+
+    ROUND_ROBIN = "round-robin"
+    RANDOM = "random"
+    LEAST_LOADED = "least-loaded"
+    KV_APPROX = "kv-approx"  # kv without events from the workers
+    KV = "kv"
+
+
+def make_router_core(
+    mode: SimulatedMode, config: KvRouterConfig, engine: SchedulerConfig, workers: int, rng: random.Random
+) -> RouterCore:
+    """A router of this mode for workers like `engine`, numbered from 0."""
+    if mode is SimulatedMode.KV_APPROX:
+        config = dataclasses.replace(config, use_kv_events=False)
+    elif mode is not SimulatedMode.KV:
+        return SelectorCore(make_selector(RouterMode(mode.value), rng), workers)
+    limits = WorkerLimits(max_num_batched_tokens=engine.max_num_batched_tokens, total_kv_blocks=engine.num_blocks)
+    return KvCore(config, engine.block_size, workers, limits, rng)
