@@ -143,6 +143,15 @@ class KvRouter:
         """A Handler: the same for a whole request."""
         return self._generate(request, context)
 
+    def look(
+        self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
+    ) -> RoutingDecision:
+        """Where the prompt would go now, with all candidates; without consequences. Raises NoInstancesError."""
+        self._update()
+        seed = block_seed(lora_name, cache_salt)
+        routing = RoutingRequest(request_id="", token_ids=token_array(token_ids), seed=seed, explain=True)
+        return self._placer.look(routing)
+
     async def best_worker(
         self,
         token_ids: Iterable[int],
@@ -176,10 +185,9 @@ class KvRouter:
 
     def get_potential_loads(self, token_ids: Iterable[int]) -> list[PotentialLoad]:
         """What each worker would be busy with if it were given the prompt; raises NoInstancesError."""
-        self._update()
         tokens = token_array(token_ids)
         blocks = -(-len(tokens) // self.block_size)
-        decision = self._placer.look(RoutingRequest(request_id=_own(None), token_ids=tokens, explain=True))
+        decision = self.look(tokens)
         return [
             PotentialLoad(
                 worker_id=candidate.worker.instance_id,
