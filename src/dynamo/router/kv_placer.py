@@ -69,7 +69,7 @@ class KvPlacer:
         self._sync: ReplicaSync | None = None
         if config.router_replica_sync:
             sequences = self.scheduler.sequences
-            self._sync = ReplicaSync(runtime, endpoint, model, sequences, block_size, _now_s, self._admit)
+            self._sync = ReplicaSync(runtime, endpoint, model, sequences, _now_s, self._admit)
         loads = EndpointId(endpoint.namespace, endpoint.component, "load")
         self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
 
