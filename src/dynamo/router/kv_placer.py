@@ -35,6 +35,8 @@ from dynamo.tokens import block_seed
 
 logger = logging.getLogger(__name__)
 
+_SWEEP_INTERVAL_S = 30.0
+
 
 class KvPlacer:
     """The Placer of RouterMode.KV, for the workers of one model behind one endpoint.
@@ -72,8 +74,11 @@ class KvPlacer:
             self._sync = ReplicaSync(runtime, endpoint, model, sequences, _now_s, self._admit)
         loads = EndpointId(endpoint.namespace, endpoint.component, "load")
         self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
+        self._sweeper = asyncio.create_task(self._sweep(), name=f"sweep-{endpoint}")
 
     async def close(self) -> None:
+        self._sweeper.cancel()
+        await asyncio.wait([self._sweeper])
         await self._loads.close()
         if self._sync is not None:
             await self._sync.close()
@@ -225,6 +230,15 @@ class KvPlacer:
                 _fail(future, NoInstancesError("no worker can take this request any more"))
             else:
                 future.set_result(admitted.decision)
+
+    async def _sweep(self) -> None:
+        """Ends what nobody has ended, such as the requests of a client of `decide` that is gone."""
+        while True:
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            stale = self.scheduler.sweep(_now_s())
+            if stale:
+                logger.warning("%d requests have given no sign for long and no longer count as load", len(stale))
+                self._admit()
 
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:
         for load in loads:
