@@ -422,7 +422,7 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
 
 
 async def test_load_whose_end_nobody_tells_is_swept(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_placer, "SWEEP_INTERVAL_S", 0.01)
+    monkeypatch.setattr(kv_placer, "_SWEEP_INTERVAL_S", 0.01)
     worker = await cluster.worker()
     router = await cluster.router(KvRouterConfig(router_active_request_expiry_secs=0.03), worker)
     await router.placer.decide(RoutingRequest(request_id="lost", token_ids=token_array(PROMPT)), Context())

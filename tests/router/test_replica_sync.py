@@ -55,7 +55,7 @@ class Router:
         self.sync.publish(SequenceFreed(request_id))
 
     def load(self, worker: WorkerId = WORKER) -> tuple[int, int, int]:
-        activity = self.sequences.activity(worker)
+        activity = self.sequences.watch(worker)
         return activity.requests, activity.prefill_tokens, activity.blocks
 
 
@@ -72,7 +72,7 @@ class Cluster:
 
     def router(self, model: str = "m") -> Router:
         runtime, sequences, changes = self.runtime(), ActiveSequences(BLOCK_SIZE), list[None]()
-        sync = ReplicaSync(runtime, WORKERS, model, sequences, BLOCK_SIZE, lambda: 0.0, lambda: changes.append(None))
+        sync = ReplicaSync(runtime, WORKERS, model, sequences, lambda: 0.0, lambda: changes.append(None))
         self.syncs.append(sync)
         return Router(runtime, sequences, sync, changes)
 
@@ -224,7 +224,7 @@ async def test_a_router_that_cannot_serve_its_feed_does_without(
 ) -> None:
     runtime = cluster.runtime()
     runtime.shutdown()
-    sync = ReplicaSync(runtime, WORKERS, "m", ActiveSequences(BLOCK_SIZE), BLOCK_SIZE, lambda: 0.0, lambda: None)
+    sync = ReplicaSync(runtime, WORKERS, "m", ActiveSequences(BLOCK_SIZE), lambda: 0.0, lambda: None)
     cluster.syncs.append(sync)
     await eventually(lambda: "this router's load is not shared" in caplog.text)
     sync.publish(SequenceFreed("a"))

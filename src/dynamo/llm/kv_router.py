@@ -152,6 +152,15 @@ class KvRouter:
         self._update()
         return self._generate(request, context)
 
+    def look(
+        self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
+    ) -> RoutingDecision:
+        """Where the prompt would go now, with all candidates; without consequences. Raises NoInstancesError."""
+        self._update()
+        seed = block_seed(lora_name, cache_salt)
+        routing = RoutingRequest(request_id="", token_ids=token_array(token_ids), seed=seed, explain=True)
+        return self._placer.look(routing)
+
     async def best_worker(
         self,
         token_ids: Iterable[int],
@@ -188,11 +197,9 @@ class KvRouter:
         self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
     ) -> list[PotentialLoad]:
         """What each worker would be busy with if it were given the prompt; raises NoInstancesError."""
-        self._update()
         tokens = token_array(token_ids)
         blocks = -(-len(tokens) // self.block_size)
-        seed = block_seed(lora_name, cache_salt)
-        decision = self._placer.look(RoutingRequest(request_id=_own(None), token_ids=tokens, seed=seed, explain=True))
+        decision = self.look(tokens, cache_salt=cache_salt, lora_name=lora_name)
         return [
             PotentialLoad(
                 worker_id=candidate.worker.instance_id,

@@ -19,14 +19,17 @@ class Sessions:
         return len(self._workers)
 
     def worker(self, session_id: str, now_s: float) -> WorkerId | None:
+        """None where the session is new, or forgotten."""
         found = self._workers.get(session_id)
         return found[0] if found is not None and now_s - found[1] < self._ttl_s else None
 
     def put(self, session_id: str, worker: WorkerId, now_s: float) -> None:
-        self._workers[session_id] = (worker, now_s)
-        self._workers.move_to_end(session_id)
-        while len(self._workers) > self._size_max or self._oldest_s() <= now_s - self._ttl_s:
-            self._workers.popitem(last=False)
+        """A request of the session goes to `worker`."""
+        workers = self._workers
+        workers[session_id] = (worker, now_s)
+        workers.move_to_end(session_id)
+        while workers and (len(workers) > self._size_max or now_s - self._oldest_s() >= self._ttl_s):
+            workers.popitem(last=False)
 
     def _oldest_s(self) -> float:
         return next(iter(self._workers.values()))[1]

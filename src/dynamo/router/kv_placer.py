@@ -35,7 +35,7 @@ from dynamo.tokens import block_seed
 
 logger = logging.getLogger(__name__)
 
-SWEEP_INTERVAL_S = 10.0
+_SWEEP_INTERVAL_S = 30.0
 
 
 class KvPlacer:
@@ -70,7 +70,7 @@ class KvPlacer:
         self._sync: ReplicaSync | None = None
         if config.router_replica_sync:
             sequences = self.scheduler.sequences
-            self._sync = ReplicaSync(runtime, endpoint, model, sequences, block_size, _now_s, self._admit)
+            self._sync = ReplicaSync(runtime, endpoint, model, sequences, _now_s, self._admit)
         loads = EndpointId(endpoint.namespace, endpoint.component, "load")
         self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
         self._sweeper = asyncio.create_task(self._sweep(), name=f"sweep-{endpoint}")
@@ -237,10 +237,12 @@ class KvPlacer:
                 future.set_result(admitted.decision)
 
     async def _sweep(self) -> None:
-        """Lets go of the load of requests whose end nobody has told."""
+        """Ends what nobody has ended, such as the requests of a client of `decide` that is gone."""
         while True:
-            await asyncio.sleep(SWEEP_INTERVAL_S)
-            if self.scheduler.sweep(_now_s()):
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            stale = self.scheduler.sweep(_now_s())
+            if stale:
+                logger.warning("%d requests have given no sign for long and no longer count as load", len(stale))
                 self._admit()
 
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from dynamo.router.config import QueuePolicy
 from dynamo.router.routing import RoutingRequest
 
+_WITHDRAWN_MAX = 64  # more than so many, and than those that wait, are cleared away
+
 
 @dataclass(slots=True, order=True)
 class _Entry:
     key: float
-    number: int  # equal keys: first come, first served
+    number: int  # equal keys: by arrival, as the policy has it
     request: RoutingRequest | None = field(compare=False)  # None: it has been withdrawn
 
 
@@ -23,7 +25,7 @@ class RequestQueue:
         self._size_max = size_max
         self._heap: list[_Entry] = []
         self._entries: dict[str, _Entry] = {}  # by request id
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(step=-1 if policy is QueuePolicy.LCFS else 1)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -33,7 +35,9 @@ class RequestQueue:
         return len(self._entries) >= self._size_max
 
     def push(self, request: RoutingRequest, prefill_tokens: int) -> None:
-        """`prefill_tokens`: what its best worker would have to prefill."""
+        """The queue is not full, and no request with this id waits. `prefill_tokens`: on its best worker."""
+        assert not self.full
+        assert request.request_id not in self._entries
         entry = _Entry(self._key(request, prefill_tokens), next(self._numbers), request)
         self._entries[request.request_id] = entry
         heapq.heappush(self._heap, entry)
@@ -50,7 +54,7 @@ class RequestQueue:
         if entry is None:
             return False
         entry.request = None
-        if len(self._heap) > 2 * len(self._entries) + 64:  # mostly withdrawn ones
+        if len(self._heap) > 2 * len(self._entries) + _WITHDRAWN_MAX:
             self._heap = [e for e in self._heap if e.request is not None]
             heapq.heapify(self._heap)
         return True

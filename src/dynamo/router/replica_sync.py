@@ -38,7 +38,6 @@ class ReplicaSync:
         workers: EndpointId,
         model: str,
         sequences: ActiveSequences,
-        block_size: int,
         now_s: Callable[[], float],
         on_change: Callable[[], None],
     ) -> None:
@@ -47,7 +46,6 @@ class ReplicaSync:
         `sequences` are this router's, to which those of the others are added; `on_change` is told of it.
         """
         self._sequences = sequences
-        self._block_size = block_size
         self._now_s = now_s
         self._on_change = on_change
         self._feed = EventFeed(self._dump)
@@ -111,7 +109,7 @@ class ReplicaSync:
 
     def _dump(self) -> list[list[SequenceAdded]]:
         own = [
-            SequenceAdded(request_id, s.worker, s.blocks * self._block_size - s.room, s.prefill_tokens)
+            SequenceAdded(request_id, s.worker, s.tokens, s.prefill_tokens)
             for request_id, s in self._sequences.of_source("")
         ]
         return [own[i : i + _PART] for i in range(0, len(own), _PART)]

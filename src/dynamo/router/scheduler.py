@@ -83,7 +83,7 @@ class KvScheduler:
         for worker_id in limits:
             known = self._workers.get(worker_id)
             if known is None:
-                activity = self.sequences.activity(worker_id)
+                activity = self.sequences.watch(worker_id)
                 self._workers[worker_id] = _Worker(id=worker_id, limits=limits[worker_id], activity=activity)
             else:
                 known.limits = limits[worker_id]

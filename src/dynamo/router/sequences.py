@@ -1,10 +1,9 @@
-"""What the workers are busy with, as far as the router has sent it to them. Pure.
+"""What the workers are busy with, as far as routers have sent it to them. Pure.
 
 A request's prompt is prefill load until its first token, less what the worker had cached. Its blocks are decode load
 from the start to the end, and become more with its output.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from dynamo.protocols.generation import WorkerId
@@ -17,6 +16,7 @@ class WorkerActivity:
     requests: int = 0
     prefill_tokens: int = 0
     blocks: int = 0
+    watched: bool = False  # kept while idle
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -26,8 +26,8 @@ class ActiveSequence:
     worker: WorkerId
     activity: WorkerActivity
     prefill_tokens: int  # 0 from the first token on
-    blocks: int
-    room: int  # tokens that fit into its last block
+    tokens: int  # of prompt and output
+    blocks: int  # that hold them
     source: str  # which router has sent it
     seen_s: float
 
@@ -37,7 +37,7 @@ class ActiveSequences:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._sequences: OrderedDict[str, ActiveSequence] = OrderedDict()  # the one not seen for longest first
+        self._sequences: dict[str, ActiveSequence] = {}
         self._activities: dict[WorkerId, WorkerActivity] = {}
 
     def __len__(self) -> int:
@@ -46,11 +46,10 @@ class ActiveSequences:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._sequences
 
-    def activity(self, worker: WorkerId) -> WorkerActivity:
-        """The live sum; not to be changed by others."""
-        activity = self._activities.get(worker)
-        if activity is None:
-            activity = self._activities[worker] = WorkerActivity()
+    def watch(self, worker: WorkerId) -> WorkerActivity:
+        """The worker's live sum, until drop_worker(); not to be changed by others."""
+        activity = self._activity(worker)
+        activity.watched = True
         return activity
 
     def add(
@@ -63,16 +62,19 @@ class ActiveSequences:
         now_s: float,
         source: str = "",
     ) -> None:
-        """The request goes to `worker`, which has to prefill `prefill_tokens` of the prompt."""
+        """The request goes to `worker`, which has to prefill `prefill_tokens` of the prompt.
+
+        An id that is known already goes to its new worker.
+        """
         self.free(request_id)
-        activity = self.activity(worker)
+        activity = self._activity(worker)
         blocks = -(-prompt_tokens // self._block_size)
         self._sequences[request_id] = ActiveSequence(
             worker=worker,
             activity=activity,
             prefill_tokens=prefill_tokens,
+            tokens=prompt_tokens,
             blocks=blocks,
-            room=blocks * self._block_size - prompt_tokens,
             source=source,
             seen_s=now_s,
         )
@@ -83,25 +85,24 @@ class ActiveSequences:
     def first_token(self, request_id: str, now_s: float) -> bool:
         """The prompt is prefilled; whether that is news."""
         sequence = self._sequences.get(request_id)
-        if sequence is None or not sequence.prefill_tokens:
+        if sequence is None:
             return False
-        sequence.activity.prefill_tokens -= sequence.prefill_tokens
-        sequence.prefill_tokens = 0
-        self._seen(request_id, sequence, now_s)
-        return True
+        sequence.seen_s = now_s
+        prefill_tokens, sequence.prefill_tokens = sequence.prefill_tokens, 0
+        sequence.activity.prefill_tokens -= prefill_tokens
+        return prefill_tokens > 0
 
     def output(self, request_id: str, tokens: int, now_s: float) -> None:
         """The sequence has grown."""
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return
-        sequence.room -= tokens
-        if sequence.room < 0:
-            blocks = -(sequence.room // self._block_size)
-            sequence.room += blocks * self._block_size
-            sequence.blocks += blocks
-            sequence.activity.blocks += blocks
-            self._seen(request_id, sequence, now_s)
+        sequence.seen_s = now_s
+        sequence.tokens += tokens
+        more = -(-sequence.tokens // self._block_size) - sequence.blocks
+        if more:
+            sequence.blocks += more
+            sequence.activity.blocks += more
 
     def free(self, request_id: str) -> bool:
         """The request has ended; whether it was known."""
@@ -112,34 +113,38 @@ class ActiveSequences:
         activity.requests -= 1
         activity.prefill_tokens -= sequence.prefill_tokens
         activity.blocks -= sequence.blocks
+        if not activity.requests and not activity.watched:
+            del self._activities[sequence.worker]
         return True
 
     def sweep(self, before_s: float) -> list[str]:
         """Frees the requests that were last seen before that time, and returns them."""
-        stale: list[str] = []
-        for request_id, sequence in self._sequences.items():
-            if sequence.seen_s >= before_s:
-                break
-            stale.append(request_id)
-        for request_id in stale:
-            self.free(request_id)
-        return stale
+        return self._free_all([i for i, s in self._sequences.items() if s.seen_s < before_s])
 
-    def drop_worker(self, worker: WorkerId) -> None:
-        """The worker is gone, and its sequences with it."""
-        for request_id in [i for i, s in self._sequences.items() if s.worker == worker]:
-            self.free(request_id)
+    def drop_worker(self, worker: WorkerId) -> list[str]:
+        """The worker is gone, and with it its sequences, which are returned."""
+        activity = self._activities.get(worker)
+        if activity is None:
+            return []
+        dropped = self._free_all([i for i, s in self._sequences.items() if s.activity is activity])
         self._activities.pop(worker, None)
+        return dropped
 
     def drop_source(self, source: str) -> None:
         """The router that had sent these is gone; its requests are cancelled."""
-        for request_id in [i for i, s in self._sequences.items() if s.source == source]:
-            self.free(request_id)
+        self._free_all([i for i, s in self._sequences.items() if s.source == source])
 
     def of_source(self, source: str) -> list[tuple[str, ActiveSequence]]:
         """What that router has sent."""
         return [(i, s) for i, s in self._sequences.items() if s.source == source]
 
-    def _seen(self, request_id: str, sequence: ActiveSequence, now_s: float) -> None:
-        sequence.seen_s = now_s
-        self._sequences.move_to_end(request_id)
+    def _activity(self, worker: WorkerId) -> WorkerActivity:
+        activity = self._activities.get(worker)
+        if activity is None:
+            activity = self._activities[worker] = WorkerActivity()
+        return activity
+
+    def _free_all(self, request_ids: list[str]) -> list[str]:
+        for request_id in request_ids:
+            self.free(request_id)
+        return request_ids

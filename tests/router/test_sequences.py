@@ -1,0 +1,235 @@
+"""What the workers are busy with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from dynamo.protocols.generation import WorkerId
+from dynamo.router.sequences import ActiveSequences
+
+BLOCK_SIZE = 4
+A, B = WorkerId(1), WorkerId(2, 1)
+
+
+@pytest.fixture
+def sequences() -> ActiveSequences:
+    return ActiveSequences(BLOCK_SIZE)
+
+
+def add(
+    sequences: ActiveSequences,
+    request_id: str,
+    worker: WorkerId = A,
+    *,
+    tokens: int = 10,
+    prefill: int = 10,
+    now_s: float = 0.0,
+    source: str = "",
+) -> None:
+    sequences.add(request_id, worker, prompt_tokens=tokens, prefill_tokens=prefill, now_s=now_s, source=source)
+
+
+def sums(sequences: ActiveSequences, worker: WorkerId = A) -> tuple[int, int, int]:
+    activity = sequences.watch(worker)
+    return activity.requests, activity.prefill_tokens, activity.blocks
+
+
+def test_a_prompt_is_to_be_prefilled_until_the_first_token(sequences: ActiveSequences) -> None:
+    add(sequences, "r", tokens=10, prefill=6)
+    assert sums(sequences) == (1, 6, 3)
+
+    assert sequences.first_token("r", 1.0)
+    assert not sequences.first_token("r", 2.0)
+    assert sums(sequences) == (1, 0, 3)
+
+
+def test_blocks_grow_with_the_output(sequences: ActiveSequences) -> None:
+    add(sequences, "r", tokens=7)
+    blocks = []
+    for tokens in (1, 1, 3, 1, 9):
+        sequences.output("r", tokens, 0.0)
+        blocks.append(sums(sequences)[2])
+    assert blocks == [2, 3, 3, 4, 6]
+
+
+def test_nothing_is_left_of_what_has_ended(sequences: ActiveSequences) -> None:
+    add(sequences, "r")
+    assert sequences.free("r")
+    assert not sequences.free("r")
+    assert sums(sequences) == (0, 0, 0)
+    assert "r" not in sequences
+
+
+def test_workers_and_their_ranks_are_counted_apart(sequences: ActiveSequences) -> None:
+    add(sequences, "a", WorkerId(1, 0))
+    add(sequences, "b", WorkerId(1, 1), tokens=1, prefill=1)
+    assert sums(sequences, WorkerId(1, 0)) == (1, 10, 3)
+    assert sums(sequences, WorkerId(1, 1)) == (1, 1, 1)
+
+
+def test_an_id_that_comes_again_moves(sequences: ActiveSequences) -> None:
+    add(sequences, "r", A)
+    add(sequences, "r", B)
+    assert (sums(sequences, A), sums(sequences, B)) == ((0, 0, 0), (1, 10, 3))
+    assert len(sequences) == 1
+
+
+def test_stale_ones_are_swept(sequences: ActiveSequences) -> None:
+    add(sequences, "silent", now_s=0.0)
+    add(sequences, "begun", now_s=0.0)
+    add(sequences, "talking", now_s=0.0)
+    sequences.first_token("begun", 5.0)
+    sequences.output("talking", 1, 5.0)  # a token that fits into its last block is a sign of life too
+
+    assert sequences.sweep(0.0) == []
+    assert sequences.sweep(5.0) == ["silent"]
+    assert sums(sequences)[0] == 2
+
+
+def test_a_worker_takes_its_sequences_along(sequences: ActiveSequences) -> None:
+    add(sequences, "a", A)
+    add(sequences, "b", B)
+    former = sequences.watch(A)
+
+    assert sequences.drop_worker(A) == ["a"]
+    assert sequences.drop_worker(A) == []
+    assert former.requests == 0
+    assert len(sequences) == 1
+
+
+def test_a_worker_that_returns_begins_anew(sequences: ActiveSequences) -> None:
+    add(sequences, "old", A)
+    sequences.drop_worker(A)
+    add(sequences, "new", A)
+    sequences.free("old")
+    sequences.output("old", 100, 0.0)
+    assert sums(sequences) == (1, 10, 3)
+
+
+def test_another_routers_sequences_count_and_go_with_it(sequences: ActiveSequences) -> None:
+    add(sequences, "own")
+    add(sequences, "theirs", source="router")
+    assert sums(sequences)[0] == 2
+    assert [request_id for request_id, _ in sequences.of_source("")] == ["own"]
+
+    sequences.drop_source("router")
+    assert sums(sequences) == (1, 10, 3)
+
+
+def test_what_comes_before_its_worker_is_known_counts(sequences: ActiveSequences) -> None:
+    add(sequences, "early", A, source="router")
+    assert sums(sequences, A) == (1, 10, 3)
+
+
+def test_late_news_of_a_worker_that_is_gone_leave_nothing(sequences: ActiveSequences) -> None:
+    sequences.watch(A)
+    sequences.drop_worker(A)
+    add(sequences, "late", A, source="router")
+    sequences.free("late")
+    assert not sequences._activities
+
+
+@dataclass
+class Known:
+    """A sequence as the model has it."""
+
+    worker: WorkerId
+    prefill: int
+    tokens: int
+    source: str
+    seen_s: int
+
+
+ids = st.sampled_from("abcde")
+workers = st.sampled_from([A, B, WorkerId(2)])
+sources = st.sampled_from(["", "router"])
+
+
+class SequencesMachine(RuleBasedStateMachine):
+    """Any order of news, against sums that are computed anew each time. Time may stand still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sequences = ActiveSequences(BLOCK_SIZE)
+        self.model: dict[str, Known] = {}
+        self.now_s = 0
+
+    @rule(seconds=st.integers(0, 3))
+    def wait(self, seconds: int) -> None:
+        self.now_s += seconds
+
+    @rule(request_id=ids, worker=workers, tokens=st.integers(0, 20), cached=st.integers(0, 20), source=sources)
+    def add(self, request_id: str, worker: WorkerId, tokens: int, cached: int, source: str) -> None:
+        prefill = max(tokens - cached, 0)
+        add(self.sequences, request_id, worker, tokens=tokens, prefill=prefill, now_s=self.now_s, source=source)
+        self.model.pop(request_id, None)
+        self.model[request_id] = Known(worker, prefill, tokens, source, self.now_s)
+
+    @rule(request_id=ids)
+    def first_token(self, request_id: str) -> None:
+        known = self.model.get(request_id)
+        assert self.sequences.first_token(request_id, self.now_s) == (known is not None and known.prefill > 0)
+        if known is not None:
+            known.prefill, known.seen_s = 0, self.now_s
+
+    @rule(request_id=ids, tokens=st.integers(0, 9))
+    def output(self, request_id: str, tokens: int) -> None:
+        self.sequences.output(request_id, tokens, self.now_s)
+        if (known := self.model.get(request_id)) is not None:
+            known.tokens, known.seen_s = known.tokens + tokens, self.now_s
+
+    @rule(request_id=ids)
+    def free(self, request_id: str) -> None:
+        assert self.sequences.free(request_id) == (self.model.pop(request_id, None) is not None)
+
+    @rule(age_s=st.integers(0, 4))
+    def sweep(self, age_s: int) -> None:
+        before_s = self.now_s - age_s
+        assert self.sequences.sweep(before_s) == self._drop(lambda known: known.seen_s < before_s)
+
+    @rule(worker=workers)
+    def drop_worker(self, worker: WorkerId) -> None:
+        assert self.sequences.drop_worker(worker) == self._drop(lambda known: known.worker == worker)
+
+    @rule(source=sources)
+    def drop_source(self, source: str) -> None:
+        self.sequences.drop_source(source)
+        self._drop(lambda known: known.source == source)
+
+    @rule(worker=workers)
+    def watch(self, worker: WorkerId) -> None:
+        self.sequences.watch(worker)
+
+    @invariant()
+    def sums_are_those_of_the_sequences(self) -> None:
+        assert len(self.sequences) == len(self.model)
+        expected: dict[WorkerId, tuple[int, int, int]] = {}
+        for known in self.model.values():
+            requests, prefill, blocks = expected.get(known.worker, (0, 0, 0))
+            blocks += -(-known.tokens // BLOCK_SIZE)
+            expected[known.worker] = (requests + 1, prefill + known.prefill, blocks)
+        for worker, activity in self.sequences._activities.items():
+            assert activity.watched or worker in expected, "nobody needs it"
+            found = (activity.requests, activity.prefill_tokens, activity.blocks)
+            assert found == expected.pop(worker, (0, 0, 0))
+        assert not expected
+
+    def teardown(self) -> None:
+        for request_id in self.model:
+            self.sequences.free(request_id)
+        self.model.clear()
+        self.sums_are_those_of_the_sequences()
+
+    def _drop(self, gone: Callable[[Known], bool]) -> list[str]:
+        dropped = [request_id for request_id, known in self.model.items() if gone(known)]
+        for request_id in dropped:
+            del self.model[request_id]
+        return dropped
+
+
+TestSequencesMachine = SequencesMachine.TestCase
+TestSequencesMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
