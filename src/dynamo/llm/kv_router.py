@@ -25,7 +25,7 @@ from dynamo.router.push_router import PushRouter
 from dynamo.router.routing import RoutingDecision, RoutingRequest
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
-from dynamo.runtime.discovery.base import Put
+from dynamo.runtime.discovery.base import Event, Put
 from dynamo.runtime.stage import pulled
 from dynamo.telemetry.router_metrics import RouterSource
 from dynamo.tokens import block_seed, hashes_to_bytes, token_array
@@ -69,6 +69,9 @@ class KvRouter:
         self._stale = False  # whether other entries were, too
         self._changed = asyncio.Event()
         self._entries = runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
+        for event in self._entries.take():  # who is there can be chosen at once
+            self._apply(event)
+        self._update()
         self._followers = [
             asyncio.create_task(self._follow_entries(), name=f"kv-router-entries-{endpoint}"),
             asyncio.create_task(self._follow_instances(), name=f"kv-router-instances-{endpoint}"),
@@ -231,12 +234,15 @@ class KvRouter:
 
     async def _follow_entries(self) -> None:
         async for event in self._entries:
-            if not isinstance(event, Put):
-                self._announced.pop(event.key, None)
-            elif (entry := _decoded(event.key, event.value)) is not None:
-                self._announced[event.key] = entry
-            self._stale = True
+            self._apply(event)
             self._update()
+
+    def _apply(self, event: Event) -> None:
+        if not isinstance(event, Put):
+            self._announced.pop(event.key, None)
+        elif (entry := _decoded(event.key, event.value)) is not None:
+            self._announced[event.key] = entry
+        self._stale = True
 
     async def _follow_instances(self) -> None:
         while True:
@@ -278,7 +284,7 @@ class KvRouter:
         if instance_id in self._refused:
             return
         size = card.limits.kv_block_size
-        logger.error(
+        logger.warning(
             "instance %x gets no requests: it serves %r with %s, this router is for %s with KV blocks of %d tokens",
             instance_id,
             card.name,
