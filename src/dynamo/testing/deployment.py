@@ -44,6 +44,10 @@ class Deployment:
         """An echo engine, ready."""
         return await self._ready("dynamo.echo", ["--model-path", str(model), "--model-name", name, *flags])
 
+    async def router(self, *flags: str) -> Program:
+        """The KV router as a process of its own, ready: so a worker of `dynamo.backend.generate` is there."""
+        return await self._ready("dynamo.router", [*flags])
+
     def runtime(self) -> DistributedRuntime:
         """Takes part in the deployment from within the test; to be closed by it."""
         return DistributedRuntime(config=RuntimeConfig(file_kv=str(self.discovery)))
