@@ -1,11 +1,13 @@
 """Which models a frontend can serve, as workers come and go."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from dynamo.errors import ConfigError, ModelNotFoundError, NoInstancesError
 from dynamo.llm.model_manager import ModelManager
+from dynamo.llm.served_model import ServedModel
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.testing import eventually, within
 
@@ -129,3 +131,27 @@ async def test_defect_ends_the_follower_visibly(fleet: Deployed, monkeypatch: py
         await fleet.serve("m", tiny)
         with pytest.raises(ZeroDivisionError):
             await within(follower)
+
+
+async def test_end_while_a_model_is_being_closed(fleet: Deployed, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+    """As when everything is stopped at once: what has been begun is ended by whoever ends the manager."""
+    closing, close = asyncio.Event(), ServedModel.close
+
+    async def interrupted(served: ServedModel) -> None:
+        if not closing.is_set():
+            closing.set()
+            await asyncio.get_running_loop().create_future()
+        await close(served)
+
+    monkeypatch.setattr(ServedModel, "close", interrupted)
+
+    async def follow() -> None:
+        manager = fleet.manager()
+        async with manager.following():
+            worker = await fleet.serve("m", tiny)
+            await until_models(manager, {"m": 1})
+            await worker.close()
+            await closing.wait()
+
+    await within(follow())
+    assert not any(task.get_name() == "client-ns.backend.generate" for task in asyncio.all_tasks())

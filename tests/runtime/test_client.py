@@ -457,3 +457,14 @@ async def test_closing_while_connecting() -> None:
     await within(channels.close())
     with pytest.raises(asyncio.CancelledError):
         await attempt
+
+
+async def test_close_can_be_cancelled(new_runtime: NewRuntime) -> None:
+    """Else a task that is told to end while it closes a client would go on for ever."""
+    client = await new_runtime().endpoint("test.backend.generate").client()
+    await asyncio.sleep(0)  # its follower has begun
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(closing)

@@ -90,8 +90,8 @@ class ModelManager:
         slot = self._slots[name]
         await slot.remove(key)
         if slot.empty:
-            del self._slots[name]
             await slot.close()
+            del self._slots[name]  # not before: whoever cancels this closes what is there
             logger.info("the model %r has no worker any more", name)
             self._gone[name] = None
             if len(self._gone) > _REMEMBERED_NAMES_MAX:

@@ -1,7 +1,6 @@
 """Everything that is announced under one model name, and what of it is served."""
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
@@ -47,8 +46,7 @@ class ModelSlot:
     async def close(self) -> None:
         if self._builder is not None:
             self._builder.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._builder
+            await asyncio.wait([self._builder])
             self._builder = None
         if self.served is not None:
             await self.served.close()

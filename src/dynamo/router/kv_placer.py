@@ -10,7 +10,7 @@ from typing import Any
 
 from dynamo.errors import DeadlineExceededError, NoInstancesError, RequestCancelledError
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId
-from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceFreed
 from dynamo.protocols.routing import CandidateReport, RoutingReport
@@ -71,7 +71,7 @@ class KvPlacer:
         if config.router_replica_sync:
             sequences = self.scheduler.sequences
             self._sync = ReplicaSync(runtime, endpoint, model, sequences, _now_s, self._admit)
-        loads = EndpointId(endpoint.namespace, endpoint.component, "load")
+        loads = EndpointId(endpoint.namespace, endpoint.component, LOAD_ENDPOINT)
         self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
         self._sweeper = asyncio.create_task(self._sweep(), name=f"sweep-{endpoint}")
 

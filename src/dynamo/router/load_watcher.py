@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dynamo.errors import DynamoError
 from dynamo.protocols.load import WorkerLoad
 from dynamo.runtime.client import Client
+from dynamo.runtime.handler import closing
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class LoadWatcher:
     async def _ask(self, instance_id: int) -> None:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                async for loads in await self._client.direct(None, instance_id, annotated=False):
-                    self._on_load(instance_id, loads)
+                async with closing(await self._client.direct(None, instance_id, annotated=False)) as answer:
+                    async for loads in answer:
+                        self._on_load(instance_id, loads)
         except (DynamoError, TimeoutError) as error:
             logger.debug("instance %x did not say how busy it is: %s", instance_id, error)

@@ -1,7 +1,6 @@
 """The calling side of an endpoint: which instances there are, and sending requests to one of them."""
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -183,8 +182,7 @@ class Client:
     async def close(self) -> None:
         self._watch.close()
         self._follower.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._follower
+        await asyncio.wait([self._follower])  # not `await`: its cancellation must not be taken for the caller's
         self._on_close(self)
 
     async def _connect(self, instance_id: int) -> Channel:

@@ -88,8 +88,7 @@ class FileDiscovery:
     async def close(self) -> None:
         if self._poller is not None:
             self._poller.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._poller
+            await asyncio.wait([self._poller])
             self._poller = None
         for registration in tuple(self._registered):
             await registration.withdraw()
