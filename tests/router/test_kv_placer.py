@@ -41,7 +41,7 @@ PROMPT = list(range(42))
 FIRST = LLMEngineOutput(token_ids=[1], cached_tokens=8)
 DONE = LLMEngineOutput(token_ids=[2], finish_reason=FinishReason.STOP)
 BATCH_TOKENS = 32  # PROMPT is more than one batch
-QUEUEING = KvRouterConfig(router_queue_threshold=1, router_queue_size=2)
+QUEUEING = KvRouterConfig(router_queue_threshold=1, router_queue_size=2, router_replica_sync=True)
 
 
 def request(tokens: list[int] = PROMPT, **fields: Any) -> PreprocessedRequest:
@@ -373,6 +373,8 @@ class TestQueue:
         await within(busy.router.placer.close())
         for task in waiting:
             assert isinstance(await failure(task), NoInstancesError)
+        busy.go.set()
+        assert [output.token_ids for output in await within(busy.first)] == [[1], [2]]
 
     async def test_last_worker_crashes_with_requests_that_wait(self, busy: Busy) -> None:
         """Their turn comes, as what it was busy with has failed; then there is nobody."""
