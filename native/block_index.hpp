@@ -98,7 +98,7 @@ public:
             }
         }
         matching.end();
-        for (size_t i = found.size(); i--;) use(found[i]);
+        use_all(found);
         return matches;
     }
 
@@ -285,18 +285,33 @@ private:
         link(node);
     }
 
-    void link(uint32_t node) {
-        uint32_t newest = nodes_[0].older;
-        nodes_[node].older = newest;
-        nodes_[node].newer = 0;
-        nodes_[newest].newer = node;
-        nodes_[0].older = node;
+    // The last one first. Neighbours in a prompt are mostly neighbours in the ring too, and can move together.
+    void use_all(const std::vector<uint32_t>& found) {
+        for (size_t end = found.size(); end;) {
+            uint32_t oldest = found[--end], newest = oldest;
+            while (end && nodes_[newest].newer == found[end - 1]) newest = found[--end];
+            if (nodes_[0].older == newest) continue;
+            unlink(oldest, newest);
+            link(oldest, newest);
+        }
     }
 
-    void unlink(uint32_t node) {
-        Node& n = nodes_[node];
-        nodes_[n.older].newer = n.newer;
-        nodes_[n.newer].older = n.older;
+    void link(uint32_t node) { link(node, node); }
+    void unlink(uint32_t node) { unlink(node, node); }
+
+    // A stretch of the ring becomes its newest part.
+    void link(uint32_t oldest, uint32_t newest) {
+        uint32_t before = nodes_[0].older;
+        nodes_[oldest].older = before;
+        nodes_[newest].newer = 0;
+        nodes_[before].newer = oldest;
+        nodes_[0].older = newest;
+    }
+
+    void unlink(uint32_t oldest, uint32_t newest) {
+        uint32_t older = nodes_[oldest].older, newer = nodes_[newest].newer;
+        nodes_[older].newer = newer;
+        nodes_[newer].older = older;
     }
 
     // Forgets a node that nobody holds.
