@@ -114,7 +114,10 @@ class World:
             wire.close()
 
     def carry(self, worker: Worker, fault: str | None = None) -> bool:
-        """Brings one item from a worker to the router, connecting them first; False when there is none."""
+        """Brings one item from a worker to the router, connecting them first; False when there is none.
+
+        `fault`: "lost" or "doubled".
+        """
         key = worker.instance_id
         cursor = self._cursors.setdefault(key, FeedCursor())
         if key not in self._wires:
@@ -128,6 +131,10 @@ class World:
         if fault == "doubled":
             self.take(worker, item)
         return True
+
+    def carry_all(self, worker: Worker) -> None:
+        while self.carry(worker):
+            pass
 
     def late(self, worker: Worker, event_id: int) -> None:
         """An event that has arrived before comes again; nothing happens if it has not."""
@@ -158,8 +165,6 @@ class World:
     def settle(self) -> None:
         """No more faults; the connection is renewed, as after a silence."""
         for worker in self.workers:
-            while self.carry(worker):
-                pass
+            self.carry_all(worker)
             self.disconnect(worker)
-            while self.carry(worker):
-                pass
+            self.carry_all(worker)

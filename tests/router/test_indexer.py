@@ -16,7 +16,7 @@ from dynamo.router.radix_tree import Overlap
 from dynamo.runtime.codec import encode_payload
 from dynamo.tokens import hash_array
 
-from .feed_world import World, known, removed, stored
+from .feed_world import Worker, World, known, removed, stored
 
 A, B = 0xA, 0xB  # instances
 
@@ -160,9 +160,8 @@ class TestNonsense:
         assert known(indexer) == set()
 
 
-HASHES = st.lists(st.integers(0, 9), max_size=4)
+HASHES = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 EVENTS = st.one_of(
-    st.builds(lambda hashes, tier: stored(*hashes, tier=tier), HASHES, st.sampled_from(Tier)),
     st.builds(lambda hashes, tier: stored(*hashes, tier=tier), HASHES, st.sampled_from(Tier)),
     st.builds(lambda hashes, tier: removed(*hashes, tier=tier), HASHES, st.sampled_from(Tier)),
     st.just(AllBlocksCleared()),
@@ -170,37 +169,44 @@ EVENTS = st.one_of(
 PLACES = st.integers(0, 1)
 STEPS = st.one_of(
     st.tuples(st.just("publish"), PLACES, st.builds(KvEventBatch, st.integers(0, 1), st.lists(EVENTS, max_size=3))),
-    st.tuples(st.just("carry"), PLACES, st.sampled_from([None, None, None, "lost", "doubled"])),
+    st.tuples(st.just("publish"), PLACES, st.builds(KvEventBatch, st.integers(0, 1), st.lists(EVENTS, max_size=3))),
+    st.tuples(st.sampled_from(["carry", "lost", "doubled", "carry all"]), PLACES, st.none()),
+    st.tuples(st.just("carry all"), PLACES, st.none()),
     st.tuples(st.just("late"), PLACES, st.integers(1, 12)),
     st.tuples(st.sampled_from(["disconnect", "restart worker", "restart router"]), PLACES, st.none()),
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(STEPS, max_size=60), st.integers(1, 6))
+@given(st.lists(STEPS, min_size=10, max_size=60), st.integers(1, 6))
 def test_index_ends_equal_to_what_the_workers_hold(steps: list[tuple[str, int, Any]], events_max: int) -> None:
     """Whatever was lost, doubled or late, whoever was restarted, and however little the feed keeps."""
 
     async def run() -> None:  # the feed makes futures, which want a loop
         world = World(events_max, workers=2)
         for action, place, detail in steps:
-            worker = world.workers[place]
-            match action:
-                case "publish":
-                    worker.publish(detail)
-                case "carry":
-                    world.carry(worker, detail)
-                case "late":
-                    world.late(worker, detail)
-                case "disconnect":
-                    world.disconnect(worker)
-                case "restart worker":
-                    world.stop_worker(worker)
-                    world.start_worker()
-                case "restart router":
-                    world.start_router()
+            act(world, world.workers[place], action, detail)
         world.settle()
         assert known(world.indexer) == set().union(*(worker.holds() for worker in world.workers))
         world.close()
 
     asyncio.run(run())
+
+
+def act(world: World, worker: Worker, action: str, detail: Any) -> None:
+    match action:
+        case "publish":
+            worker.publish(detail)
+        case "carry" | "lost" | "doubled":
+            world.carry(worker, action)
+        case "carry all":
+            world.carry_all(worker)
+        case "late":
+            world.late(worker, detail)
+        case "disconnect":
+            world.disconnect(worker)
+        case "restart worker":
+            world.stop_worker(worker)
+            world.start_worker()
+        case "restart router":
+            world.start_router()

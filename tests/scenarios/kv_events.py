@@ -96,8 +96,7 @@ class KvEventsWorld:
         self._world.stop_worker(self._workers.pop(name))
 
     def _deliver(self, name: str) -> None:
-        while self._world.carry(self._workers[name]):
-            pass
+        self._world.carry_all(self._workers[name])
 
     def _lose(self, name: str) -> None:
         assert self._world.carry(self._workers[name], "lost"), f"{name} has nothing to say"
