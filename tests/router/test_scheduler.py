@@ -1,6 +1,7 @@
 """Where requests go, and when."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -350,7 +351,7 @@ class TestSessions:
         assert {fleet.look(prompt(100), session_id="s").worker for _ in range(30)} == {A, B}
 
 
-def full_fleet(policy: str = "fcfs", **settings: object) -> tuple[Fleet, list[str]]:
+def full_fleet(policy: str = "fcfs", **settings: Any) -> tuple[Fleet, list[str]]:
     """Two workers, each with more to prefill than one of its batches, and the requests that make it so."""
     fleet = make_fleet(A, B, router_queue_threshold=1.0, router_queue_policy=policy, **settings)
     return fleet, [fleet.busy(worker, BATCH_TOKENS + 20) for worker in (A, B)]
