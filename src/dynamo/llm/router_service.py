@@ -16,14 +16,13 @@ import uvloop
 from dynamo.config import group, option, parse
 from dynamo.errors import ConfigError, DynamoError, InvalidRequestError
 from dynamo.llm.kv_router import KvRouter
-from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.generation import PreprocessedRequest
 from dynamo.protocols.routing import BestWorkerRequest, PotentialLoad, RequestIdMessage, RoutingReport
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import routing_report
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.process import announce_ready, settle_memory
@@ -73,13 +72,7 @@ class RouterService:
         )
         await component.endpoint("free").start(self.free, request_type=RequestIdMessage)
         await component.endpoint("get_potential_loads").start(self.get_potential_loads, request_type=BestWorkerRequest)
-        await component.endpoint("generate").start(self.generate, request_type=PreprocessedRequest)
-
-    async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
-        """Passes the request on to the best worker, and its answer back."""
-        async with closing(self._router.serve(request, context)) as outputs:
-            async for output in outputs:
-                yield output
+        await component.endpoint("generate").start(self._router.serve, request_type=PreprocessedRequest)
 
     async def best_worker(self, request: BestWorkerRequest, context: Context) -> AsyncIterator[RoutingReport]:
         try:
@@ -90,6 +83,7 @@ class RouterService:
                 lora_name=request.lora_name,
                 priority=request.priority,
                 session_id=request.session_id,
+                context=context,
             )
         except ValueError as error:
             raise InvalidRequestError(str(error), param="request_id") from error
@@ -104,7 +98,9 @@ class RouterService:
         yield True
 
     async def get_potential_loads(self, request: BestWorkerRequest) -> AsyncIterator[list[PotentialLoad]]:
-        yield self._router.get_potential_loads(request.token_ids)
+        yield self._router.get_potential_loads(
+            request.token_ids, cache_salt=request.cache_salt, lora_name=request.lora_name
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,12 @@
 """What the routers of the same workers tell each other of the requests that they have sent."""
 
+from typing import Annotated
+
 import msgspec
 
 from dynamo.protocols.generation import WorkerId
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SequenceAdded(msgspec.Struct, array_like=True, frozen=True, tag=0):
@@ -10,8 +14,8 @@ class SequenceAdded(msgspec.Struct, array_like=True, frozen=True, tag=0):
 
     request_id: str  # unique within the router that tells it
     worker: WorkerId
-    tokens: int  # of its prompt, and in a dump of its answer so far
-    prefill_tokens: int  # that the worker has to compute; 0 once it has
+    tokens: Count  # of its prompt, and in a dump of its answer so far
+    prefill_tokens: Count  # that the worker has to compute; 0 once it has
 
 
 class PrefillDone(msgspec.Struct, array_like=True, frozen=True, tag=1):

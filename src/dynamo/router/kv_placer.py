@@ -15,9 +15,9 @@ from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceFreed
 from dynamo.protocols.routing import CandidateReport, RoutingReport
 from dynamo.router.config import KvRouterConfig
-from dynamo.router.indexer import KvIndexer
+from dynamo.router.indexer import RANKS_MAX, KvIndexer
 from dynamo.router.load_watcher import LoadWatcher
-from dynamo.router.placement import Placement, SelectorPlacer
+from dynamo.router.placement import Placement
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT
 from dynamo.router.replica_sync import ReplicaSync
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
@@ -58,7 +58,6 @@ class KvPlacer:
         self.indexer = KvIndexer(config.router_max_tree_size)
         self.scheduler = KvScheduler(config, block_size, rng, self.indexer.tree, self._has_feed)
         self.figures = RouterFigures()
-        self._unknown = SelectorPlacer(RouterMode.KV, rng)  # for requests whose tokens are not known
         self._instances: dict[int, RuntimeLimits] = {}
         self._waiting: dict[str, asyncio.Future[RoutingDecision]] = {}
         self._numbers = itertools.count()
@@ -77,6 +76,8 @@ class KvPlacer:
         self._sweeper = asyncio.create_task(self._sweep(), name=f"sweep-{endpoint}")
 
     async def close(self) -> None:
+        """Ends all subscriptions. Requests that wait get NoInstancesError; those under way go on."""
+        self.set_instances({})
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         await self._loads.close()
@@ -95,7 +96,7 @@ class KvPlacer:
                     max_num_batched_tokens=limits.max_num_batched_tokens, total_kv_blocks=limits.total_kv_blocks
                 )
                 for instance_id, limits in self._instances.items()
-                for dp_rank in range(limits.data_parallel_size)
+                for dp_rank in range(min(limits.data_parallel_size, RANKS_MAX))
             }
         )
         self._admit()
@@ -107,8 +108,7 @@ class KvPlacer:
         instances: Sequence[int],
         target: WorkerId | None,
     ) -> Placement:
-        if request is None:
-            return await self._unknown.place(None, context, instances, target)
+        assert request is not None, "models whose requests have no tokens yet get another placer"
         explain = request.explain_routing or logger.isEnabledFor(logging.DEBUG)
         routing = RoutingRequest(
             request_id=str(next(self._numbers)),  # the client's own id need not be unique
@@ -117,15 +117,9 @@ class KvPlacer:
             priority=request.priority,
             session_id=request.session_id,
             explain=explain,
-            eligible=self._eligible(instances, target.dp_rank if target is not None else request.dp_rank),
+            eligible=self._eligible(instances, request.dp_rank),
         )
         decision = await self.decide(routing, context)
-        self.figures.decided(
-            overlap_tokens=decision.overlap.total * self.scheduler.block_size,
-            cost=decision.cost,
-            mean_cost=decision.mean_cost,
-            queued_s=decision.queued_s,
-        )
         report = routing_report(decision, self.scheduler.block_size) if explain else None
         if report is not None:
             logger.debug("request %s: %s", context.id(), report)
@@ -140,12 +134,21 @@ class KvPlacer:
         decision = self.scheduler.submit(routing, _now_s())
         self.figures.decision_seconds.observe(time.perf_counter() - started_s)
         decision = decision or await self._admitted(routing.request_id, context)
+        overlap_tokens = decision.overlap.total * self.scheduler.block_size
+        self.figures.decided(
+            overlap_tokens=overlap_tokens,
+            cost=decision.cost,
+            mean_cost=decision.mean_cost,
+            queued_s=decision.queued_s,
+        )
         if self._sync is not None:
-            uncached = routing.prompt_tokens - decision.overlap.total * self.scheduler.block_size
-            self._sync.publish(
-                SequenceAdded(routing.request_id, decision.worker, routing.prompt_tokens, max(uncached, 1))
-            )
+            uncached = max(routing.prompt_tokens - overlap_tokens, 1)
+            self._sync.publish(SequenceAdded(routing.request_id, decision.worker, routing.prompt_tokens, uncached))
         return decision
+
+    def knows(self, request_id: str) -> bool:
+        """Whether the request has a worker or waits for one."""
+        return request_id in self._waiting or request_id in self.scheduler.sequences
 
     def look(self, routing: RoutingRequest) -> RoutingDecision:
         """What decide() would choose now, without waiting and without consequences. Raises NoInstancesError."""
@@ -162,7 +165,9 @@ class KvPlacer:
         self.scheduler.output(request_id, tokens, _now_s())
 
     def free(self, request_id: str) -> None:
-        """The request has ended."""
+        """The request has ended; one that still waits for its worker gets RequestCancelledError."""
+        if (future := self._waiting.get(request_id)) is not None:
+            _fail(future, RequestCancelledError("the request was freed before it had a worker"))
         self.scheduler.free(request_id)
         if self._sync is not None:
             self._sync.publish(SequenceFreed(request_id))
@@ -195,9 +200,9 @@ class KvPlacer:
         return self._subscriber is not None and self._subscriber.has_feed(instance_id)
 
     def _eligible(self, instances: Sequence[int], dp_rank: int | None) -> Callable[[WorkerId], bool] | None:
-        if dp_rank is None and len(instances) >= len(self._instances):
-            return None  # all of them
         allowed = frozenset(instances)
+        if dp_rank is None and allowed >= self._instances.keys():
+            return None  # all of them
         return lambda worker: worker.instance_id in allowed and dp_rank in (None, worker.dp_rank)
 
     async def _admitted(self, request_id: str, context: Context) -> RoutingDecision:
