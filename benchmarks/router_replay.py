@@ -26,6 +26,7 @@ from dynamo.runtime import Context, DistributedRuntime, dynamo_worker
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.stage import pulled
 from dynamo.simulator.arrivals import scaled_times_s
+from dynamo.simulator.modes import SimulatedMode
 from dynamo.simulator.trace import TraceRequest, read_trace
 
 _POLL_S = 0.05
@@ -42,10 +43,9 @@ class ReplayJob(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     model: str
     workers: int
-    kv: bool  # else round-robin
+    mode: SimulatedMode
+    kv_router: KvRouterConfig
     block_size: int
-    overlap_score_weight: float
-    prefill_load_scale: float
 
 
 class ReplaySample(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,12 +85,11 @@ async def _routing(endpoint: Endpoint, job: ReplayJob) -> AsyncIterator[_Route]:
     async with asyncio.timeout(START_TIMEOUT_S):
         while len(client.instance_ids()) < job.workers:
             await client.wait_for_change()
-    if not job.kv:
-        placer = SelectorPlacer(RouterMode.ROUND_ROBIN, random.Random(0))  # noqa: S311
+    if not job.mode.is_kv:
+        placer = SelectorPlacer(RouterMode(job.mode.value), random.Random(0))  # noqa: S311
         yield pulled(PushRouter(client, placer, lambda _: True).generate)
         return
-    config = KvRouterConfig(overlap_score_weight=job.overlap_score_weight, prefill_load_scale=job.prefill_load_scale)
-    router = KvRouter(endpoint, job.block_size, config)
+    router = KvRouter(endpoint, job.block_size, job.mode.kv_config(job.kv_router))
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             while len(await router.wait_for_workers()) < job.workers:  # noqa: ASYNC110 - nothing tells of the others

@@ -25,7 +25,6 @@ from dynamo.testing.tiny_model import byte_level_files
 
 HIT_RATIO_ERROR_MAX = 0.02
 TTFT_ERROR_MAX = 0.2  # of the real one
-MODES = (SimulatedMode.ROUND_ROBIN, SimulatedMode.KV)
 _MODEL = "m"
 _ENDPOINT = "dynamo.backend.generate"  # the mocker's own
 _LONGEST_ANSWER_S = 120.0
@@ -84,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(SimulationConfig, parser)
     namespace = parser.parse_args(argv)
     try:
-        comparisons = [compare(namespace.trace, from_namespace(SimulationConfig, namespace), mode) for mode in MODES]
+        config = from_namespace(SimulationConfig, namespace)
+        comparisons = [compare(namespace.trace, config, mode) for mode in config.modes()]
     except (BenchmarkError, DynamoError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -114,10 +114,9 @@ def _replay(
         endpoint=_ENDPOINT,
         model=_MODEL,
         workers=config.workers,
-        kv=mode is SimulatedMode.KV,
+        mode=mode,
+        kv_router=config.kv_router,
         block_size=config.block_size,
-        overlap_score_weight=config.kv_router.overlap_score_weight,
-        prefill_load_scale=config.kv_router.prefill_load_scale,
     )
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-") as directory, programs() as started:
         for name, content in byte_level_files().items():
