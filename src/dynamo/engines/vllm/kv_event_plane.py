@@ -29,7 +29,8 @@ class KvEventPlane:
     def configure(self, config: EngineConfig) -> bool:
         """Turns vLLM's events on, before it starts, unless the user has decided about them.
 
-        False when there will be none: without prefix caching, or because the user has turned them off.
+        False when there will be none for us: without prefix caching, or because the user has turned them off or wants
+        vLLM to connect to somebody.
         """
         if not config.cache_config.enable_prefix_caching:
             return False
@@ -45,7 +46,7 @@ class KvEventPlane:
                 replay_endpoint=f"{address}-replay",
             )
         events = config.kv_events_config
-        return bool(events.enable_kv_cache_events and events.publisher == "zmq")
+        return bool(events.enable_kv_cache_events and events.publisher == "zmq" and _is_bound(events.endpoint))
 
     def start(self, sources: Mapping[int, KVEventsConfig], block_size: int) -> None:
         """Listens to a started vLLM: `sources` by rank, as AsyncLLM.get_kv_event_sources() gives them."""
@@ -78,6 +79,11 @@ class KvEventPlane:
         if self._directory is not None:
             self._directory.cleanup()
             self._directory = None
+
+
+def _is_bound(address: str) -> bool:
+    """Whether vLLM binds the address; else it connects to it."""
+    return "*" in address or "::" in address or address.startswith("ipc://")
 
 
 def _reachable(address: str) -> str:

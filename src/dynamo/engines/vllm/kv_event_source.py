@@ -36,6 +36,7 @@ class KvEventSource:
         topic: str = "",
         replay_timeout_s: float = _REPLAY_TIMEOUT_S,
     ) -> None:
+        """`replay_timeout_s`: how long vLLM may be silent when it repeats."""
         self.gaps = 0  # that could not be filled
         self._context = context
         self._translator = translator
@@ -82,9 +83,8 @@ class KvEventSource:
         try:
             socket.set_hwm(_REPLAY_MESSAGES_MAX)  # vLLM drops what does not fit
             socket.connect(endpoint)
-            async with asyncio.timeout(self._replay_timeout_s):
-                await socket.send_multipart([b"", self._next.to_bytes(_NUMBER_BYTES, "big")])
-                return await self._take_replay(socket)
+            await socket.send_multipart([b"", self._next.to_bytes(_NUMBER_BYTES, "big")])
+            return await self._take_replay(socket)
         except TimeoutError:
             return False
         finally:
@@ -93,7 +93,8 @@ class KvEventSource:
     async def _take_replay(self, socket: zmq.asyncio.Socket) -> bool:
         first = True
         while True:
-            message = await socket.recv_multipart()
+            async with asyncio.timeout(self._replay_timeout_s):
+                message = await socket.recv_multipart()
             if len(message) != 4 or not message[3]:  # the end
                 return len(message) == 4
             number, payload = int.from_bytes(message[2], "big"), message[3]
