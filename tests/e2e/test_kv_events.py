@@ -12,7 +12,7 @@ import pytest
 from dynamo.protocols.generation import PreprocessedRequest, StopConditions, WorkerId
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT
-from dynamo.router.subscriber import KvEventSubscriber
+from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime.client import Client
 from dynamo.runtime.event_feed import FeedItem
 from dynamo.testing import eventually, within
@@ -46,7 +46,7 @@ async def router(deployment: Deployment) -> AsyncIterator[Router]:
     generate = await runtime.endpoint("dynamo.backend.generate").client()
     events = await runtime.endpoint(f"dynamo.backend.{KV_EVENTS_ENDPOINT}").client(response_type=FeedItem)
     indexer = KvIndexer()
-    subscriber = KvEventSubscriber(events, indexer)
+    subscriber = FeedSubscriber(events, indexer)
     try:
         yield Router(generate, indexer)
     finally:

@@ -104,7 +104,8 @@ async def test_later_turns_go_to_the_worker_that_has_the_history(
             assert turn.cached_tokens >= before.prompt_tokens - BLOCK_TOKENS
     assert len({turns[0].worker_id for turns in conversations}) == 2  # and both have some
     with capsys.disabled():
-        for number, turns in enumerate(zip(*conversations, strict=True), start=1):
+        for number in range(1, TURNS + 1):
+            turns = [conversation[number - 1] for conversation in conversations]
             prompt, cached = _mean([t.prompt_tokens for t in turns]), _mean([t.cached_tokens for t in turns])
             ttft_ms = 1000 * _mean([t.ttft_s for t in turns])
             print(f"\nturn {number}: {prompt:.0f} prompt tokens, {cached:.0f} cached, TTFT {ttft_ms:.0f} ms", end="")
