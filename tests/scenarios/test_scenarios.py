@@ -8,8 +8,9 @@ import pytest
 
 from .kv_events import KvEventsWorld
 from .scenario import Scenario, World
+from .scheduling import SchedulingWorld
 
-WORLDS: dict[str, Callable[[], World]] = {"kv events": KvEventsWorld}
+WORLDS: dict[str, Callable[[], World]] = {"kv events": KvEventsWorld, "scheduling": SchedulingWorld}
 FILES = sorted(Path(__file__).parent.glob("*.txt"))
 
 
@@ -21,4 +22,4 @@ async def test_scenario(path: Path) -> None:
 
 
 def test_there_are_some() -> None:
-    assert {"gap", "prune", "restart", "tier"} <= {path.stem for path in FILES}
+    assert {"affinity", "burst", "gap", "prune", "queue", "restart", "tier"} <= {path.stem for path in FILES}
