@@ -25,3 +25,9 @@ class VirtualClock:
         if seconds < 0:
             raise ValueError("time does not run backwards")
         self._now_s += seconds
+
+    def move_to(self, now_s: float) -> None:
+        """Moves the clock forward to exactly `now_s`, which no sum of differences would; ValueError when it is past."""
+        if now_s < self._now_s:
+            raise ValueError("time does not run backwards")
+        self._now_s = now_s

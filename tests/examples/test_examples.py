@@ -185,3 +185,16 @@ async def test_own_engine_behind_the_frontend(terminals: Terminals, model_direct
     assert answer["usage"]["completion_tokens"] == 8
     assert answer["choices"][0]["message"]["content"]
     await end(worker, frontend)
+
+
+async def test_custom_router(terminals: Terminals, model_directory: str) -> None:
+    router = await terminals.example("custom_router.py")  # it waits for the workers
+    mocker = ["-m", "dynamo.mocker", "--model-path", model_directory, "--max-model-len", "4096", "--block-size", "16"]
+    workers = await terminals.run(*mocker, "--num-workers", "3", "--speedup-ratio", "100")
+    assert await router.exit_code(30) == 0
+    turns = re.findall(r"conversation (\d), turn (\d): worker (\w+) had (\d+) of (\d+) tokens", router.output)
+    assert len(turns) == 12
+    served = {name: {worker for n, _, worker, _, _ in turns if n == name} for name in "1234"}
+    assert all(len(workers) == 1 for workers in served.values())  # each stays where its history is
+    assert all((int(cached) > 0) == (turn != "1") for _, turn, _, cached, _ in turns)
+    await end(workers)

@@ -11,6 +11,7 @@ from dynamo.llm.model_manager import ModelManager
 from dynamo.llm.register import register_model
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.protocols.model_card import ModelCard, ModelInput, ModelType
+from dynamo.router.selection import RouterMode
 from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
 from dynamo.testing import eventually
 from dynamo.testing.tiny_model import byte_fallback_files, byte_level_files
@@ -36,9 +37,9 @@ class Deployed:
     runtime: DistributedRuntime
     workers: list[DistributedRuntime] = field(default_factory=list)
 
-    def manager(self, namespace: str | None = None) -> ModelManager:
-        cache = ArtifactCache(None)
-        return ModelManager(self.runtime, namespace=namespace, routing=RoutingSetup(), cache=cache)
+    def manager(self, namespace: str | None = None, mode: RouterMode = RouterMode.ROUND_ROBIN) -> ModelManager:
+        routing = RoutingSetup(mode=mode)
+        return ModelManager(self.runtime, namespace=namespace, routing=routing, cache=ArtifactCache(None))
 
     def new_worker(self) -> DistributedRuntime:
         worker = DistributedRuntime(config=self.runtime.config, shared=self.runtime.shared)

@@ -9,6 +9,7 @@ import pytest
 from dynamo.errors import NoInstancesError
 from dynamo.llm import model_slot
 from dynamo.llm.model_manager import ModelManager
+from dynamo.router.selection import RouterMode
 from dynamo.testing import eventually
 
 from .deployed import Deployed, until_models
@@ -130,3 +131,33 @@ async def test_last_worker_leaves_while_the_model_is_being_made(
     await eventually(lambda: not manager._slots)
     with pytest.raises(NoInstancesError):
         manager.get("m")
+
+
+class TestBlocks:
+    """KV routing can do nothing with workers whose blocks are of another size."""
+
+    async def test_other_blocks_are_another_model_to_a_kv_router(
+        self, fleet: Deployed, tiny: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        manager = fleet.manager(mode=RouterMode.KV)
+        async with manager.following():
+            first = await fleet.serve("m", tiny, kv_cache_block_size=16)
+            await until_models(manager, {"m": 1})
+            second = await fleet.serve("m", tiny, kv_cache_block_size=32)
+            third = await fleet.serve("m", tiny)
+            await eventually(lambda: caplog.text.count("gets no requests") == 2)
+            assert "KV block size 32, not 16" in caplog.text
+            assert "KV block size unknown, not 16" in caplog.text
+            assert served_by(manager, "m") == {first.instance_id}
+
+            await first.close()  # then the others are in the majority, each with its own
+            await eventually(lambda: bool(manager.models()) and served_by(manager, "m") == {second.instance_id})
+            await second.close()
+            await eventually(lambda: bool(manager.models()) and served_by(manager, "m") == {third.instance_id})
+
+    async def test_other_blocks_do_not_matter_otherwise(
+        self, fleet: Deployed, manager: ModelManager, tiny: Path
+    ) -> None:
+        for block_size in (16, 32, None):
+            await fleet.serve("m", tiny, kv_cache_block_size=block_size)
+        await until_models(manager, {"m": 3})

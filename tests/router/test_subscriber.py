@@ -11,29 +11,23 @@ import pytest
 from msgspec import Raw
 
 from dynamo.protocols.generation import WorkerId
-from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, KvEventBatch, Tier
+from dynamo.protocols.kv_events import AllBlocksCleared, KvEvent, KvEventBatch, Tier
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT, KvEventFeed
-from dynamo.router.subscriber import KvEventSubscriber
+from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.distributed import SharedParts
 from dynamo.runtime.event_feed import DumpEnd, FeedEvent, FeedItem
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted
-from dynamo.tokens import hash_array, hashes_to_bytes
+from dynamo.tokens import hash_array
+
+from .feed_world import removed, stored
 
 GENERATE = "test.backend.generate"
 KV_EVENTS = f"test.backend.{KV_EVENTS_ENDPOINT}"
 BACKOFF_S = 0.01
-
-
-def stored(*hashes: int, tier: Tier = Tier.DEVICE) -> BlockStored:
-    return BlockStored(hashes_to_bytes(hash_array(hashes)), tier)
-
-
-def removed(*hashes: int) -> BlockRemoved:
-    return BlockRemoved(hashes_to_bytes(hash_array(hashes)))
 
 
 def batch(*events: KvEvent, dp_rank: int = 0) -> KvEventBatch:
@@ -54,7 +48,7 @@ class Worker:
 class Router:
     runtime: DistributedRuntime
     indexer: KvIndexer
-    subscriber: KvEventSubscriber
+    subscriber: FeedSubscriber
 
     def knows(self, worker: Worker) -> bool:
         """Whether the index says of a worker what it holds, no more and no less."""
@@ -104,7 +98,7 @@ class Cluster:
     async def router(self) -> Router:
         runtime, indexer = self.runtime(), KvIndexer()
         client = await runtime.endpoint(KV_EVENTS).client(response_type=FeedItem)
-        return Router(runtime, indexer, KvEventSubscriber(client, indexer, backoff_min_s=BACKOFF_S))
+        return Router(runtime, indexer, FeedSubscriber(client, indexer, backoff_min_s=BACKOFF_S))
 
 
 @pytest.fixture(params=["mem+inproc", "file+tcp"])
@@ -254,7 +248,7 @@ async def test_closing_ends_the_subscriptions(cluster: Cluster) -> None:
     worker = await cluster.raw_worker(feed)
     router = await cluster.router()
     await eventually(lambda: router.subscriber.has_feed(worker))
-    assert any(name.startswith("kv-events-") for name in task_names())
+    assert any(name.startswith("feed-") for name in task_names())
     await within(router.subscriber.close())
     await eventually(lambda: feed.open == 0)
     assert not router.subscriber.has_feed(worker)

@@ -136,6 +136,21 @@ async def test_endpoint_that_could_not_be_announced_can_be_tried_again(tmp_path:
     await within(runtime.close())
 
 
+async def test_an_endpoint_can_be_given_up_and_served_again(new_runtime: NewRuntime) -> None:
+    runtime, other = new_runtime(), new_runtime()
+    endpoint = runtime.endpoint("a.b.c")
+    client = await other.endpoint("a.b.c").client()
+    for _ in range(2):
+        await endpoint.start(echo)
+        await within(client.wait_for_instances())
+        assert runtime.health.endpoints == {"a.b.c": True}
+        await runtime.stop_serving(endpoint.id)
+        await runtime.stop_serving(endpoint.id)
+        await eventually(lambda: not client.instance_ids())
+        assert not runtime.health.endpoints
+    assert runtime.health.ready  # with nothing to serve, nothing is missing
+
+
 async def test_port_in_use(new_runtime: NewRuntime, tmp_path: Path) -> None:
     first = DistributedRuntime(config=RuntimeConfig(file_kv=str(tmp_path)))
     await first.endpoint("a.b.c").start(echo)

@@ -24,7 +24,7 @@ from dynamo.runtime.event_feed import (
     Subscribe,
 )
 from dynamo.runtime.request_plane.reply import WINDOW_BYTES
-from dynamo.testing import within
+from dynamo.testing import eventually, within
 
 NewRuntime = Callable[[], DistributedRuntime]
 ENDPOINT = "test.backend.events"
@@ -311,3 +311,14 @@ class TestFeed:
         await asyncio.wait([waiting])
         assert not numbers.feed._waiters
         numbers.publish(1)
+
+    async def test_closing_ends_its_task(self, worker: DistributedRuntime) -> None:
+        def tasks() -> list[str]:
+            return [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "feed-test.backend.more"]
+
+        feed = EventFeed(list)
+        await feed.start(worker.endpoint("test.backend.more"))
+        assert len(tasks()) == 1
+        feed.close()
+        feed.close()
+        await eventually(lambda: not tasks())

@@ -11,13 +11,19 @@ from dynamo.engines.echo import EchoConfig
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.frontend.config import FrontendConfig
+from dynamo.llm.router_service import RouterConfig
+from dynamo.router.config import KvRouterConfig
 from dynamo.runtime.config import RuntimeConfig
+from dynamo.simulator.config import SimulationConfig
 
 _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Every process", RuntimeConfig, ()),
-    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig,)),
+    ("KV routing: frontend, dynamo serve, router", KvRouterConfig, ()),
+    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig)),
+    ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
     ("dynamo serve", ServeConfig, (FrontendConfig,)),
     ("dynamo run", RunConfig, ()),
+    ("dynamo simulate", SimulationConfig, (KvRouterConfig,)),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),
     ("python -m dynamo.vllm", VllmConfig, (WorkerConfig,)),
     ("python -m dynamo.mocker", MockerConfig, (WorkerConfig,)),
@@ -38,6 +44,7 @@ _VARIABLES_ONLY = """\
   modules, as in `info,dynamo.router=debug,vllm=warn`. vLLM's own lines have level `error` unless this (or
   `VLLM_LOGGING_LEVEL`) says otherwise.
 - `DYN_LOGGING_JSONL`: `1` logs JSON lines.
+- `DYN_KERNEL`: `python` keeps the router from using its extension in C++; `dynamo doctor` tells which one is in use.
 - `DYN_CACHE_DIR`: where prepared models are kept (default: `$XDG_CACHE_HOME/dynamo` or `~/.cache/dynamo`).
 - `DYN_VENV`, `PYTHON`: for `scripts/`: the virtual environment (default: `.venv`) and the interpreter to make it with.
 """
@@ -49,8 +56,8 @@ def reference() -> str:
 
 
 def _page(title: str, cls: type, bases: tuple[type, ...]) -> str:
-    inherited = {setting.name for base in bases for setting in settings(base)}
-    rows = [_row(setting) for setting in settings(cls) if setting.name not in inherited]
+    elsewhere = {setting.option.flags for base in bases for setting in settings(base)}
+    rows = [_row(setting) for setting in settings(cls) if setting.option.flags not in elsewhere]
     return "\n".join([f"## {title}\n", "| flag | variable | default | |", "|---|---|---|---|", *rows, ""])
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 _COMMANDS = {
     "serve": ("dynamo.cli.serve", "start a frontend and workers on this host, and keep them running"),
     "run": ("dynamo.cli.run", "chat with a model in the terminal"),
+    "simulate": ("dynamo.cli.simulate", "compare routers on a recorded trace, in virtual time"),
+    "doctor": ("dynamo.cli.doctor", "say what is installed and whether this host lets it work"),
 }
 
 

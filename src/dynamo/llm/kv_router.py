@@ -17,49 +17,61 @@ from dynamo.protocols.generation import (
     WorkerId,
 )
 from dynamo.protocols.kv_events import BlockStored
-from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.protocols.model_card import ModelCard, RuntimeLimits
+from dynamo.protocols.routing import PotentialLoad
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
 from dynamo.router.push_router import PushRouter
 from dynamo.router.routing import RoutingDecision, RoutingRequest
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
-from dynamo.runtime.discovery.base import Put
+from dynamo.runtime.discovery.base import Event, Put
 from dynamo.runtime.stage import pulled
+from dynamo.telemetry.router_metrics import RouterSource
 from dynamo.tokens import block_seed, hashes_to_bytes, token_array
 
 logger = logging.getLogger(__name__)
 
 
-class PotentialLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker would be busy with if it were given a prompt."""
-
-    worker_id: int
-    dp_rank: int
-    potential_prefill_tokens: int
-    potential_decode_blocks: int
-
-
 class KvRouter:
     """Routes to the instances of one endpoint, following them and their KV events.
 
-    Needs a running event loop; close() ends what it has begun. An instance that was announced with KV blocks of another
-    size gets no requests.
+    Needs a running event loop; close() ends what it has begun. An instance whose model has KV blocks of another size
+    gets no requests.
     """
 
-    def __init__(self, endpoint: Endpoint, block_size: int, kv_router_config: KvRouterConfig | None = None) -> None:
-        """`block_size` in tokens: what the workers' engines have."""
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        block_size: int,
+        kv_router_config: KvRouterConfig | None = None,
+        *,
+        model_name: str = "",
+    ) -> None:
+        """`block_size` in tokens: what the workers' engines have.
+
+        With a `model_name` only instances that announce this model get requests; without, all but those that announce
+        models with other blocks. With router_replica_sync routers of the same `model_name` share their load.
+        """
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         runtime = endpoint.runtime
         self.block_size = block_size
+        self._model = model_name
         self._client = runtime.client(endpoint.id)
-        self._placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig())
+        self._placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig(), model_name)
         self._router = PushRouter(self._client, self._placer, self._serves)
         self._generate = pulled(self._router.generate)
         self._announced: dict[str, ModelEntry] = {}  # by discovery key
+        self._limits: dict[int, RuntimeLimits] = {}  # of the instances that get requests
         self._refused: set[int] = set()
+        self._instances: list[int] = []  # that the two were made of
+        self._stale = False  # whether other entries were, too
+        self._changed = asyncio.Event()
         self._entries = runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
+        for event in self._entries.take():  # who is there can be chosen at once
+            self._apply(event)
+        self._update()
         self._followers = [
             asyncio.create_task(self._follow_entries(), name=f"kv-router-entries-{endpoint}"),
             asyncio.create_task(self._follow_instances(), name=f"kv-router-instances-{endpoint}"),
@@ -67,21 +79,26 @@ class KvRouter:
 
     @classmethod
     async def discover(cls, endpoint: Endpoint, kv_router_config: KvRouterConfig | None = None) -> "KvRouter":
-        """Waits for the first worker that announces a model at `endpoint`, and takes the block size from its card.
+        """For the first model at `endpoint` that a worker announces with the size of its KV blocks; waits for it.
 
-        Raises ConfigError when the card has none.
+        Raises ConfigError when discovery ends before.
         """
         watch = endpoint.runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
         try:
             async for event in watch:
                 if isinstance(event, Put) and (entry := _decoded(event.key, event.value)) is not None:
-                    block_size = entry.card.limits.kv_block_size
-                    if block_size is None:
-                        raise ConfigError(f"the workers of {endpoint} do not tell the size of their KV blocks")
-                    return cls(endpoint, block_size, kv_router_config)
+                    card = entry.card
+                    if card.limits.kv_block_size is not None:
+                        return cls(endpoint, card.limits.kv_block_size, kv_router_config, model_name=card.name)
+                    logger.warning("%r is passed over: its workers do not tell the size of their KV blocks", card.name)
         finally:
             watch.close()
         raise ConfigError(f"discovery ended before a worker of {endpoint} was there")
+
+    @property
+    def source(self) -> RouterSource:
+        """What there is to measure."""
+        return self._placer
 
     async def close(self) -> None:
         """Ends all subscriptions; requests under way go on."""
@@ -93,10 +110,12 @@ class KvRouter:
         await self._client.close()
 
     async def wait_for_workers(self, timeout_s: float | None = None) -> list[WorkerId]:
-        """Waits for at least one; TimeoutError after `timeout_s`."""
-        await self._client.wait_for_instances(timeout_s)
-        self._update()
-        return list(self._placer.scheduler.workers())
+        """Waits for at least one that gets requests; TimeoutError after `timeout_s`."""
+        async with asyncio.timeout(timeout_s):
+            while not (workers := list(self._placer.scheduler.workers())):
+                self._changed.clear()
+                await self._changed.wait()
+        return workers
 
     async def generate(
         self,
@@ -133,7 +152,17 @@ class KvRouter:
 
     def serve(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         """A Handler: the same for a whole request."""
+        self._update()
         return self._generate(request, context)
+
+    def look(
+        self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
+    ) -> RoutingDecision:
+        """Where the prompt would go now, with all candidates; without consequences. Raises NoInstancesError."""
+        self._update()
+        seed = block_seed(lora_name, cache_salt)
+        routing = RoutingRequest(request_id="", token_ids=token_array(token_ids), seed=seed, explain=True)
+        return self._placer.look(routing)
 
     async def best_worker(
         self,
@@ -144,12 +173,13 @@ class KvRouter:
         lora_name: str | None = None,
         priority: float = 0.0,
         session_id: str | None = None,
+        context: Context | None = None,
     ) -> RoutingDecision:
         """Where the prompt costs least.
 
-        With a `request_id` it counts as that worker's load, from now until free(), and may have to wait in the queue;
-        mark_prefill_complete() is to be called at its first token. Raises NoInstancesError, OverloadedError, and
-        ValueError for an id that is in use.
+        With a `request_id` it counts as that worker's load, from now until free(), and may have to wait in the queue,
+        but no longer than `context` allows; mark_prefill_complete() is to be called at its first token. Raises
+        ValueError for an id that is in use, NoInstancesError, and what KvPlacer.decide() raises.
         """
         routing = RoutingRequest(
             request_id=_own(request_id),
@@ -162,16 +192,17 @@ class KvRouter:
         self._update()
         if request_id is None:
             return self._placer.look(routing)
-        if routing.request_id in self._placer.scheduler.sequences:
+        if self._placer.knows(routing.request_id):
             raise ValueError(f"the request id {request_id!r} is in use")
-        return await self._placer.decide(routing, Context())
+        return await self._placer.decide(routing, context or Context())
 
-    def get_potential_loads(self, token_ids: Iterable[int]) -> list[PotentialLoad]:
+    def get_potential_loads(
+        self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
+    ) -> list[PotentialLoad]:
         """What each worker would be busy with if it were given the prompt; raises NoInstancesError."""
-        self._update()
         tokens = token_array(token_ids)
         blocks = -(-len(tokens) // self.block_size)
-        decision = self._placer.look(RoutingRequest(request_id=_own(None), token_ids=tokens, explain=True))
+        decision = self.look(tokens, cache_salt=cache_salt, lora_name=lora_name)
         return [
             PotentialLoad(
                 worker_id=candidate.worker.instance_id,
@@ -188,7 +219,7 @@ class KvRouter:
         self._placer.first_token(_own(request_id))
 
     def free(self, request_id: str) -> None:
-        """The request has ended; ids that are not known are passed over."""
+        """The request has ended, or is not wanted any more; ids that are not known are passed over."""
         self._placer.free(_own(request_id))
 
     def dump_events(self) -> list[tuple[WorkerId, BlockStored]]:
@@ -199,15 +230,19 @@ class KvRouter:
         ]
 
     def _serves(self, instance_id: int) -> bool:
-        return instance_id not in self._refused
+        return instance_id in self._limits
 
     async def _follow_entries(self) -> None:
         async for event in self._entries:
-            if not isinstance(event, Put):
-                self._announced.pop(event.key, None)
-            elif (entry := _decoded(event.key, event.value)) is not None:
-                self._announced[event.key] = entry
+            self._apply(event)
             self._update()
+
+    def _apply(self, event: Event) -> None:
+        if not isinstance(event, Put):
+            self._announced.pop(event.key, None)
+        elif (entry := _decoded(event.key, event.value)) is not None:
+            self._announced[event.key] = entry
+        self._stale = True
 
     async def _follow_instances(self) -> None:
         while True:
@@ -216,16 +251,47 @@ class KvRouter:
 
     def _update(self) -> None:
         """Brings the placer in line with who is there."""
-        limits = {entry.instance_id: entry.card.limits for entry in self._announced.values()}
         instances = self._client.instance_ids()
-        refused = {i for i in instances if i in limits and limits[i].kv_block_size != self.block_size}
-        for instance_id in refused - self._refused:
-            size = limits[instance_id].kv_block_size
-            logger.error(
-                "instance %x gets no requests: KV blocks of %s tokens, not %d", instance_id, size, self.block_size
-            )
+        if instances == self._instances and not self._stale:
+            return
+        self._instances, self._stale = instances, False
+        announced: dict[int, list[ModelCard]] = {}
+        for entry in self._announced.values():
+            announced.setdefault(entry.instance_id, []).append(entry.card)
+        limits: dict[int, RuntimeLimits] = {}
+        refused: set[int] = set()
+        for instance_id in instances:
+            cards = announced.get(instance_id, [])
+            if (fitting := self._fitting(cards)) is not None:
+                limits[instance_id] = fitting
+            elif cards:
+                refused.add(instance_id)
+                self._complain(instance_id, cards[0])
         self._refused = refused
-        self._placer.set_instances({i: limits.get(i) or RuntimeLimits() for i in instances if i not in refused})
+        if limits != self._limits:
+            self._limits = limits
+            self._placer.set_instances(limits)
+            self._changed.set()
+
+    def _fitting(self, cards: list[ModelCard]) -> RuntimeLimits | None:
+        """What an instance that announces these was started with, if this router is for it."""
+        if not cards and not self._model:
+            return RuntimeLimits()
+        fitting = (c.limits for c in cards if self._model in ("", c.name) and c.limits.kv_block_size == self.block_size)
+        return next(fitting, None)
+
+    def _complain(self, instance_id: int, card: ModelCard) -> None:
+        if instance_id in self._refused:
+            return
+        size = card.limits.kv_block_size
+        logger.warning(
+            "instance %x gets no requests: it serves %r with %s, this router is for %s with KV blocks of %d tokens",
+            instance_id,
+            card.name,
+            "KV blocks of unknown size" if size is None else f"KV blocks of {size} tokens",
+            repr(self._model) if self._model else "any model",
+            self.block_size,
+        )
 
 
 def _decoded(key: str, value: bytes) -> ModelEntry | None:

@@ -129,7 +129,8 @@ def _difference(entry: ModelEntry, other: ModelEntry) -> str:
     if card.context_length != expected.context_length:
         found.append(f"context length {card.context_length}, not {expected.context_length}")
     if card.limits.kv_block_size != expected.limits.kv_block_size:
-        found.append(f"KV blocks of {card.limits.kv_block_size} tokens, not {expected.limits.kv_block_size}")
+        sizes = card.limits.kv_block_size or "unknown", expected.limits.kv_block_size or "unknown"
+        found.append(f"KV block size {sizes[0]}, not {sizes[1]}")
     if files := sorted({artifact.name for artifact in set(card.artifacts) ^ set(expected.artifacts)}):
         found.append(f"other {', '.join(files)}")
     return "; ".join(found) or "another kind of model or engine"

@@ -36,4 +36,4 @@ class RoutingSetup:
                 "%r has no KV blocks that its workers tell of: its requests go to the least loaded", card.name
             )
             return SelectorPlacer(self.mode, rng)
-        return KvPlacer(runtime, entry.endpoint, block_size, self.kv, rng)
+        return KvPlacer(runtime, entry.endpoint, block_size, self.kv, card.name, rng)

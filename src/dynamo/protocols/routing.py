@@ -2,6 +2,8 @@
 
 import msgspec
 
+from dynamo.tokens import TokenArray
+
 SESSION_ID = "session_id"  # in a Context's metadata: the session that the client says its request belongs to
 
 
@@ -30,3 +32,32 @@ class RoutingReport(msgspec.Struct, frozen=True, kw_only=True):
     queued_ms: float = 0
     no_overlap_reason: str | None = None  # where overlap_blocks is 0
     candidates: list[CandidateReport] = []
+
+
+class BestWorkerRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What `python -m dynamo.router` is asked at its endpoint `best_worker`; it answers with a RoutingReport.
+
+    With a `request_id` the request counts as its worker's load from now on, until `free` is told of the same id.
+    """
+
+    token_ids: TokenArray
+    request_id: str | None = None
+    cache_salt: str | None = None
+    lora_name: str | None = None
+    priority: float = 0
+    session_id: str | None = None
+
+
+class RequestIdMessage(msgspec.Struct, kw_only=True):
+    """What its endpoints `mark_prefill_complete` and `free` are told."""
+
+    request_id: str
+
+
+class PotentialLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker would be busy with if it were given a prompt. `get_potential_loads` answers with one for each."""
+
+    worker_id: int
+    dp_rank: int
+    potential_prefill_tokens: int
+    potential_decode_blocks: int

@@ -12,16 +12,18 @@ from dynamo.errors import DeadlineExceededError, NoInstancesError, RequestCancel
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceFreed
 from dynamo.protocols.routing import CandidateReport, RoutingReport
 from dynamo.router.config import KvRouterConfig
-from dynamo.router.indexer import KvIndexer
+from dynamo.router.indexer import RANKS_MAX, KvIndexer
 from dynamo.router.load_watcher import LoadWatcher
-from dynamo.router.placement import Placement, SelectorPlacer
+from dynamo.router.placement import Placement
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT
+from dynamo.router.replica_sync import ReplicaSync
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
 from dynamo.router.scheduler import KvScheduler
 from dynamo.router.selection import RouterMode
-from dynamo.router.subscriber import KvEventSubscriber
+from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime.client import Client
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
@@ -32,6 +34,8 @@ from dynamo.telemetry.router_metrics import IndexFigures, RouterFigures, WorkerF
 from dynamo.tokens import block_seed
 
 logger = logging.getLogger(__name__)
+
+_SWEEP_INTERVAL_S = 30.0
 
 
 class KvPlacer:
@@ -46,28 +50,39 @@ class KvPlacer:
         endpoint: EndpointId,
         block_size: int,
         config: KvRouterConfig,
+        model: str = "",
         rng: random.Random | None = None,
     ) -> None:
-        """`block_size` in tokens, as the model's card says."""
+        """`block_size` in tokens, as the model's card says; routers share their load if they have the same `model`."""
         rng = rng or random.Random()  # noqa: S311 - no secrets here
         self.indexer = KvIndexer(config.router_max_tree_size)
         self.scheduler = KvScheduler(config, block_size, rng, self.indexer.tree, self._has_feed)
         self.figures = RouterFigures()
-        self._unknown = SelectorPlacer(RouterMode.KV, rng)  # for requests whose tokens are not known
         self._instances: dict[int, RuntimeLimits] = {}
         self._waiting: dict[str, asyncio.Future[RoutingDecision]] = {}
         self._numbers = itertools.count()
         self._events: Client | None = None
-        self._subscriber: KvEventSubscriber | None = None
+        self._subscriber: FeedSubscriber | None = None
         if config.use_kv_events and config.overlap_score_weight:
             events = EndpointId(endpoint.namespace, endpoint.component, KV_EVENTS_ENDPOINT)
             self._events = runtime.client(events, FeedItem)
-            self._subscriber = KvEventSubscriber(self._events, self.indexer)
+            self._subscriber = FeedSubscriber(self._events, self.indexer)
+        self._sync: ReplicaSync | None = None
+        if config.router_replica_sync:
+            sequences = self.scheduler.sequences
+            self._sync = ReplicaSync(runtime, endpoint, model, sequences, _now_s, self._admit)
         loads = EndpointId(endpoint.namespace, endpoint.component, "load")
         self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
+        self._sweeper = asyncio.create_task(self._sweep(), name=f"sweep-{endpoint}")
 
     async def close(self) -> None:
+        """Ends all subscriptions. Requests that wait get NoInstancesError; those under way go on."""
+        self.set_instances({})
+        self._sweeper.cancel()
+        await asyncio.wait([self._sweeper])
         await self._loads.close()
+        if self._sync is not None:
+            await self._sync.close()
         if self._subscriber is not None and self._events is not None:
             await self._subscriber.close()
             await self._events.close()
@@ -81,7 +96,7 @@ class KvPlacer:
                     max_num_batched_tokens=limits.max_num_batched_tokens, total_kv_blocks=limits.total_kv_blocks
                 )
                 for instance_id, limits in self._instances.items()
-                for dp_rank in range(limits.data_parallel_size)
+                for dp_rank in range(min(limits.data_parallel_size, RANKS_MAX))
             }
         )
         self._admit()
@@ -93,8 +108,7 @@ class KvPlacer:
         instances: Sequence[int],
         target: WorkerId | None,
     ) -> Placement:
-        if request is None:
-            return await self._unknown.place(None, context, instances, target)
+        assert request is not None, "models whose requests have no tokens yet get another placer"
         explain = request.explain_routing or logger.isEnabledFor(logging.DEBUG)
         routing = RoutingRequest(
             request_id=str(next(self._numbers)),  # the client's own id need not be unique
@@ -103,16 +117,10 @@ class KvPlacer:
             priority=request.priority,
             session_id=request.session_id,
             explain=explain,
-            eligible=self._eligible(instances, target.dp_rank if target is not None else request.dp_rank),
+            eligible=self._eligible(instances, request.dp_rank),
         )
         decision = await self.decide(routing, context)
-        self.figures.decided(
-            overlap_tokens=decision.overlap.total * self.scheduler.block_size,
-            cost=decision.cost,
-            mean_cost=decision.mean_cost,
-            queued_s=decision.queued_s,
-        )
-        report = self._report(decision) if explain else None
+        report = routing_report(decision, self.scheduler.block_size) if explain else None
         if report is not None:
             logger.debug("request %s: %s", context.id(), report)
         return KvPlacement(self, decision, report if request.explain_routing else None, len(request.token_ids))
@@ -125,7 +133,22 @@ class KvPlacer:
         started_s = time.perf_counter()
         decision = self.scheduler.submit(routing, _now_s())
         self.figures.decision_seconds.observe(time.perf_counter() - started_s)
-        return decision or await self._admitted(routing.request_id, context)
+        decision = decision or await self._admitted(routing.request_id, context)
+        overlap_tokens = decision.overlap.total * self.scheduler.block_size
+        self.figures.decided(
+            overlap_tokens=overlap_tokens,
+            cost=decision.cost,
+            mean_cost=decision.mean_cost,
+            queued_s=decision.queued_s,
+        )
+        if self._sync is not None:
+            uncached = max(routing.prompt_tokens - overlap_tokens, 1)
+            self._sync.publish(SequenceAdded(routing.request_id, decision.worker, routing.prompt_tokens, uncached))
+        return decision
+
+    def knows(self, request_id: str) -> bool:
+        """Whether the request has a worker or waits for one."""
+        return request_id in self._waiting or request_id in self.scheduler.sequences
 
     def look(self, routing: RoutingRequest) -> RoutingDecision:
         """What decide() would choose now, without waiting and without consequences. Raises NoInstancesError."""
@@ -134,14 +157,20 @@ class KvPlacer:
     def first_token(self, request_id: str) -> None:
         """The request's worker has begun to answer."""
         self.scheduler.first_token(request_id, _now_s())
+        if self._sync is not None:
+            self._sync.publish(PrefillDone(request_id))
         self._admit()
 
     def output(self, request_id: str, tokens: int) -> None:
         self.scheduler.output(request_id, tokens, _now_s())
 
     def free(self, request_id: str) -> None:
-        """The request has ended."""
+        """The request has ended; one that still waits for its worker gets RequestCancelledError."""
+        if (future := self._waiting.get(request_id)) is not None:
+            _fail(future, RequestCancelledError("the request was freed before it had a worker"))
         self.scheduler.free(request_id)
+        if self._sync is not None:
+            self._sync.publish(SequenceFreed(request_id))
         self._admit()
 
     def worker_figures(self) -> list[WorkerFigures]:
@@ -171,9 +200,9 @@ class KvPlacer:
         return self._subscriber is not None and self._subscriber.has_feed(instance_id)
 
     def _eligible(self, instances: Sequence[int], dp_rank: int | None) -> Callable[[WorkerId], bool] | None:
-        if dp_rank is None and len(instances) >= len(self._instances):
-            return None  # all of them
         allowed = frozenset(instances)
+        if dp_rank is None and allowed >= self._instances.keys():
+            return None  # all of them
         return lambda worker: worker.instance_id in allowed and dp_rank in (None, worker.dp_rank)
 
     async def _admitted(self, request_id: str, context: Context) -> RoutingDecision:
@@ -207,34 +236,45 @@ class KvPlacer:
             else:
                 future.set_result(admitted.decision)
 
+    async def _sweep(self) -> None:
+        """Ends what nobody has ended, such as the requests of a client of `decide` that is gone."""
+        while True:
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            stale = self.scheduler.sweep(_now_s())
+            if stale:
+                logger.warning("%d requests have given no sign for long and no longer count as load", len(stale))
+                self._admit()
+
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:
         for load in loads:
             self.scheduler.on_load(WorkerId(instance_id, load.dp_rank), load)
 
-    def _report(self, decision: RoutingDecision) -> RoutingReport:
-        return RoutingReport(
-            mode=RouterMode.KV.value,
-            worker_id=decision.worker.instance_id,
-            dp_rank=decision.worker.dp_rank,
-            prompt_blocks=decision.prompt_blocks,
-            block_size=self.scheduler.block_size,
-            overlap_blocks=decision.overlap.total,
-            queued_ms=decision.queued_s * 1000,
-            no_overlap_reason=decision.no_overlap_reason,
-            candidates=[
-                CandidateReport(
-                    worker_id=candidate.worker.instance_id,
-                    dp_rank=candidate.worker.dp_rank,
-                    cost=candidate.cost,
-                    device_blocks=candidate.overlap.device,
-                    host_blocks=candidate.overlap.host,
-                    disk_blocks=candidate.overlap.disk,
-                    prefill_tokens=candidate.prefill_tokens,
-                    decode_blocks=candidate.decode_blocks,
-                )
-                for candidate in decision.candidates
-            ],
-        )
+
+def routing_report(decision: RoutingDecision, block_size: int) -> RoutingReport:
+    """The decision as it is told to others."""
+    return RoutingReport(
+        mode=RouterMode.KV.value,
+        worker_id=decision.worker.instance_id,
+        dp_rank=decision.worker.dp_rank,
+        prompt_blocks=decision.prompt_blocks,
+        block_size=block_size,
+        overlap_blocks=decision.overlap.total,
+        queued_ms=decision.queued_s * 1000,
+        no_overlap_reason=decision.no_overlap_reason,
+        candidates=[
+            CandidateReport(
+                worker_id=candidate.worker.instance_id,
+                dp_rank=candidate.worker.dp_rank,
+                cost=candidate.cost,
+                device_blocks=candidate.overlap.device,
+                host_blocks=candidate.overlap.host,
+                disk_blocks=candidate.overlap.disk,
+                prefill_tokens=candidate.prefill_tokens,
+                decode_blocks=candidate.decode_blocks,
+            )
+            for candidate in decision.candidates
+        ],
+    )
 
 
 class KvPlacement:

@@ -1,9 +1,22 @@
-"""How a worker tells routers what it holds and how busy it is: endpoints beside the one that generates."""
+"""How a worker tells routers what it holds and how busy it is: endpoints beside the one that generates.
 
-from dynamo.protocols.kv_events import KvEventBatch
+Workers with an LLMEngine do this by themselves. `KvEventPublisher` and `WorkerMetricsPublisher` are for those who
+serve an engine of their own:
+
+    publisher = KvEventPublisher(endpoint, kv_block_size=16)
+    await publisher.start()
+    publisher.publish_stored(token_ids, [16, 16], [engine_hash_1, engine_hash_2])
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, KvEventBatch, Tier
+from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
+from dynamo.router.block_names import BlockNames, EngineHash
 from dynamo.router.held_blocks import HeldBlocks
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.event_feed import BYTES_MAX, EVENTS_MAX, EventFeed
+from dynamo.tokens import block_seed, hashes_to_bytes, token_array
 
 KV_EVENTS_ENDPOINT = "kv_events"
 
@@ -28,6 +41,92 @@ class KvEventFeed:
         if batch.events:
             self.held.apply(batch)
             self._feed.publish(batch)
+
+
+class KvEventPublisher:
+    """Tells routers what one data-parallel rank holds, in the engine's own words. For the event loop's thread."""
+
+    def __init__(
+        self, endpoint: Endpoint, *, kv_block_size: int, dp_rank: int = 0, feed: KvEventFeed | None = None
+    ) -> None:
+        """`endpoint` is the one that generates, `kv_block_size` in tokens; `feed` for a second rank: see for_rank()."""
+        self._endpoint = endpoint
+        self._block_size = kv_block_size
+        self._dp_rank = dp_rank
+        self._feed = feed or KvEventFeed()
+        self._names = BlockNames()
+
+    async def start(self) -> None:
+        """Serves the events, of all ranks; to be called once. What was published before is not lost."""
+        await self._feed.start(self._endpoint)
+
+    def for_rank(self, dp_rank: int) -> "KvEventPublisher":
+        """A publisher for another rank of the same instance."""
+        return KvEventPublisher(self._endpoint, kv_block_size=self._block_size, dp_rank=dp_rank, feed=self._feed)
+
+    @property
+    def unnamed(self) -> int:
+        """Blocks that routers were not told of; the log has the reason."""
+        return self._names.unnamed
+
+    def publish_stored(
+        self,
+        token_ids: Iterable[int],
+        num_block_tokens: Sequence[int],
+        block_hashes: Sequence[EngineHash],
+        parent_hash: EngineHash | None = None,
+        lora_name: str | None = None,
+        cache_salt: str | None = None,
+        *,
+        tier: Tier = Tier.DEVICE,
+    ) -> None:
+        """Consecutive blocks came into the cache: their tokens, how many in each, and how the engine calls them.
+
+        `parent_hash` is the block before them, None at the start of a sequence. Blocks that are not full, and blocks
+        whose parent was never stored, cannot be found by their prefix and are left out.
+        """
+        full = 0
+        while full < len(num_block_tokens) and num_block_tokens[full] == self._block_size:
+            full += 1
+        if full < len(num_block_tokens):
+            self._names.drop(len(num_block_tokens) - full, f"they have not {self._block_size} tokens")
+        tokens = token_array(token_ids)[: full * self._block_size]
+        seed = block_seed(lora_name, cache_salt)
+        hashes = self._names.stored(tokens, self._block_size, block_hashes[:full], parent_hash, seed=seed, tier=tier)
+        if hashes:
+            self._publish(BlockStored(hashes_to_bytes(hashes), tier))
+
+    def publish_removed(self, block_hashes: Sequence[EngineHash], *, tier: Tier = Tier.DEVICE) -> None:
+        """Blocks left the cache. Unknown ones are no mistake."""
+        hashes = self._names.removed(block_hashes, tier)
+        if hashes:
+            self._publish(BlockRemoved(hashes_to_bytes(hashes), tier))
+
+    def publish_cleared(self) -> None:
+        """The cache of this rank is empty."""
+        self._names.clear()
+        self._publish(AllBlocksCleared())
+
+    def _publish(self, event: KvEvent) -> None:
+        self._feed.publish(KvEventBatch(self._dp_rank, [event]))
+
+
+class WorkerMetricsPublisher:
+    """Tells who asks how busy a worker is: the latest WorkerLoad of each data-parallel rank."""
+
+    def __init__(self) -> None:
+        self._loads: dict[int, WorkerLoad] = {}
+
+    async def create_endpoint(self, endpoint: Endpoint) -> None:
+        """Serves `load` in the namespace and component of `endpoint`, until the runtime shuts down."""
+        await _beside(endpoint, LOAD_ENDPOINT).start(self._answer)
+
+    def publish(self, load: WorkerLoad) -> None:
+        """How busy the rank that `load` names is from now on."""
+        self._loads[load.dp_rank] = load
+
+    async def _answer(self, request: object) -> AsyncIterator[list[WorkerLoad]]:
+        yield [self._loads[dp_rank] for dp_rank in sorted(self._loads)]
 
 
 def _beside(endpoint: Endpoint, name: str) -> Endpoint:

@@ -1,10 +1,13 @@
-"""Follows the KV events of all live workers, whatever happens to them and to the connections."""
+"""Follows the feeds of all live instances of an endpoint, whatever happens to them and to the connections."""
 
 import asyncio
 import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
 
 from dynamo.errors import ConnectionLostError, DynamoError
-from dynamo.router.indexer import KvIndexer
 from dynamo.runtime.client import Client
 from dynamo.runtime.event_feed import FeedCursor, FeedEvent, FeedItem, Step, Subscribe
 from dynamo.runtime.handler import closing
@@ -15,20 +18,42 @@ BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 
 
-class KvEventSubscriber:
-    """Keeps an index equal to what the live instances hold.
+class FeedSink(Protocol):
+    """What becomes of the events: a KvIndexer, for one."""
+
+    def apply_payload(self, instance_id: int, payload: msgspec.Raw) -> None:
+        """The next event of an instance."""
+        ...
+
+    def replace_payloads(self, instance_id: int, payloads: Iterable[msgspec.Raw]) -> None:
+        """The whole state of an instance: a dump."""
+        ...
+
+    def forget(self, instance_id: int) -> None:
+        """The instance is gone."""
+        ...
+
+
+class FeedSubscriber:
+    """Keeps a state equal to that of the live instances.
 
     One task per instance reads its feed and, when the stream breaks, subscribes again after the last event that it
     has. An instance that discovery knows no more is forgotten.
     """
 
-    def __init__(self, client: Client, indexer: KvIndexer, *, backoff_min_s: float = BACKOFF_MIN_S) -> None:
-        """`client` of the kv_events endpoint, with FeedItem as its response type; it stays the caller's to close."""
+    def __init__(
+        self, client: Client, sink: FeedSink, *, own_id: int | None = None, backoff_min_s: float = BACKOFF_MIN_S
+    ) -> None:
+        """`client` of the feeds' endpoint, with FeedItem as its response type; it stays the caller's to close.
+
+        The instance `own_id` is passed over.
+        """
         self.gaps = 0  # events were missing
         self.disconnects = 0  # a stream, or the attempt to open one, has failed
-        self.recoveries = 0  # after either of them the index was right again
+        self.recoveries = 0  # after either of them the state was right again
         self._client = client
-        self._indexer = indexer
+        self._sink = sink
+        self._own_id = own_id
         self._backoff_min_s = backoff_min_s
         self._readers: dict[int, asyncio.Task[None]] = {}  # by instance id
         self._in_sync: set[int] = set()
@@ -36,11 +61,11 @@ class KvEventSubscriber:
         self._follower = asyncio.create_task(self._follow(), name=f"follow-{client.endpoint}")
 
     def has_feed(self, instance_id: int) -> bool:
-        """Whether the index knows what the instance holds, and hears of every change."""
+        """Whether the state is the instance's, and hears of every change."""
         return instance_id in self._in_sync
 
     async def close(self) -> None:
-        """Ends the subscriptions; the index stays as it is."""
+        """Ends the subscriptions; the state stays as it is."""
         tasks = [self._follower, *self._readers.values()]
         for task in tasks:
             task.cancel()
@@ -49,14 +74,14 @@ class KvEventSubscriber:
 
     async def _follow(self) -> None:
         while True:
-            live = set(self._client.instance_ids())
+            live = set(self._client.instance_ids()) - {self._own_id}
             for instance_id in self._readers.keys() - live:
                 self._readers.pop(instance_id).cancel()
                 self._in_sync.discard(instance_id)
                 self._broken.discard(instance_id)
-                self._indexer.forget(instance_id)
+                self._sink.forget(instance_id)
             for instance_id in live - self._readers.keys():
-                reader = asyncio.create_task(self._read(instance_id), name=f"kv-events-{instance_id:x}")
+                reader = asyncio.create_task(self._read(instance_id), name=f"feed-{instance_id:x}")
                 self._readers[instance_id] = reader
             await self._client.wait_for_change()
 
@@ -70,10 +95,10 @@ class KvEventSubscriber:
                 await self._read_stream(instance_id, cursor)
             except DynamoError as error:
                 self.disconnects += 1
-                logger.debug("the KV events of instance %x: %s", instance_id, error)
+                logger.debug("the feed of instance %x: %s", instance_id, error)
             except Exception:  # the task's boundary
-                logger.exception("the KV events of instance %x could not be used", instance_id)
-                cursor = FeedCursor()  # what has become of the index is uncertain, only a dump helps
+                logger.exception("the feed of instance %x could not be used", instance_id)
+                cursor = FeedCursor()  # what has become of the state is uncertain, only a dump helps
             self._in_sync.discard(instance_id)
             self._broken.add(instance_id)
             backoff_s = self._backoff_min_s if cursor.last_id != before else min(2 * backoff_s, BACKOFF_MAX_S)
@@ -97,9 +122,9 @@ class KvEventSubscriber:
         step = cursor.accept(item)
         if step is Step.APPLY:
             assert isinstance(item, FeedEvent)
-            self._indexer.apply_payload(instance_id, item.payload)
+            self._sink.apply_payload(instance_id, item.payload)
         elif step is Step.REPLACE:
-            self._indexer.replace_payloads(instance_id, cursor.take_dump())
+            self._sink.replace_payloads(instance_id, cursor.take_dump())
             self._synced(instance_id)
         return step is not Step.GAP
 

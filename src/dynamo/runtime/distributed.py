@@ -71,6 +71,7 @@ class DistributedRuntime:
         self._listener: Listener | None = None
         self._listening = asyncio.Lock()
         self._registrations: list[Registration] = []
+        self._announced: dict[str, Registration] = {}  # the endpoints', by path
         self._clients: set[Client] = set()
         self._siblings: list[DistributedRuntime] = []
         self._shutdown = asyncio.Event()
@@ -122,6 +123,16 @@ class DistributedRuntime:
             raise
         self.health.set_endpoint(path, serving=True)
         logger.info("serving %s as instance %x", path, self.instance_id)
+
+    async def stop_serving(self, endpoint: EndpointId) -> None:
+        """Takes no more calls to an endpoint; those under way go on. Does nothing when it is not served."""
+        path = str(endpoint)
+        registration = self._announced.pop(path, None)
+        if registration is not None:
+            self._registrations.remove(registration)
+            del self._handlers[path]
+            self.health.forget_endpoint(path)
+            await registration.withdraw()
 
     async def register(self, key: str, value: bytes) -> Registration:
         """Makes a discovery entry that lives until this runtime begins to close; raises what serve() raises."""
@@ -181,7 +192,7 @@ class DistributedRuntime:
             endpoint=endpoint.name,
             address=self._listener.address,
         )
-        await self.register(instance.key, instance.encode())
+        self._announced[str(endpoint)] = await self.register(instance.key, instance.encode())
 
     def _dispatch(self, path: str) -> PayloadHandler:
         handler = self._handlers.get(path)

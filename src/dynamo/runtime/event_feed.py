@@ -124,6 +124,8 @@ class EventFeed:
         """Ends the streams of all subscribers; idempotent."""
         self._closed = True
         self._wake()
+        if self._closing is not None:
+            self._closing.cancel()
 
     def _has_after(self, position: int) -> bool:
         return self.last_id - len(self._kept) <= position <= self.last_id

@@ -30,3 +30,7 @@ class Health:
     def set_endpoint(self, endpoint: str, serving: bool) -> None:
         self._endpoints[endpoint] = serving
         self._ready = self._ready or serving
+
+    def forget_endpoint(self, endpoint: str) -> None:
+        """It is not this process's any more."""
+        self._endpoints.pop(endpoint, None)

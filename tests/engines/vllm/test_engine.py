@@ -28,11 +28,12 @@ from dynamo.protocols.generation import (
     StopConditions,
     merge_outputs,
 )
+from dynamo.protocols.kv_events import AllBlocksCleared, BlockStored, KvEvent, KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import EngineFeature
 from dynamo.runtime.context import Context
 from dynamo.testing.waiting import eventually, within
-from dynamo.tokens import token_array
+from dynamo.tokens import HashArray, block_seed, hash_array, hashes_from_bytes, sequence_hashes, token_array
 
 if TYPE_CHECKING:
     from dynamo.engines.vllm.engine import VllmEngine
@@ -56,6 +57,7 @@ class Running(NamedTuple):
     engine: "VllmEngine"
     info: EngineInfo
     tokenizer: Tokenizer
+    kv_events: list[KvEventBatch]
 
     def tokens(self, question: str) -> list[int]:
         """The chat template by hand."""
@@ -76,9 +78,11 @@ async def vllm(smollm2_dir: Path) -> AsyncIterator[Running]:
         from dynamo.engines.vllm.engine import VllmEngine
 
         engine = VllmEngine(config)
+        kv_events: list[KvEventBatch] = []
         try:
+            assert engine.publish_kv_events(kv_events.append)
             info = await engine.start()
-            yield Running(engine, info, Tokenizer.from_file(str(smollm2_dir / "tokenizer.json")))
+            yield Running(engine, info, Tokenizer.from_file(str(smollm2_dir / "tokenizer.json")), kv_events)
         finally:
             await engine.cleanup()
 
@@ -91,6 +95,7 @@ def request(
     output: OutputOptions | None = None,
     guided: GuidedDecoding | None = None,
     dp_rank: int | None = None,
+    cache_salt: str | None = None,
 ) -> PreprocessedRequest:
     return PreprocessedRequest(
         model="smollm2",
@@ -101,6 +106,7 @@ def request(
         guided_decoding=guided,
         eos_token_ids=[END_OF_TURN],
         dp_rank=dp_rank,
+        cache_salt=cache_salt,
     )
 
 
@@ -115,6 +121,59 @@ async def load_becomes(vllm: Running, expected: Callable[[WorkerLoad], bool]) ->
     """The load as soon as it is as `expected`. It changes with the engine's steps, which nothing announces."""
     await eventually(lambda: expected(vllm.engine.load()[0]), DEADLINE_S)
     return vllm.engine.load()[0]
+
+
+def events(vllm: Running) -> list[KvEvent]:
+    return [event for batch in vllm.kv_events for event in batch.events]
+
+
+async def stored(vllm: Running, blocks: int) -> HashArray:
+    """The blocks stored since `kv_events` was emptied, once there are that many. They come by a way of their own."""
+
+    def hashes() -> HashArray:
+        parts = [hashes_from_bytes(event.hashes) for event in events(vllm) if isinstance(event, BlockStored)]
+        return sum(parts, hash_array())
+
+    await eventually(lambda: len(hashes()) >= blocks, DEADLINE_S)
+    return hashes()
+
+
+async def test_blocks_are_named_by_the_prompts_hashes(vllm: Running) -> None:
+    """As a router computes them, who knows nothing but the tokens."""
+    vllm.kv_events.clear()
+    prompt = (vllm.tokens(LONG) * 10)[: 3 * BLOCK_SIZE + 5]
+    stop = StopConditions(max_tokens=BLOCK_SIZE, ignore_eos=True)
+    answer = merge_outputs(await collect(vllm, request(prompt, stop=stop)))
+    assert len(answer.token_ids) == BLOCK_SIZE
+
+    names = sequence_hashes(token_array(prompt + answer.token_ids), BLOCK_SIZE)
+    assert len(names) == 4
+    assert await stored(vllm, 4) == names
+    assert {batch.dp_rank for batch in vllm.kv_events} == {0}
+
+
+async def test_salt_keeps_caches_apart(vllm: Running) -> None:
+    vllm.kv_events.clear()
+    prompt = (vllm.tokens("Tell me about salt.") * 10)[: 2 * BLOCK_SIZE + 1]
+    stop = StopConditions(max_tokens=1)
+    cached = []
+    for salt in (None, "mine", "yours", "mine"):
+        outputs = await collect(vllm, request(prompt, stop=stop, cache_salt=salt))
+        cached.append(outputs[0].cached_tokens)
+    assert cached == [0, 0, 0, 2 * BLOCK_SIZE]
+    seeds = [block_seed(cache_salt=salt) for salt in (None, "mine", "yours")]
+    names = [sequence_hashes(token_array(prompt), BLOCK_SIZE, seed) for seed in seeds]
+    assert await stored(vllm, 6) == sum(names, hash_array())
+
+
+async def test_reset_of_the_cache(vllm: Running) -> None:
+    """vLLM says so with its next step."""
+    await load_becomes(vllm, lambda load: load.running_requests == 0)
+    vllm.kv_events.clear()
+    assert await vllm.engine._running().reset_prefix_cache()
+    await collect(vllm, request(vllm.tokens(CAPITAL) * 3, stop=StopConditions(max_tokens=1)))
+    await stored(vllm, 1)
+    assert isinstance(events(vllm)[0], AllBlocksCleared)
 
 
 async def test_info(vllm: Running) -> None:

@@ -15,6 +15,7 @@ from dynamo.engines.base import EngineInfo
 from dynamo.engines.vllm.engine_thread import EngineThread
 from dynamo.engines.vllm.failures import DEATH, request_failure, translated
 from dynamo.engines.vllm.info import engine_info
+from dynamo.engines.vllm.kv_event_plane import KvEventPlane
 from dynamo.engines.vllm.outputs import engine_output
 from dynamo.engines.vllm.sampling import sampling_arguments, structured_output_arguments
 from dynamo.engines.vllm.stats import LoadRecorder
@@ -35,11 +36,16 @@ class VllmEngine:
         """`config` as dynamo.engines.vllm.args.parse_command_line makes it."""
         self._config = config
         self._recorders: list[LoadRecorder] = []
+        self._kv_events: KvEventPlane | None = None
         self._thread: EngineThread[AsyncLLM] = EngineThread(self._build, _shut_down)
         self._llm: AsyncLLM | None = None
 
     def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
-        return False
+        plane = KvEventPlane(publish)
+        if not plane.configure(self._config):
+            return False
+        self._kv_events = plane
+        return True
 
     async def start(self) -> EngineInfo:
         """Raises InternalError when vLLM does not start; it has logged the reason then."""
@@ -50,7 +56,11 @@ class VllmEngine:
             await self._llm.get_supported_tasks()
         except Exception as error:
             raise InternalError(f"vLLM did not start: {error}") from error
-        return engine_info(self._llm.vllm_config)
+        info = engine_info(self._llm.vllm_config)
+        if self._kv_events is not None:
+            assert info.limits.kv_block_size is not None
+            self._kv_events.start(self._llm.get_kv_event_sources(), info.limits.kv_block_size)
+        return info
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         """Raises InvalidRequestError for what vLLM refuses, ConnectionLostError when its process dies."""
@@ -88,6 +98,8 @@ class VllmEngine:
         return DEATH
 
     async def cleanup(self) -> None:
+        if self._kv_events is not None:
+            await self._kv_events.close()
         await self._thread.stop()
         self._llm = None
 

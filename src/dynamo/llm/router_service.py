@@ -1,0 +1,140 @@
+"""`python -m dynamo.router`: the KV router as a service, for several frontends or any client to ask.
+
+Beside the workers of NAMESPACE.backend.generate it serves NAMESPACE.router with the endpoints `generate`, which passes
+requests on, and `best_worker`, `mark_prefill_complete`, `free`, `get_potential_loads` for clients that call the workers
+themselves.
+"""
+
+import logging
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import uvloop
+
+from dynamo.config import group, option, parse
+from dynamo.errors import ConfigError, DynamoError, InvalidRequestError
+from dynamo.llm.kv_router import KvRouter
+from dynamo.protocols.generation import PreprocessedRequest
+from dynamo.protocols.routing import BestWorkerRequest, PotentialLoad, RequestIdMessage, RoutingReport
+from dynamo.router.config import KvRouterConfig
+from dynamo.router.kv_placer import routing_report
+from dynamo.runtime.config import RuntimeConfig
+from dynamo.runtime.context import Context
+from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.parent import follow_parent
+from dynamo.runtime.process import announce_ready, settle_memory
+from dynamo.runtime.system_server import system_server
+from dynamo.runtime.worker import run_until_shutdown, shutdown_on_signals
+from dynamo.telemetry import logging as telemetry_logging
+from dynamo.telemetry.router_metrics import RouterMetrics
+
+logger = logging.getLogger(__name__)
+
+COMPONENT = "router"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig(RuntimeConfig):
+    """Route the requests of any client to where their KV cache is."""
+
+    endpoint: str | None = option(
+        None,
+        flag="--endpoint",
+        env="DYN_ENDPOINT",
+        metavar="PATH",
+        help="the workers' endpoint, as dyn://namespace.component.endpoint; without it NAMESPACE.backend.generate",
+    )
+    kv_router: KvRouterConfig = group(KvRouterConfig)
+
+    def endpoint_id(self) -> EndpointId:
+        """Raises ConfigError when --endpoint or --namespace is not of the right form."""
+        try:
+            return EndpointId.parse(self.endpoint or f"{self.worker_namespace}.backend.generate")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+class RouterService:
+    """The endpoints' handlers."""
+
+    def __init__(self, router: KvRouter) -> None:
+        self._router = router
+
+    async def start(self, runtime: DistributedRuntime, namespace: str) -> None:
+        """Serves all of them."""
+        component = runtime.namespace(namespace).component(COMPONENT)
+        await component.endpoint("best_worker").start(self.best_worker, request_type=BestWorkerRequest)
+        await component.endpoint("mark_prefill_complete").start(
+            self.mark_prefill_complete, request_type=RequestIdMessage
+        )
+        await component.endpoint("free").start(self.free, request_type=RequestIdMessage)
+        await component.endpoint("get_potential_loads").start(self.get_potential_loads, request_type=BestWorkerRequest)
+        await component.endpoint("generate").start(self._router.serve, request_type=PreprocessedRequest)
+
+    async def best_worker(self, request: BestWorkerRequest, context: Context) -> AsyncIterator[RoutingReport]:
+        try:
+            decision = await self._router.best_worker(
+                request.token_ids,
+                request_id=request.request_id,
+                cache_salt=request.cache_salt,
+                lora_name=request.lora_name,
+                priority=request.priority,
+                session_id=request.session_id,
+                context=context,
+            )
+        except ValueError as error:
+            raise InvalidRequestError(str(error), param="request_id") from error
+        yield routing_report(decision, self._router.block_size)
+
+    async def mark_prefill_complete(self, request: RequestIdMessage) -> AsyncIterator[bool]:
+        self._router.mark_prefill_complete(request.request_id)
+        yield True
+
+    async def free(self, request: RequestIdMessage) -> AsyncIterator[bool]:
+        self._router.free(request.request_id)
+        yield True
+
+    async def get_potential_loads(self, request: BestWorkerRequest) -> AsyncIterator[list[PotentialLoad]]:
+        yield self._router.get_potential_loads(
+            request.token_ids, cache_salt=request.cache_salt, lora_name=request.lora_name
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    follow_parent()
+    telemetry_logging.configure()
+    config = parse(RouterConfig, sys.argv[1:] if argv is None else argv, prog="python -m dynamo.router")
+    try:
+        return uvloop.run(_main(config)) or 0
+    except DynamoError as error:
+        logger.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _main(config: RouterConfig) -> int | None:
+    runtime = DistributedRuntime(config=config)
+    with shutdown_on_signals(runtime):
+        return await run_until_shutdown(runtime, _serve(runtime, config))
+
+
+async def _serve(runtime: DistributedRuntime, config: RouterConfig) -> int:
+    endpoint_id = config.endpoint_id()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(
+            system_server(runtime.health, runtime.registry, host=config.system_host, port=config.system_port)
+        )
+        logger.info("waiting for workers at %s", endpoint_id)
+        router = await KvRouter.discover(runtime.endpoint(str(endpoint_id)), config.kv_router)
+        stack.push_async_callback(router.close)
+        RouterMetrics(runtime.registry).add(str(endpoint_id), router.source)
+        await RouterService(router).start(runtime, endpoint_id.namespace)
+        settle_memory()
+        announce_ready(f"{endpoint_id.namespace}.{COMPONENT}")
+        await runtime.wait_for_shutdown()
+        await runtime.close()
+        return 0

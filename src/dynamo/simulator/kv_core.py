@@ -1,0 +1,58 @@
+"""The KV router in the simulated cluster."""
+
+import random
+
+from dynamo.protocols.generation import WorkerId
+from dynamo.protocols.kv_events import KvEventBatch
+from dynamo.router.config import KvRouterConfig
+from dynamo.router.indexer import KvIndexer
+from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
+from dynamo.router.scheduler import KvScheduler
+from dynamo.simulator.router_core import Placement
+from dynamo.tokens import TokenArray
+
+
+class KvCore:
+    """Drives the real KvScheduler; with or without events, as `config` says."""
+
+    def __init__(
+        self, config: KvRouterConfig, block_size: int, workers: int, limits: WorkerLimits, rng: random.Random
+    ) -> None:
+        """`limits`: of every worker."""
+        self.wants_cache_events = config.use_kv_events
+        self._indexer = KvIndexer(config.router_max_tree_size)
+        self._scheduler = KvScheduler(config, block_size, rng, self._indexer.tree, lambda _: config.use_kv_events)
+        self._scheduler.set_workers({WorkerId(index): limits for index in range(workers)})
+        self._placed: list[Placement] = []
+
+    def submit(self, request_id: int, token_ids: TokenArray, now_s: float) -> None:
+        decision = self._scheduler.submit(RoutingRequest(request_id=str(request_id), token_ids=token_ids), now_s)
+        if decision is not None:
+            self._place(decision)
+
+    def first_token(self, request_id: int, now_s: float) -> None:
+        self._scheduler.first_token(str(request_id), now_s)
+        self._admit(now_s)
+
+    def output(self, request_id: int, tokens: int, now_s: float) -> None:
+        self._scheduler.output(str(request_id), tokens, now_s)
+
+    def free(self, request_id: int, now_s: float) -> None:
+        self._scheduler.free(str(request_id))
+        self._admit(now_s)
+
+    def cache_changed(self, worker: int, batch: KvEventBatch) -> None:
+        self._indexer.apply(worker, batch)
+
+    def take_placed(self) -> list[Placement]:
+        placed, self._placed = self._placed, []
+        return placed
+
+    def _admit(self, now_s: float) -> None:
+        if self._scheduler.queued:
+            for admitted in self._scheduler.take_admitted(now_s):
+                assert admitted.decision is not None  # workers stay
+                self._place(admitted.decision)
+
+    def _place(self, decision: RoutingDecision) -> None:
+        self._placed.append(Placement(int(decision.request_id), decision.worker.instance_id))

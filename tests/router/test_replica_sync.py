@@ -1,0 +1,230 @@
+"""Routers of the same workers see each other's load, whatever becomes of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from dynamo.errors import RequestCancelledError
+from dynamo.protocols.generation import WorkerId
+from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceFreed
+from dynamo.router.config import KvRouterConfig
+from dynamo.router.kv_placer import KvPlacer
+from dynamo.router.replica_sync import ReplicaSync, sync_endpoint
+from dynamo.router.routing import RoutingRequest
+from dynamo.router.sequences import ActiveSequences
+from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
+from dynamo.runtime.codec import encode_payload
+from dynamo.runtime.distributed import SharedParts
+from dynamo.runtime.event_feed import DumpEnd, DumpPart, FeedEvent
+from dynamo.runtime.instance import EndpointId
+from dynamo.testing import eventually, within
+from dynamo.testing.scripted import Scripted
+from dynamo.tokens import token_array
+
+WORKERS = EndpointId("test", "backend", "generate")
+WORKER, OTHER = WorkerId(1), WorkerId(2, 3)
+BLOCK_SIZE = 4
+IDLE = (0, 0, 0)
+
+
+@dataclass(slots=True)
+class Router:
+    """What a KvPlacer has to do with it."""
+
+    runtime: DistributedRuntime
+    sequences: ActiveSequences
+    sync: ReplicaSync
+    changes: list[None]
+
+    def send(self, request_id: str, worker: WorkerId = WORKER, *, tokens: int = 10, prefill_tokens: int = 6) -> None:
+        self.sequences.add(request_id, worker, prompt_tokens=tokens, prefill_tokens=prefill_tokens, now_s=0)
+        self.sync.publish(SequenceAdded(request_id, worker, tokens, prefill_tokens))
+
+    def first_token(self, request_id: str) -> None:
+        self.sequences.first_token(request_id, 0)
+        self.sync.publish(PrefillDone(request_id))
+
+    def free(self, request_id: str) -> None:
+        self.sequences.free(request_id)
+        self.sync.publish(SequenceFreed(request_id))
+
+    def load(self, worker: WorkerId = WORKER) -> tuple[int, int, int]:
+        activity = self.sequences.watch(worker)
+        return activity.requests, activity.prefill_tokens, activity.blocks
+
+
+@dataclass(slots=True)
+class Cluster:
+    config: RuntimeConfig
+    shared: SharedParts = field(default_factory=SharedParts)
+    runtimes: list[DistributedRuntime] = field(default_factory=list)
+    syncs: list[ReplicaSync] = field(default_factory=list)
+
+    def runtime(self) -> DistributedRuntime:
+        self.runtimes.append(DistributedRuntime(config=self.config, shared=self.shared))
+        return self.runtimes[-1]
+
+    def router(self, model: str = "m") -> Router:
+        runtime, sequences, changes = self.runtime(), ActiveSequences(BLOCK_SIZE), list[None]()
+        sync = ReplicaSync(runtime, WORKERS, model, sequences, lambda: 0.0, lambda: changes.append(None))
+        self.syncs.append(sync)
+        return Router(runtime, sequences, sync, changes)
+
+    async def raw_router(self, *items: Any) -> Scripted[Any, Any]:
+        """One that says whatever the test wants, at every subscription."""
+        feed = Scripted[Any, Any](lambda request: items, hang=True)
+        await self.runtime().endpoint(str(sync_endpoint(WORKERS, "m"))).start(feed)
+        return feed
+
+
+@pytest.fixture(params=["mem+inproc", "file+tcp"])
+async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
+    discovery, plane = request.param.split("+")
+    cluster = Cluster(RuntimeConfig(discovery_backend=discovery, request_plane=plane, file_kv=str(tmp_path / "kv")))
+    yield cluster
+    await within(asyncio.gather(*(sync.close() for sync in cluster.syncs)))
+    await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
+
+
+async def test_each_sees_what_the_other_sends(cluster: Cluster) -> None:
+    one, two = cluster.router(), cluster.router()
+    one.send("a")
+    two.send("a", tokens=4, prefill_tokens=4)  # ids are each router's own
+    for router in (one, two):
+        await eventually(lambda: router.load() == (2, 10, 4))  # noqa: B023 - awaited at once
+    one.first_token("a")
+    await eventually(lambda: two.load() == one.load() == (2, 4, 4))
+    one.free("a")
+    await eventually(lambda: two.load() == one.load() == (1, 4, 1))
+    two.free("a")
+    await eventually(lambda: two.load() == one.load() == IDLE)
+    assert one.changes
+    assert two.changes
+
+
+async def test_ranks_and_workers_that_are_not_known_yet(cluster: Cluster) -> None:
+    one, two = cluster.router(), cluster.router()
+    one.send("a", OTHER)
+    await eventually(lambda: two.load(OTHER) == (1, 6, 3))
+    assert two.load() == two.load(WorkerId(2)) == IDLE
+
+
+async def test_who_joins_late_gets_all_of_it(cluster: Cluster) -> None:
+    one = cluster.router()
+    one.send("ended")
+    one.free("ended")
+    for number in range(1500):  # more than a part of a dump holds
+        one.send(f"r{number}")
+    one.first_token("r7")
+    one.sequences.output("r7", 5, 0)  # which makes its blocks four
+    late = cluster.router()
+    await eventually(lambda: late.load() == one.load() == (1500, 1499 * 6, 1499 * 3 + 4))
+    one.free("r7")
+    await eventually(lambda: late.load() == one.load() == (1499, 1499 * 6, 1499 * 3))
+
+
+async def test_nobody_passes_on_what_it_has_heard(cluster: Cluster) -> None:
+    one, two = cluster.router(), cluster.router()
+    one.send("a")
+    await eventually(lambda: two.load() == (1, 6, 3))
+    three = cluster.router()
+    two.send("b")
+    await eventually(lambda: all(router.load() == (2, 12, 6) for router in (one, two, three)))
+    one.free("a")
+    await eventually(lambda: all(router.load() == (1, 6, 3) for router in (one, two, three)))
+
+
+@pytest.mark.parametrize("end", ["crash", "shutdown", "close"])
+async def test_one_that_goes_takes_its_requests_along(cluster: Cluster, end: str) -> None:
+    one, two = cluster.router(), cluster.router()
+    one.send("a")
+    two.send("b")
+    await eventually(lambda: one.load() == two.load() == (2, 12, 6))
+    await within(one.sync.close() if end == "close" else one.runtime.close(graceful=end == "shutdown"))
+    await eventually(lambda: two.load() == (1, 6, 3))
+    back = cluster.router()
+    await eventually(lambda: back.load() == (1, 6, 3))
+    back.send("c")
+    await eventually(lambda: two.load() == (2, 12, 6))
+
+
+async def test_models_of_the_same_workers_are_apart(cluster: Cluster) -> None:
+    one, two, other = cluster.router(), cluster.router(), cluster.router("Org/m é")
+    one.send("a")
+    other.send("b")
+    await eventually(lambda: two.load() == (1, 6, 3))
+    await within(asyncio.gather(other.sync.close(), other.runtime.close()))
+    assert two.load() == (1, 6, 3)
+
+
+def event(number: int, payload: Any) -> FeedEvent:
+    return FeedEvent(number, Raw(encode_payload(payload)))
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "?",
+        [0, "a"],
+        [9, "a"],
+        [1, 5],
+        SequenceAdded("a", WORKER, -1, 6),
+        SequenceAdded("a", WORKER, 10, -6),
+    ],
+)
+async def test_nonsense_from_another(cluster: Cluster, nonsense: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left out, by name, and what is right counts."""
+    good = SequenceAdded("b", WORKER, 10, 6)
+    dump = DumpPart(0, 0, Raw(encode_payload([nonsense])))
+    rest = DumpPart(0, 1, Raw(encode_payload([SequenceAdded("c", WORKER, 4, 4)])))
+    await cluster.raw_router(dump, rest, DumpEnd(0, 2), event(1, nonsense), event(2, good), event(3, PrefillDone("?")))
+    one, two = cluster.router(), cluster.router()
+    one.send("d")
+    for router in (one, two):
+        await eventually(lambda: router.load() == (3, 16, 7))  # noqa: B023 - awaited at once
+    assert f"router {cluster.runtimes[0].instance_id:x} says of its load what makes no sense" in caplog.text
+
+
+async def test_placers_share_their_load_and_their_queues_move(cluster: Cluster) -> None:
+    config = KvRouterConfig(router_replica_sync=True, use_kv_events=False, router_queue_threshold=1)
+    placers = []
+    for _ in range(2):
+        runtime = cluster.runtime()
+        placers.append(KvPlacer(runtime, WORKERS, BLOCK_SIZE, config, "m"))
+        placers[-1].set_instances({1: RuntimeLimits(max_num_batched_tokens=32)})
+    one, two = placers
+    prompt = token_array(range(40))
+    await one.decide(RoutingRequest(request_id="first", token_ids=prompt), Context())
+    await eventually(lambda: two.worker_figures() == one.worker_figures())
+    waiting = asyncio.create_task(two.decide(RoutingRequest(request_id="second", token_ids=prompt), Context()))
+    gives_up = asyncio.create_task(two.decide(RoutingRequest(request_id="third", token_ids=prompt), Context()))
+    await eventually(lambda: two.scheduler.queued == 2)
+    two.free("third")
+    with pytest.raises(RequestCancelledError):
+        await within(gives_up)
+    one.first_token("first")
+    assert (await within(waiting)).worker == WORKER
+    for placer in placers:
+        await eventually(lambda: placer.worker_figures()[0].blocks == 20)  # noqa: B023 - awaited at once
+    one.free("first")
+    two.free("second")
+    for placer in placers:
+        await eventually(lambda: placer.worker_figures()[0].blocks == 0)  # noqa: B023 - awaited at once
+    await within(asyncio.gather(*(placer.close() for placer in placers)))
+
+
+async def test_a_router_that_cannot_serve_its_feed_does_without(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = cluster.runtime()
+    runtime.shutdown()
+    sync = ReplicaSync(runtime, WORKERS, "m", ActiveSequences(BLOCK_SIZE), lambda: 0.0, lambda: None)
+    cluster.syncs.append(sync)
+    await eventually(lambda: "this router's load is not shared" in caplog.text)
+    sync.publish(SequenceFreed("a"))
