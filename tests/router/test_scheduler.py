@@ -195,6 +195,11 @@ class TestSiblings:
         assert [fleet.worker(str(i), prompt(0) + prompt(1000 * i + 1000, 4)) for i in range(3)] == [A, A, A]
         assert fleet.loads()[A][1] == 44 + 4 + 4
 
+    @pytest.mark.xfail(strict=True, reason="what siblings share counts as load of their worker, once for each of them")
+    def test_a_burst_stays_together_where_nobody_is_busy(self) -> None:
+        fleet = make_fleet(A, B, C)
+        assert len({fleet.worker(str(i), prompt(0) + prompt(1000 * i + 1000, 4)) for i in range(3)}) == 1
+
     def test_but_not_where_their_worker_is_much_busier(self) -> None:
         fleet = make_fleet(A, B, C)
         fleet.sent("0", prompt(0), eligible=only(A))
