@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.router_capacity import TTFT_P90_S_MAX, bears, highest_rate
@@ -19,6 +20,7 @@ JOBS_MAX = 2
 RATE_PER_WORKER_MAX = 64  # requests/s, far more than a worker can bear
 SHARE_OF_CAPACITY = 0.8
 SMALL_CACHE_SHARE = 0.1  # of the trace's blocks, in the whole fleet
+SMALL_CACHE_LOAD = 0.5  # of the lowest capacity: what runs at once has to fit in
 CURVE_SHARES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25)  # of the highest capacity
 
 
@@ -49,23 +51,24 @@ def _measure(trace: Path, config: SimulationConfig, jobs: int, plot: Path | None
     with running(trace, config, jobs) as runs:
         capacities = _capacities(runs, modes, config.workers)
         best_per_s = max(capacities.values())
-        curves = _curves(runs, modes, config.workers, best_per_s)
         point_per_s = SHARE_OF_CAPACITY * best_per_s
         _show(
             f"At {SHARE_OF_CAPACITY:.0%} of the best capacity; one endless cache would hit"
             f" {100 * best_hit_ratio(requests, config.trace_block_size):.2f} %",
             runs.compare(modes, [point_per_s], workers=config.workers),
         )
+        _small_cache(runs, modes, config, requests, SMALL_CACHE_LOAD * min(capacities.values()))
         for workers in FLEETS:
             rate_per_s = point_per_s * workers / config.workers
             _show(f"{workers} workers", runs.compare(modes, [rate_per_s], workers=workers))
-        _small_cache(runs, modes, config, requests, SHARE_OF_CAPACITY * min(capacities.values()))
+        curves = _curves(runs, modes, config.workers, best_per_s)
     if plot is not None:
         _draw(curves, requests, config, plot)
 
 
 def _capacities(runs: Runs, modes: Sequence[SimulatedMode], workers: int) -> dict[SimulatedMode, int]:
-    capacities = {mode: _capacity(runs, mode, workers) for mode in modes}
+    with ThreadPoolExecutor(len(modes)) as searches:  # each waits for one run at a time
+        capacities = dict(zip(modes, searches.map(lambda mode: _capacity(runs, mode, workers), modes), strict=True))
     print(f"## Capacity: requests/s with a TTFT p90 of at most {TTFT_P90_S_MAX:.0f} s, {workers} workers\n")
     print("| router | requests/s | against the first |\n|---|--:|--:|")
     first = capacities[modes[0]]

@@ -20,13 +20,21 @@ constexpr uint32_t kTiers = 3;  // device, host, disk
 // Hashes in memory, aligned or not.
 class Hashes {
 public:
-    Hashes(const void* data, size_t size) : data_(static_cast<const uint8_t*>(data)), size_(size) {}
+    Hashes(const void* data, size_t size) : Hashes(static_cast<const uint8_t*>(data), size, kBytes) {}
     size_t size() const { return size_; }
-    uint64_t operator[](size_t i) const { return load64(data_ + sizeof(uint64_t) * i); }
+    uint64_t operator[](size_t i) const { return load64(first_ + step_ * static_cast<ptrdiff_t>(i)); }
+    Hashes reversed() const {
+        if (!size_) return *this;
+        return Hashes(first_ + step_ * static_cast<ptrdiff_t>(size_ - 1), size_, -step_);
+    }
 
 private:
-    const uint8_t* data_;
+    static constexpr ptrdiff_t kBytes = sizeof(uint64_t);
+    Hashes(const uint8_t* first, size_t size, ptrdiff_t step) : first_(first), size_(size), step_(step) {}
+
+    const uint8_t* first_;
     size_t size_;
+    ptrdiff_t step_;
 };
 
 struct SlotMatch {
@@ -44,18 +52,21 @@ public:
     void store(uint32_t slot, uint32_t tier, Hashes hashes) {
         Place& place = reserve(slot, tier, hashes.size());
         uint64_t bit = bit_of(slot);
-        for (size_t end = hashes.size(); end;) {  // backwards: what continues a prefix must go before it
-            size_t begin = end > kAhead ? end - kAhead : 0;
-            prefetch(hashes, begin, end, tier, slot);
-            while (end > begin) {
-                uint32_t node = find_or_add(hashes[--end]);
-                uint64_t& word = row(tier, node)[slot / 64];
-                if (!(word & bit)) {
-                    word |= bit;
-                    ++place.count;
-                    place.log.push_back(node);
-                }
+        Search search(*this, hashes.reversed());  // backwards: what continues a prefix must go before it
+        for (uint32_t next = 0; !search.done(); search.advance()) {
+            uint32_t node = search.find(next);
+            if (node) {
+                next = nodes_[node].newer;
+                use(node);
+            } else {
+                next = 0;
+                node = add(search.hash());
             }
+            uint64_t& word = row(tier, node)[slot / 64];
+            if (word & bit) continue;
+            word |= bit;
+            ++place.count;
+            place.log.push_back(node);
         }
         while (size_ > max_blocks_) prune();
         if (place.log.size() > 2 * place.count + kLogSlack) compact(place, tier, slot);
@@ -63,12 +74,11 @@ public:
 
     void remove(uint32_t slot, uint32_t tier, Hashes hashes) {
         if (!place_of(slot, tier).count) return;
-        for (size_t begin = 0, end; begin < hashes.size(); begin = end) {
-            end = begin + kAhead < hashes.size() ? begin + kAhead : hashes.size();
-            prefetch(hashes, begin, end, tier, slot);
-            for (size_t i = begin; i < end; ++i) {
-                if (uint32_t node = find(hashes[i])) take(slot, tier, node);
-            }
+        Search search(*this, hashes);
+        for (uint32_t next = 0; !search.done(); search.advance()) {
+            uint32_t node = search.find(next);
+            next = nodes_[node].older;
+            if (node) take(slot, tier, node);
         }
     }
 
@@ -85,20 +95,15 @@ public:
         std::vector<SlotMatch> matches;
         std::vector<uint32_t> found;
         Matching matching(*this, matches);
-        for (size_t begin = 0, end; begin < hashes.size(); begin = end) {
-            end = begin + kAhead < hashes.size() ? begin + kAhead : hashes.size();
-            prefetch(hashes, begin, end, 0, 0);
-            for (size_t i = begin; i < end; ++i) {
-                uint32_t node = find(hashes[i]);
-                if (!node || !matching.next(node)) {
-                    end = hashes.size();
-                    break;
-                }
-                found.push_back(node);
-            }
+        Search search(*this, hashes);
+        for (uint32_t next = 0; !search.done(); search.advance()) {
+            uint32_t node = search.find(next);
+            if (!node || !matching.next(node)) break;
+            found.push_back(node);
+            next = nodes_[node].older;
         }
         matching.end();
-        for (size_t i = found.size(); i--;) use(found[i]);
+        use_all(found);
         return matches;
     }
 
@@ -131,6 +136,33 @@ private:
     struct Place {
         size_t count = 0;
         std::vector<uint32_t> log;  // all that is held, some of it twice, and some that no longer is
+    };
+
+    // Finds hashes one after the other. Neighbours in a prompt are mostly neighbours in the ring, and in memory: a look
+    // there comes first. When it was in vain, the next ones are looked for in the table too.
+    class Search {
+    public:
+        Search(const BlockIndex& index, Hashes hashes) : index_(index), hashes_(hashes) {}
+
+        bool done() const { return at_ == hashes_.size(); }
+        void advance() { ++at_; }
+        uint64_t hash() const { return hashes_[at_]; }
+
+        // The node of hash(), or 0; `guess` may be any node of the ring.
+        uint32_t find(uint32_t guess) {
+            if (guess && index_.nodes_[guess].hash == hash()) return guess;
+            if (at_ && at_ >= prefetched_) {
+                size_t left = hashes_.size() - at_;
+                prefetched_ = at_ + (left < kAhead ? left : kAhead);
+                index_.prefetch(hashes_, at_, prefetched_);
+            }
+            return index_.find(hash());
+        }
+
+    private:
+        const BlockIndex& index_;
+        Hashes hashes_;
+        size_t at_ = 0, prefetched_ = 0;
     };
 
     // A match under way: who holds all blocks up to here.
@@ -255,17 +287,8 @@ private:
         }
     }
 
-    // Memory for a new one must have been reserved. It counts as used.
-    uint32_t find_or_add(uint64_t hash) {
-        uint32_t tag = tag_of(hash);
-        size_t at = home(tag);
-        for (; table_[at]; at = after(at)) {
-            uint32_t node = node_of(table_[at]);
-            if (table_[at] >> 32 == tag && nodes_[node].hash == hash) {
-                use(node);
-                return node;
-            }
-        }
+    // A hash that is not there yet; memory for it must have been reserved.
+    uint32_t add(uint64_t hash) {
         uint32_t node = free_;
         if (node) {
             free_ = nodes_[node].newer;
@@ -274,7 +297,7 @@ private:
         }
         nodes_[node].hash = hash;
         link(node);
-        table_[at] = static_cast<uint64_t>(tag) << 32 | node;
+        enter(static_cast<uint64_t>(tag_of(hash)) << 32 | node);
         ++size_;
         return node;
     }
@@ -285,18 +308,33 @@ private:
         link(node);
     }
 
-    void link(uint32_t node) {
-        uint32_t newest = nodes_[0].older;
-        nodes_[node].older = newest;
-        nodes_[node].newer = 0;
-        nodes_[newest].newer = node;
-        nodes_[0].older = node;
+    // The last one first. Neighbours in a prompt are mostly neighbours in the ring too, and can move together.
+    void use_all(const std::vector<uint32_t>& found) {
+        for (size_t end = found.size(); end;) {
+            uint32_t oldest = found[--end], newest = oldest;
+            while (end && nodes_[newest].newer == found[end - 1]) newest = found[--end];
+            if (nodes_[0].older == newest) continue;
+            unlink(oldest, newest);
+            link(oldest, newest);
+        }
     }
 
-    void unlink(uint32_t node) {
-        Node& n = nodes_[node];
-        nodes_[n.older].newer = n.newer;
-        nodes_[n.newer].older = n.older;
+    void link(uint32_t node) { link(node, node); }
+    void unlink(uint32_t node) { unlink(node, node); }
+
+    // A stretch of the ring becomes its newest part.
+    void link(uint32_t oldest, uint32_t newest) {
+        uint32_t before = nodes_[0].older;
+        nodes_[oldest].older = before;
+        nodes_[newest].newer = 0;
+        nodes_[before].newer = oldest;
+        nodes_[0].older = newest;
+    }
+
+    void unlink(uint32_t oldest, uint32_t newest) {
+        uint32_t older = nodes_[oldest].older, newer = nodes_[newest].newer;
+        nodes_[older].newer = newer;
+        nodes_[newer].older = older;
     }
 
     // Forgets a node that nobody holds.
@@ -330,6 +368,12 @@ private:
     size_t home(uint32_t tag) const { return tag >> tag_shift_; }
     size_t after(size_t at) const { return (at + 1) & (table_.size() - 1); }
 
+    void enter(uint64_t entry) {
+        size_t at = home(static_cast<uint32_t>(entry >> 32));
+        while (table_[at]) at = after(at);
+        table_[at] = entry;
+    }
+
     // Moves up what could not stand at its home because of this entry, so that no search ends at a gap too early.
     void erase_entry(uint32_t node) {
         size_t mask = table_.size() - 1, gap = home(tag_of(nodes_[node].hash));
@@ -344,13 +388,11 @@ private:
         table_[gap] = 0;
     }
 
-    // Has what the next calls will read brought nearer, all of it at once.
-    void prefetch(Hashes hashes, size_t begin, size_t end, uint32_t tier, uint32_t slot) const {
-        for (size_t i = begin; i < end; ++i) __builtin_prefetch(&table_[home(tag_of(hashes[i]))], 1);
+    // Has what find() will read brought nearer, all of it at once.
+    void prefetch(Hashes hashes, size_t begin, size_t end) const {
+        for (size_t i = begin; i < end; ++i) __builtin_prefetch(&table_[home(tag_of(hashes[i]))]);
         for (size_t i = begin; i < end; ++i) {
-            uint32_t node = node_of(table_[home(tag_of(hashes[i]))]);
-            __builtin_prefetch(&nodes_[node], 1);
-            if (!rows_[tier].empty()) __builtin_prefetch(&rows_[tier][words_ * node + slot / 64], 1);
+            __builtin_prefetch(&nodes_[node_of(table_[home(tag_of(hashes[i]))])]);
         }
     }
 
@@ -404,10 +446,7 @@ private:
         old.swap(table_);
         --tag_shift_;
         for (uint64_t entry : old) {
-            if (!entry) continue;
-            size_t at = home(static_cast<uint32_t>(entry >> 32));
-            while (table_[at]) at = after(at);
-            table_[at] = entry;
+            if (entry) enter(entry);
         }
     }
 

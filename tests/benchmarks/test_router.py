@@ -15,7 +15,7 @@ def test_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
     titles = [line for line in lines if line.startswith("## ")]
     assert titles[0].startswith("## Capacity")
     assert len([title for title in titles if title.endswith(" workers")]) == len(FLEETS) + 1
-    assert titles[-1].startswith("## Small cache")
+    assert any(title.startswith("## Small cache") for title in titles)
     assert sum(line.startswith("| kv ") for line in lines) == sum(line.startswith("| round-robin ") for line in lines)
 
 

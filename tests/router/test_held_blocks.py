@@ -9,24 +9,17 @@ from hypothesis import strategies as st
 from dynamo.protocols.kv_events import (
     HASH_BYTES,
     AllBlocksCleared,
-    BlockRemoved,
     BlockStored,
     KvEvent,
     KvEventBatch,
     Tier,
 )
 from dynamo.router.held_blocks import HeldBlocks
-from dynamo.tokens import hash_array, hashes_from_bytes, hashes_to_bytes
+from dynamo.tokens import hashes_from_bytes
+
+from .feed_world import removed, stored
 
 Held = dict[tuple[int, Tier], set[int]]
-
-
-def stored(*hashes: int, tier: Tier = Tier.DEVICE) -> BlockStored:
-    return BlockStored(hashes_to_bytes(hash_array(hashes)), tier)
-
-
-def removed(*hashes: int, tier: Tier = Tier.DEVICE) -> BlockRemoved:
-    return BlockRemoved(hashes_to_bytes(hash_array(hashes)), tier)
 
 
 def contents(parts: Iterable[KvEventBatch]) -> Held:

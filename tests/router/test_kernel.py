@@ -230,6 +230,33 @@ def test_both_stay_equal(seed: int) -> None:
             assert sorted(one.held(slot, tier)) == sorted(other.held(slot, tier))
 
 
+OUT_OF_MEMORY = """
+import resource
+from dynamo.router._kernel import BlockIndex
+from dynamo.tokens import hash_array
+
+index = BlockIndex(10**6)
+index.store(3, 0, hash_array(range(1000)))
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, -1))
+for slot, blocks in ((65535, 50_000), (0, 5_000_000)):
+    try:
+        index.store(slot, 0, hash_array([1]) * blocks)
+    except MemoryError:
+        print("refused")
+assert (len(index), index.count(65535), index.count(0), index.count(3)) == (1000, 0, 0, 1000)
+assert index.match(hash_array(range(1001))) == [(3, 1000, 0, 0)]
+"""
+
+
+@needs_native
+def test_out_of_memory() -> None:
+    """An exception, and nothing has changed."""
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("refused\nrefused\n", "")
+
+
 @needs_native
 def test_nothing_leaks() -> None:
     """Counted in memory blocks of the interpreter: lists, tuples, arrays and numbers that stay would show."""

@@ -1,75 +1,110 @@
-"""Workers are asked how busy they are; those that do not say hold up nobody."""
+"""Workers are asked how busy they are, over a request plane."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+from dynamo.errors import OverloadedError
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
-from dynamo.router import load_watcher
 from dynamo.router.load_watcher import LoadWatcher
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
+from dynamo.runtime.instance import EndpointId
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
 
-ENDPOINT = f"test.backend.{LOAD_ENDPOINT}"
-LOADS = [WorkerLoad(running_requests=2, kv_used_blocks=7), WorkerLoad(dp_rank=1)]
+LOAD = EndpointId("test", "backend", LOAD_ENDPOINT)
+INTERVAL_S = 0.05
 
 
-@dataclass(slots=True)
-class Watched:
-    runtime: DistributedRuntime
-    watcher: LoadWatcher
-    seen: dict[int, list[list[WorkerLoad]]] = field(default_factory=dict)
+class Loads:
+    """A watcher, what it has heard, and the workers that it asks."""
 
-    async def worker(self, *items: Any, hang: bool = False) -> tuple[int, Scripted[Any, Any]]:
-        runtime = self.runtime.sibling()
-        load = Scripted[Any, Any](answers(*items), hang=hang)
-        await runtime.endpoint(ENDPOINT).start(load)
-        return runtime.instance_id, load
+    def __init__(self) -> None:
+        self.runtime = DistributedRuntime(config=RuntimeConfig(discovery_backend="mem", request_plane="inproc"))
+        self.heard: dict[int, list[list[WorkerLoad]]] = {}
+        self.workers: dict[int, DistributedRuntime] = {}
+        self.client = self.runtime.client(LOAD, list[WorkerLoad])
+        self.watcher = LoadWatcher(self.client, self._on_load, INTERVAL_S)
+
+    async def add(self, handler: Callable[..., Any]) -> int:
+        worker = DistributedRuntime(config=self.runtime.config, shared=self.runtime.shared)
+        await worker.endpoint(str(LOAD)).start(handler)
+        self.workers[worker.instance_id] = worker
+        return worker.instance_id
+
+    async def says(self, instance_id: int, *loads: WorkerLoad) -> None:
+        """Waits until the worker was heard to say that."""
+        await eventually(lambda: list(loads) in self.heard.get(instance_id, []))
+
+    async def close(self) -> None:
+        await within(self.watcher.close())
+        for worker in self.workers.values():
+            await worker.close(graceful=False)
+        await self.runtime.close()
+
+    def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:
+        self.heard.setdefault(instance_id, []).append(loads)
 
 
 @pytest.fixture
-async def watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
-    monkeypatch.setattr(load_watcher, "_TIMEOUT_S", 0.02)
-    runtime = DistributedRuntime(config=RuntimeConfig(discovery_backend="mem", request_plane="inproc"))
-    client = await runtime.endpoint(ENDPOINT).client(response_type=list[WorkerLoad])
-    seen: dict[int, list[list[WorkerLoad]]] = {}
-    watcher = LoadWatcher(client, lambda instance_id, loads: seen.setdefault(instance_id, []).append(loads), 0.005)
-    yield Watched(runtime, watcher, seen)
-    await within(watcher.close())
-    await within(runtime.close(graceful=False))
+async def loads() -> AsyncIterator[Loads]:
+    made = Loads()
+    yield made
+    await made.close()
 
 
-async def test_everybody_is_asked_again_and_again(watched: Watched) -> None:
-    workers = [await watched.worker(LOADS) for _ in range(2)]
-    await eventually(lambda: len(watched.seen) == 2 and all(len(loads) > 2 for loads in watched.seen.values()))
-    assert watched.seen[workers[0][0]][0] == LOADS
+async def test_each_worker_is_heard_again_and_again(loads: Loads) -> None:
+    numbers = itertools.count()
+    counting = await loads.add(Scripted(lambda _: [[WorkerLoad(running_requests=next(numbers))]]))
+    ranks = [WorkerLoad(dp_rank=0, kv_used_blocks=3), WorkerLoad(dp_rank=1, kv_used_blocks=4)]
+    parallel = await loads.add(Scripted(answers(ranks)))
+    await loads.says(parallel, *ranks)
+    for number in range(3):
+        await loads.says(counting, WorkerLoad(running_requests=number))
 
 
-@pytest.mark.parametrize(
-    "items", [["?"], [[{"kv_used_blocks": "many"}]], [RuntimeError("it trips")], [5, LOADS]], ids=str
-)
-async def test_nonsense_and_failures_are_passed_over(watched: Watched, items: list[Any]) -> None:
-    broken, load = await watched.worker(*items)
-    good, _ = await watched.worker(LOADS)
-    await eventually(lambda: len(load.requests) > 2 and len(watched.seen.get(good, [])) > 2)
-    assert broken not in watched.seen
+async def test_a_worker_that_joins_later_is_asked_too(loads: Loads) -> None:
+    first = await loads.add(Scripted(answers([WorkerLoad(running_requests=1)])))
+    await loads.says(first, WorkerLoad(running_requests=1))
+    second = await loads.add(Scripted(answers([WorkerLoad(running_requests=2)])))
+    await loads.says(second, WorkerLoad(running_requests=2))
 
 
-async def test_one_that_does_not_answer_is_given_up(watched: Watched) -> None:
-    silent, load = await watched.worker(hang=True)
-    good, _ = await watched.worker(LOADS)
-    await eventually(lambda: len(load.requests) > 2 and len(watched.seen.get(good, [])) > 2)
-    assert silent not in watched.seen
-    assert load.open <= 2  # questions without an answer do not pile up
+@pytest.mark.parametrize("answer", [["nonsense"], [{"running_requests": -0.5}], [OverloadedError("no")], []])
+async def test_one_that_does_not_say_is_passed_over_and_asked_again(loads: Loads, answer: list[Any]) -> None:
+    strange = Scripted[Any, Any](answers(*answer))
+    strange_id = await loads.add(strange)
+    healthy = await loads.add(Scripted(answers([WorkerLoad(running_requests=1)])))
+    await eventually(lambda: len(strange.requests) > 2)
+    await loads.says(healthy, WorkerLoad(running_requests=1))
+    assert strange_id not in loads.heard
 
 
-async def test_closing_ends_the_questions(watched: Watched) -> None:
-    _, load = await watched.worker(hang=True)
-    await eventually(lambda: load.open == 1)
-    await within(watched.watcher.close())
-    await eventually(lambda: load.open == 0)
-    assert not any(task.get_name().startswith("loads-") for task in asyncio.all_tasks())
+async def test_one_that_hangs_holds_up_nobody(loads: Loads) -> None:
+    hanging = Scripted[Any, Any](answers(), hang=True)
+    await loads.add(hanging)
+    healthy = await loads.add(Scripted(answers([WorkerLoad()])))
+    await eventually(lambda: len(loads.heard.get(healthy, [])) > 2)
+    await eventually(lambda: hanging.closed_early > 1)  # it was told that nobody listens any more
+
+
+async def test_one_that_dies_is_forgotten(loads: Loads) -> None:
+    dying = await loads.add(Scripted(answers([WorkerLoad()])))
+    living = await loads.add(Scripted(answers([WorkerLoad()])))
+    await loads.says(dying, WorkerLoad())
+    await loads.workers[dying].close(graceful=False)
+    await eventually(lambda: dying not in loads.client.instance_ids())
+    before = len(loads.heard.get(living, []))
+    await eventually(lambda: len(loads.heard.get(living, [])) > before + 1)
+
+
+async def test_nothing_runs_after_the_end(loads: Loads) -> None:
+    hanging = Scripted[Any, Any](answers(), hang=True)
+    await loads.add(hanging)
+    await eventually(lambda: hanging.open == 1)
+    await within(loads.watcher.close())
+    await eventually(lambda: hanging.open == 0)
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("loads-")]

@@ -11,7 +11,7 @@ import pytest
 from msgspec import Raw
 
 from dynamo.protocols.generation import WorkerId
-from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, KvEventBatch, Tier
+from dynamo.protocols.kv_events import AllBlocksCleared, KvEvent, KvEventBatch, Tier
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT, KvEventFeed
 from dynamo.router.subscriber import FeedSubscriber
@@ -21,19 +21,13 @@ from dynamo.runtime.distributed import SharedParts
 from dynamo.runtime.event_feed import DumpEnd, FeedEvent, FeedItem
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted
-from dynamo.tokens import hash_array, hashes_to_bytes
+from dynamo.tokens import hash_array
+
+from .feed_world import removed, stored
 
 GENERATE = "test.backend.generate"
 KV_EVENTS = f"test.backend.{KV_EVENTS_ENDPOINT}"
 BACKOFF_S = 0.01
-
-
-def stored(*hashes: int, tier: Tier = Tier.DEVICE) -> BlockStored:
-    return BlockStored(hashes_to_bytes(hash_array(hashes)), tier)
-
-
-def removed(*hashes: int) -> BlockRemoved:
-    return BlockRemoved(hashes_to_bytes(hash_array(hashes)))
 
 
 def batch(*events: KvEvent, dp_rank: int = 0) -> KvEventBatch:

@@ -8,6 +8,7 @@ _COMMANDS = {
     "serve": ("dynamo.cli.serve", "start a frontend and workers on this host, and keep them running"),
     "run": ("dynamo.cli.run", "chat with a model in the terminal"),
     "simulate": ("dynamo.cli.simulate", "compare routers on a recorded trace, in virtual time"),
+    "doctor": ("dynamo.cli.doctor", "say what is installed and whether this host lets it work"),
 }
 
 

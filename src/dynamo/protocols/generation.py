@@ -55,7 +55,7 @@ class OutputOptions(msgspec.Struct, omit_defaults=True, kw_only=True):
     prompt_logprobs: int | None = None
 
 
-class WorkerId(msgspec.Struct, frozen=True, array_like=True):
+class WorkerId(msgspec.Struct, frozen=True, array_like=True, cache_hash=True):
     """A worker everywhere: an instance and, where it runs data-parallel, one of its ranks."""
 
     instance_id: int

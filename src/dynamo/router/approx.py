@@ -1,6 +1,7 @@
 """What workers probably have cached, from nothing but where requests were sent. Pure."""
 
 import math
+from bisect import bisect_left
 from collections import Counter, deque
 
 from dynamo.protocols.generation import WorkerId
@@ -41,7 +42,10 @@ class ApproxKvIndexer:
         self.settle(self.claim(worker, hashes), now_s)
 
     def claim(self, worker: WorkerId, hashes: HashArray) -> Claim:
-        """The same, to be believed until it is settled and `ttl_s` beyond; or until it is withdrawn."""
+        """The same, to be believed until it is settled and `ttl_s` beyond; or until it is withdrawn.
+
+        `hashes` are sequence hashes from the first block on.
+        """
         counts = self._counts.get(worker)
         if counts is None:
             counts = self._counts[worker] = Counter()
@@ -89,12 +93,11 @@ class ApproxKvIndexer:
         counts = claim.counts
         if self._counts.get(claim.worker) is not counts:  # the worker is gone
             return
-        unclaimed = hash_array()
-        for block in hashes:
-            left = counts[block] - 1
-            if left:
-                counts[block] = left
-            else:
-                del counts[block]
-                unclaimed.append(block)
+        # No block has more claims than the one before it: all that claim a block claim what precedes it.
+        shared = bisect_left(hashes, True, key=lambda block: counts[block] == 1)
+        for block in hashes[:shared]:
+            counts[block] -= 1
+        unclaimed = hashes[shared:]
+        for block in unclaimed:
+            counts.pop(block)
         self._tree.remove(claim.worker, unclaimed)

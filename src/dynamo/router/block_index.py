@@ -7,7 +7,8 @@ bits of one integer.
 `PyBlockIndex` is the reference. `dynamo.router.kernel` chooses between it and the same in C++.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from typing import Protocol
 
 from dynamo.tokens import HashArray, TokenArray, hash_array, sequence_hashes
@@ -215,22 +216,22 @@ class PyBlockIndex:
             del device[block]
 
     def _prune(self) -> None:
-        slower = [(tier, holders) for tier, holders in enumerate(self._holders) if tier and holders]
-        for _ in range(len(self._device) - self._max_blocks):
-            block, mask = self._device.popitem(last=False)
-            self._uncount(mask, 0)
-            for tier, holders in slower:
-                self._uncount(holders.pop(block, 0), tier)
-            self.pruned += 1
+        oldest = [self._device.popitem(last=False) for _ in range(len(self._device) - self._max_blocks)]
+        self._uncount(0, Counter([mask for _, mask in oldest]))
+        for tier, holders in enumerate(self._holders):
+            if tier and holders:
+                self._uncount(tier, Counter([holders.pop(block, 0) for block, _ in oldest]))
+        self.pruned += len(oldest)
 
-    def _uncount(self, slots: int, tier: int) -> None:
-        """Each of `slots` holds one block less on `tier`."""
-        for slot in _each(slots):
-            key = TIERS * slot + tier
-            place = self._places[key]
-            place.count -= 1
-            if not place.count:
-                del self._places[key]
+    def _uncount(self, tier: int, gone: Mapping[int, int]) -> None:
+        """`gone`: how many blocks less there are on `tier`, by who held them."""
+        for mask, blocks in gone.items():
+            for slot in _each(mask):
+                key = TIERS * slot + tier
+                place = self._places[key]
+                place.count -= blocks
+                if not place.count:
+                    del self._places[key]
 
 
 class _Place:

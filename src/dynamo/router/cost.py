@@ -14,29 +14,38 @@ from collections.abc import Sequence
 
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.radix_tree import Overlap
+from dynamo.router.sequences import WorkerActivity
 
 
 def credit_blocks(config: KvRouterConfig, overlap: Overlap) -> float:
     """How many blocks of prefill the overlap is worth."""
-    device, host, disk = overlap
-    credit = config.overlap_score_weight * device
-    if host or disk:
-        credit += config.host_cache_hit_weight * host + config.disk_cache_hit_weight * disk
-    return credit
+    return (
+        config.overlap_score_weight * overlap.device
+        + config.host_cache_hit_weight * overlap.host
+        + config.disk_cache_hit_weight * overlap.disk
+    )
 
 
 def cost_blocks(
     config: KvRouterConfig,
-    *,
     block_size: int,
     prompt_tokens: int,
-    prefill_tokens: int,
-    decode_blocks: int,
-    credit: float,
-) -> float:
-    """The cost in blocks; `credit` as credit_blocks() gives it."""
-    prefill_blocks = (prefill_tokens + prompt_tokens) / block_size
-    return config.prefill_load_scale * max(prefill_blocks - credit, 0.0) + decode_blocks
+    activities: Sequence[WorkerActivity],
+    overlaps: Sequence[Overlap | None],
+) -> list[float]:
+    """What the prompt costs on each of the workers, in blocks: how busy they are, and what each has of the prompt."""
+    per_token = config.prefill_load_scale / block_size
+    prefills: dict[Overlap | None, float] = {None: prompt_tokens}  # tokens; many workers have the same of a prompt
+    costs: list[float] = []
+    for activity, overlap in zip(activities, overlaps, strict=True):
+        prefill = prefills.get(overlap)
+        if prefill is None:
+            assert overlap is not None
+            prefill = prefills[overlap] = prompt_tokens - block_size * credit_blocks(config, overlap)
+        prefill += activity.prefill_tokens
+        decode_blocks = activity.blocks + activity.foreign_blocks
+        costs.append(per_token * prefill + decode_blocks if prefill > 0 else decode_blocks)
+    return costs
 
 
 def select(costs: Sequence[float], temperature: float, rng: random.Random) -> int:
@@ -47,8 +56,9 @@ def select(costs: Sequence[float], temperature: float, rng: random.Random) -> in
     """
     lowest = min(costs)
     if temperature == 0:
-        cheapest = [i for i, cost in enumerate(costs) if cost == lowest]
-        return cheapest[0] if len(cheapest) == 1 else rng.choice(cheapest)
+        if costs.count(lowest) == 1:
+            return costs.index(lowest)
+        return rng.choice([i for i, cost in enumerate(costs) if cost == lowest])
     spread = max(costs) - lowest
     if spread == 0:
         return rng.randrange(len(costs))

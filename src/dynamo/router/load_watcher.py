@@ -3,20 +3,22 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 
 from dynamo.errors import DynamoError
 from dynamo.protocols.load import WorkerLoad
 from dynamo.runtime.client import Client
-from dynamo.runtime.handler import closing
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
-_TIMEOUT_S = 1.0
 
 
 class LoadWatcher:
-    """Calls every instance's `load` endpoint once in `interval_s`; one that does not answer is passed over."""
+    """Calls every instance's `load` endpoint, `interval_s` after `interval_s`.
+
+    One that does not answer in that time, or with anything but a load, is passed over until the next time.
+    """
 
     def __init__(
         self,
@@ -42,9 +44,9 @@ class LoadWatcher:
 
     async def _ask(self, instance_id: int) -> None:
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                async with closing(await self._client.direct(None, instance_id, annotated=False)) as answer:
-                    async for loads in answer:
+            async with asyncio.timeout(self._interval_s):
+                async with aclosing(await self._client.direct(None, instance_id, annotated=False)) as replies:
+                    async for loads in replies:
                         self._on_load(instance_id, loads)
         except (DynamoError, TimeoutError) as error:
             logger.debug("instance %x did not say how busy it is: %s", instance_id, error)

@@ -11,11 +11,12 @@ from dynamo.protocols.generation import WorkerId
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WorkerActivity:
-    """The sum over a worker's sequences."""
+    """The sum over a worker's sequences, and what it has in use beside them."""
 
     requests: int = 0
     prefill_tokens: int = 0
     blocks: int = 0
+    foreign_blocks: int = 0  # of sequences that no router has told of
     watched: bool = False  # kept while idle
 
 

@@ -21,14 +21,20 @@ class SimulatedMode(StrEnum):
     KV_APPROX = "kv-approx"  # kv without events from the workers
     KV = "kv"
 
+    @property
+    def is_kv(self) -> bool:
+        return self in (SimulatedMode.KV, SimulatedMode.KV_APPROX)
+
+    def kv_config(self, config: KvRouterConfig) -> KvRouterConfig:
+        """`config` as it is for this mode, which is_kv."""
+        return dataclasses.replace(config, use_kv_events=False) if self is SimulatedMode.KV_APPROX else config
+
 
 def make_router_core(
     mode: SimulatedMode, config: KvRouterConfig, engine: SchedulerConfig, workers: int, rng: random.Random
 ) -> RouterCore:
     """A router of this mode for workers like `engine`, numbered from 0."""
-    if mode is SimulatedMode.KV_APPROX:
-        config = dataclasses.replace(config, use_kv_events=False)
-    elif mode is not SimulatedMode.KV:
+    if not mode.is_kv:
         return SelectorCore(make_selector(RouterMode(mode.value), rng), workers)
     limits = WorkerLimits(max_num_batched_tokens=engine.max_num_batched_tokens, total_kv_blocks=engine.num_blocks)
-    return KvCore(config, engine.block_size, workers, limits, rng)
+    return KvCore(mode.kv_config(config), engine.block_size, workers, limits, rng)

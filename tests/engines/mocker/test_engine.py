@@ -251,6 +251,23 @@ class TestKvEvents:
             hashes = sequence_hashes(token_array(prompt), 4)
             assert batches == [KvEventBatch(0, [BlockStored(hashes_to_bytes(hashes))])]
 
+    async def test_a_block_is_announced_when_the_step_that_fills_it_ends(
+        self, scheduler: CountingScheduler, request_of: MakeRequest
+    ) -> None:
+        log: list[KvEventBatch | str] = []
+
+        class Steps(Pacer):
+            async def step(self, duration_s: float) -> None:
+                log.append("step")
+                await super().step(duration_s)
+
+        engine = MockerEngine(scheduler, pacer=Steps())
+        engine.publish_kv_events(log.append)
+        await engine.start()
+        await collect(engine, request_of(range(10), max_tokens=1))
+        await engine.cleanup()
+        assert [entry if isinstance(entry, str) else "events" for entry in log] == ["step", "events"]
+
     async def test_a_step_is_one_batch_and_one_without_effect_is_none(
         self, published: tuple[MockerEngine, list[KvEventBatch]], request_of: MakeRequest, scheduler: CountingScheduler
     ) -> None:

@@ -1,0 +1,114 @@
+"""What a prompt costs, and who is chosen."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamo.router.config import KvRouterConfig
+from dynamo.router.cost import cost_blocks, select
+from dynamo.router.radix_tree import Overlap
+from dynamo.router.sequences import WorkerActivity
+
+BLOCK_SIZE = 16
+PROMPT_TOKENS = 160
+
+
+def cost(
+    overlap: Overlap | None = None,
+    *,
+    prefill_tokens: int = 0,
+    blocks: int = 0,
+    foreign_blocks: int = 0,
+    config: KvRouterConfig = KvRouterConfig(),  # noqa: B008 - frozen
+) -> float:
+    activity = WorkerActivity(prefill_tokens=prefill_tokens, blocks=blocks, foreign_blocks=foreign_blocks)
+    (found,) = cost_blocks(config, BLOCK_SIZE, PROMPT_TOKENS, [activity], [overlap])
+    return found
+
+
+class TestCost:
+    def test_the_prompt_and_the_load(self) -> None:
+        assert cost() == 10
+        assert cost(prefill_tokens=56) == 13.5
+        assert cost(blocks=7) == 17
+        assert cost(blocks=7, foreign_blocks=2) == 19
+
+    def test_cached_blocks_are_credited_by_tier(self) -> None:
+        assert cost(Overlap(device=4)) == 6
+        assert cost(Overlap(host=4)) == 7
+        assert cost(Overlap(disk=4)) == 9
+        assert cost(Overlap(2, 4, 4), prefill_tokens=80, blocks=3) == 12
+
+    def test_weights_are_settings(self) -> None:
+        config = KvRouterConfig(
+            overlap_score_weight=0.5, host_cache_hit_weight=0.25, disk_cache_hit_weight=0.125, prefill_load_scale=3.0
+        )
+        assert cost(Overlap(2, 4, 4), prefill_tokens=32, blocks=1, config=config) == 3 * 9.5 + 1
+
+    def test_credit_is_never_worth_more_than_the_prefill(self) -> None:
+        config = KvRouterConfig(overlap_score_weight=2.0)
+        assert cost(Overlap(device=10), blocks=3, config=config) == 3
+        assert cost(Overlap(device=10), prefill_tokens=240, blocks=3, config=config) == 8
+
+    def test_weights_of_0_make_it_blind(self) -> None:
+        config = KvRouterConfig(overlap_score_weight=0.0)
+        assert cost(Overlap(device=10), config=config) == cost(config=config)
+        config = KvRouterConfig(prefill_load_scale=0.0)
+        assert cost(prefill_tokens=999, blocks=3, config=config) == 3
+
+    def test_each_worker_has_its_own(self) -> None:
+        idle, busy = WorkerActivity(), WorkerActivity(prefill_tokens=32, blocks=1)
+        overlaps = [None, Overlap(device=3), Overlap(device=3), Overlap(host=4)]
+        costs = cost_blocks(KvRouterConfig(), BLOCK_SIZE, PROMPT_TOKENS, [busy, busy, idle, idle], overlaps)
+        assert costs == [13, 10, 7, 7]
+
+
+def chosen(costs: Sequence[float], temperature: float, times: int, seed: int = 0) -> Counter[int]:
+    rng = random.Random(seed)
+    return Counter(select(costs, temperature, rng) for _ in range(times))
+
+
+class TestSelect:
+    def test_the_cheapest(self) -> None:
+        assert chosen([3.0, 1.5, 2.0], 0.0, 50) == {1: 50}
+
+    def test_any_of_the_cheapest(self) -> None:
+        counts = chosen([1.0, 2.0, 1.0, 1.0], 0.0, 900)
+        assert counts.keys() == {0, 2, 3}
+        assert min(counts.values()) > 200
+
+    def test_any_of_equals_at_any_temperature(self) -> None:
+        assert min(chosen([5.0, 5.0, 5.0], 0.7, 900).values()) > 200
+
+    def test_temperature_spreads_and_prefers_the_cheap(self) -> None:
+        counts = chosen([0.0, 5.0, 10.0], 0.5, 9000)
+        assert counts[0] > counts[1] > counts[2] > 0
+        assert counts[0] / counts[1] == pytest.approx(2.718, rel=0.15)  # half the range at half the temperature: 1/e
+
+    def test_a_higher_temperature_spreads_more(self) -> None:
+        costs = [0.0, 5.0, 10.0]
+        shares = [chosen(costs, temperature, 3000)[0] for temperature in (0.01, 0.2, 1.0, 1e9)]
+        assert shares == sorted(shares, reverse=True)
+        assert shares[0] == 3000
+        assert shares[-1] == pytest.approx(1000, rel=0.15)
+
+    def test_it_does_not_matter_how_large_costs_are(self) -> None:
+        assert chosen([0.0, 5.0, 10.0], 0.5, 500) == chosen([0.0, 5e6, 1e7], 0.5, 500)
+
+    @given(
+        costs=st.lists(st.floats(0, 1e12), min_size=1, max_size=9),
+        temperature=st.sampled_from([0.0, 5e-324, 1e-9, 0.3, 1e300]),
+        seed=st.integers(0, 99),
+    )
+    def test_is_one_of_them_and_the_same_for_the_same_seed(
+        self, costs: list[float], temperature: float, seed: int
+    ) -> None:
+        position = select(costs, temperature, random.Random(seed))
+        assert position == select(costs, temperature, random.Random(seed))
+        assert 0 <= position < len(costs)
+        if temperature < 1e-300:
+            assert costs[position] == min(costs)
