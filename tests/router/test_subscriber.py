@@ -151,6 +151,23 @@ async def test_worker_that_goes_is_forgotten(cluster: Cluster, router: Router, g
     assert router.indexer.tree.workers() == [WorkerId(stays.id)]
 
 
+async def test_instances_of_other_models_are_not_followed(cluster: Cluster, router: Router) -> None:
+    ours, theirs = await cluster.worker(), await cluster.worker()
+    for worker in (ours, theirs):
+        worker.feed.publish(batch(stored(1, 2)))
+    await eventually(lambda: router.knows(ours) and router.knows(theirs))
+    router.subscriber.follow_only([ours.id])
+    assert not contents(router.indexer, theirs.id)
+    assert not router.subscriber.has_feed(theirs.id)
+    later = await cluster.worker()
+    later.feed.publish(batch(stored(3)))
+    ours.feed.publish(batch(stored(4)))
+    await eventually(lambda: router.knows(ours))
+    router.subscriber.follow_only([ours.id, later.id])
+    await eventually(lambda: router.knows(later))
+    assert not contents(router.indexer, theirs.id)
+
+
 async def test_lost_connection_costs_no_dump(cluster: Cluster, router: Router) -> None:
     worker = await cluster.worker()
     worker.feed.publish(batch(stored(1)))

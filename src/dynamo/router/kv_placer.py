@@ -90,6 +90,8 @@ class KvPlacer:
     def set_instances(self, instances: Mapping[int, RuntimeLimits]) -> None:
         """Which instances serve the model, and what each was started with."""
         self._instances = dict(instances)
+        if self._subscriber is not None:
+            self._subscriber.follow_only(instances)
         self.scheduler.set_workers(
             {
                 WorkerId(instance_id, dp_rank): WorkerLimits(

@@ -54,6 +54,7 @@ class FeedSubscriber:
         self._client = client
         self._sink = sink
         self._own_id = own_id
+        self._only: frozenset[int] | None = None
         self._backoff_min_s = backoff_min_s
         self._readers: dict[int, asyncio.Task[None]] = {}  # by instance id
         self._in_sync: set[int] = set()
@@ -63,6 +64,11 @@ class FeedSubscriber:
     def has_feed(self, instance_id: int) -> bool:
         """Whether the state is the instance's, and hears of every change."""
         return instance_id in self._in_sync
+
+    def follow_only(self, instance_ids: Iterable[int]) -> None:
+        """From now on follows these instances, as far as they are live, and no others, which are forgotten."""
+        self._only = frozenset(instance_ids)
+        self._reconcile()
 
     async def close(self) -> None:
         """Ends the subscriptions; the state stays as it is."""
@@ -74,16 +80,22 @@ class FeedSubscriber:
 
     async def _follow(self) -> None:
         while True:
-            live = set(self._client.instance_ids()) - {self._own_id}
-            for instance_id in self._readers.keys() - live:
-                self._readers.pop(instance_id).cancel()
-                self._in_sync.discard(instance_id)
-                self._broken.discard(instance_id)
-                self._sink.forget(instance_id)
-            for instance_id in live - self._readers.keys():
-                reader = asyncio.create_task(self._read(instance_id), name=f"feed-{instance_id:x}")
-                self._readers[instance_id] = reader
+            self._reconcile()
             await self._client.wait_for_change()
+
+    def _reconcile(self) -> None:
+        """Brings the readers in line with who is there."""
+        live = set(self._client.instance_ids()) - {self._own_id}
+        if self._only is not None:
+            live &= self._only
+        for instance_id in self._readers.keys() - live:
+            self._readers.pop(instance_id).cancel()
+            self._in_sync.discard(instance_id)
+            self._broken.discard(instance_id)
+            self._sink.forget(instance_id)
+        for instance_id in live - self._readers.keys():
+            reader = asyncio.create_task(self._read(instance_id), name=f"feed-{instance_id:x}")
+            self._readers[instance_id] = reader
 
     async def _read(self, instance_id: int) -> None:
         """Reads an instance's feed for as long as it is there."""
