@@ -14,7 +14,9 @@ import pytest_asyncio
 from msgspec import Raw
 from prometheus_client.parser import text_string_to_metric_families
 
+from dynamo.llm import ModelInput, ModelType, register_model
 from dynamo.protocols.routing import RoutingReport
+from dynamo.runtime import DistributedRuntime
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.event_feed import DumpEnd, FeedEvent
 from dynamo.testing import Program, within
@@ -102,6 +104,16 @@ def instance_of(worker: Program) -> int:
     found = re.search(r"backend\.generate as instance ([0-9a-f]+)", worker.output)
     assert found
     return int(found[1], 16)
+
+
+async def announce_mocker(runtime: DistributedRuntime, model: Path) -> None:
+    """Says that this process is a mocker like the others."""
+    endpoint = runtime.endpoint("dynamo.backend.generate")
+    await endpoint.start(Scripted[Any, Any](answers()))
+    both = ModelType.Chat | ModelType.Completions
+    await register_model(
+        ModelInput.Tokens, both, endpoint, model, MOCK, context_length=32768, kv_cache_block_size=BLOCK
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +284,7 @@ async def test_router_as_a_service(fleet: Fleet) -> None:
         await runtime.close()
 
 
-async def test_worker_that_talks_nonsense(fleet: Fleet) -> None:
+async def test_worker_that_talks_nonsense(fleet: Fleet, tiny_model: Path) -> None:
     conversation = Conversation(fleet.url, "undisturbed")
     first = await conversation.turn()
     nonsense = [[0, [[0, b"123"]]], [0, [[7, b""]]], "?", [-1, [[2]]], [10**9, [[2]]]]
@@ -280,6 +292,7 @@ async def test_worker_that_talks_nonsense(fleet: Fleet) -> None:
     runtime = fleet.deployment.runtime()
     try:
         await runtime.endpoint("dynamo.backend.kv_events").start(Scripted[Any, Any](answers(*items), hang=True))
+        await announce_mocker(runtime, tiny_model)
         warning = await fleet.frontend.line("sends KV events that make no sense")
         assert f"instance {runtime.instance_id:x} " in warning
         await until_metric(fleet.url, "malformed_events_total", len(nonsense))
