@@ -37,9 +37,9 @@ class Point:
 class Sample:
     """Median CPU microseconds: what a busy machine adds now and then is not the router's."""
 
-    decision_us: float  # hashing and matching included
+    decision_us: float  # hashing, matching and counting the blocks in use included
     hash_and_match_us: float
-    rest_of_life_us: float  # the first token and the end
+    rest_of_life_us: float  # the first token, and the end with its blocks
 
 
 POINTS = [Point(workers=workers, prompt_tokens=1000, block_size=16) for workers in (1, 4, 16, 64)]

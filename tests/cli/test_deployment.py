@@ -42,7 +42,6 @@ GIVEN = ServeConfig(
         router_temperature=0.1,
         use_kv_events=False,
         router_ttl_secs=9.0,
-        router_predicted_ttl_secs=1.0,
         router_max_tree_size=1000,
         router_queue_threshold=3.0,
         router_queue_policy="wspt",

@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamo.protocols.generation import WorkerId
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.cost import cost_blocks, select
+from dynamo.router.prefix_caches import PromptMatch
 from dynamo.router.radix_tree import Overlap
 from dynamo.router.sequences import WorkerActivity
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 160
+A, B, C, D = (WorkerId(number) for number in range(4))
 
 
 def cost(
@@ -23,11 +26,17 @@ def cost(
     prefill_tokens: int = 0,
     blocks: int = 0,
     foreign_blocks: int = 0,
+    active: int = 0,
+    in_flight: int = 0,
     config: KvRouterConfig = KvRouterConfig(),  # noqa: B008 - frozen
 ) -> float:
-    activity = WorkerActivity(prefill_tokens=prefill_tokens, blocks=blocks, foreign_blocks=foreign_blocks)
-    (found,) = cost_blocks(config, BLOCK_SIZE, PROMPT_TOKENS, [activity], [overlap])
-    return found
+    """Without the prompt's own ten blocks, which every worker would have to hold."""
+    activity = WorkerActivity(worker=A, prefill_tokens=prefill_tokens, blocks=blocks, foreign_blocks=foreign_blocks)
+    match = PromptMatch(
+        {A: overlap} if overlap else {}, {A: active} if active else {}, {A: in_flight} if in_flight else {}
+    )
+    (found,) = cost_blocks(config, BLOCK_SIZE, PROMPT_TOKENS, [activity], match)
+    return found - 10
 
 
 class TestCost:
@@ -61,10 +70,25 @@ class TestCost:
         assert cost(prefill_tokens=999, blocks=3, config=config) == 3
 
     def test_each_worker_has_its_own(self) -> None:
-        idle, busy = WorkerActivity(), WorkerActivity(prefill_tokens=32, blocks=1)
-        overlaps = [None, Overlap(device=3), Overlap(device=3), Overlap(host=4)]
-        costs = cost_blocks(KvRouterConfig(), BLOCK_SIZE, PROMPT_TOKENS, [busy, busy, idle, idle], overlaps)
-        assert costs == [13, 10, 7, 7]
+        busy = [WorkerActivity(worker=worker, prefill_tokens=32, blocks=1) for worker in (A, B)]
+        idle = [WorkerActivity(worker=worker) for worker in (C, D)]
+        match = PromptMatch(
+            {B: Overlap(device=3), C: Overlap(device=3), D: Overlap(host=4)}, active={B: 3, C: 2}, in_flight={B: 1}
+        )
+        costs = cost_blocks(KvRouterConfig(), BLOCK_SIZE, PROMPT_TOKENS, busy + idle, match)
+        assert costs == [23, 20 - 3 - 1, 17 - 2, 17]
+
+    def test_blocks_in_use_there_need_not_be_held_again(self) -> None:
+        assert cost(Overlap(device=4), blocks=9, active=4) == 6 + 9 - 4
+
+    def test_what_is_about_to_be_prefilled_there_is_no_load(self) -> None:
+        assert cost(Overlap(device=4), prefill_tokens=80, blocks=5, active=4, in_flight=4) == (6 + 5 - 4) + 5 - 4
+        assert cost(Overlap(device=4), prefill_tokens=80, blocks=5, active=4, in_flight=1) == (6 + 5 - 1) + 5 - 4
+
+    def test_nor_is_it_more_than_that(self) -> None:
+        """Its prefill may have ended, and no event has told yet."""
+        assert cost(Overlap(device=4), active=4, in_flight=4) == 6 - 4
+        assert cost(Overlap(device=4), prefill_tokens=16, active=4, in_flight=4) == 6 - 4
 
 
 def chosen(costs: Sequence[float], temperature: float, times: int, seed: int = 0) -> Counter[int]:

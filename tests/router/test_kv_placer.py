@@ -168,7 +168,7 @@ async def test_requests_go_where_their_prefix_is(cluster: Cluster) -> None:
 
 async def test_cleared_cache_is_believed(cluster: Cluster) -> None:
     worker = await cluster.worker()
-    router = await cluster.router(KvRouterConfig(router_predicted_ttl_secs=0), worker)
+    router = await cluster.router(KvRouterConfig(), worker)
     worker.store(PROMPT)
     await eventually(lambda: router.knows(worker))
     assert (await router.report(request())).overlap_blocks == 10
@@ -383,7 +383,7 @@ class TestQueue:
         assert isinstance(await failure(waiting), DynamoError)
 
     async def test_another_worker_comes(self, busy: Busy, cluster: Cluster) -> None:
-        waiting = await busy.waits()
+        waiting = await busy.waits(tokens=[token + 1000 for token in PROMPT])  # nothing keeps it with the first one
         second = await cluster.worker()
         await eventually(lambda: second.id in busy.router.client.instance_ids())
         busy.router.members[second.id] = RuntimeLimits()

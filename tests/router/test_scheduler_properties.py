@@ -130,7 +130,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduler = self.fleet.scheduler
         assert scheduler.queued == len(self.waiting) <= QUEUE_SIZE
         assert {request_id: s.worker for request_id, s in scheduler.sequences.of_source("")} == self.placed
-        assert scheduler._caches._claims.keys() <= self.placed.keys()
         assert set(scheduler.workers()) == self.present
 
     def teardown(self) -> None:
@@ -141,11 +140,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             scheduler.free(request_id)
         assert scheduler.queued == 0
         assert all(load == (0, 0, 0) for load in self.fleet.loads().values())
-        assert not scheduler._caches._claims
-        for index in (scheduler._caches._predicted, scheduler._caches._approx):
-            index.expire(self.fleet.now_s + 31)
-            assert len(index) == 0
-            assert not any(index._counts.values())
+        assert scheduler.sequences.active_blocks == 0
+        scheduler._caches._approx.expire(self.fleet.now_s + 31)
+        assert scheduler._caches.empty
 
     def _place(self, decision: RoutingDecision) -> None:
         assert decision.worker in self.present

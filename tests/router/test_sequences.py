@@ -11,6 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from dynamo.protocols.generation import WorkerId
 from dynamo.router.sequences import ActiveSequences
 
+from .paths import Path, names, paths
+
 BLOCK_SIZE = 4
 A, B = WorkerId(1), WorkerId(2, 1)
 
@@ -28,9 +30,14 @@ def add(
     tokens: int = 10,
     prefill: int = 10,
     now_s: float = 0.0,
+    path: Path | None = None,
     source: str = "",
 ) -> None:
-    sequences.add(request_id, worker, prompt_tokens=tokens, prefill_tokens=prefill, now_s=now_s, source=source)
+    """`path` names the first blocks of the prompt."""
+    hashes = None if path is None else names(path)
+    sequences.add(
+        request_id, worker, prompt_tokens=tokens, prefill_tokens=prefill, now_s=now_s, hashes=hashes, source=source
+    )
 
 
 def sums(sequences: ActiveSequences, worker: WorkerId = A) -> tuple[int, int, int]:
@@ -78,6 +85,29 @@ def test_an_id_that_comes_again_moves(sequences: ActiveSequences) -> None:
     assert len(sequences) == 1
 
 
+def test_blocks_that_requests_share_are_counted_once(sequences: ActiveSequences) -> None:
+    add(sequences, "a", tokens=10, path=(0, 1))
+    add(sequences, "b", tokens=13, path=(0, 1, 0))
+    add(sequences, "c", B, tokens=10, path=(0, 1))
+    add(sequences, "theirs", tokens=10, source="router")  # who knows what it has in common with others
+    assert sums(sequences)[2] == (2 + 1) + (1 + 1) + 3
+    assert sums(sequences, B)[2] == 3
+    assert sequences.find_active(names((0, 1, 0))).scores == {A: 3, B: 2}
+
+    sequences.output("a", 4, 0.0)
+    assert sums(sequences)[2] == 9
+    sequences.free("a")
+    assert sums(sequences)[2] == (3 + 1) + 3
+    sequences.free("b")
+    assert sequences.find_active(names((0, 1))).scores == {B: 2}
+
+
+def test_an_id_that_comes_again_leaves_nothing_where_it_was(sequences: ActiveSequences) -> None:
+    add(sequences, "r", A, path=(0, 1))
+    add(sequences, "r", B, path=(0, 1))
+    assert sequences.find_active(names((0, 1))).scores == {B: 2}
+
+
 def test_stale_ones_are_swept(sequences: ActiveSequences) -> None:
     add(sequences, "silent", now_s=0.0)
     add(sequences, "begun", now_s=0.0)
@@ -102,12 +132,14 @@ def test_a_worker_takes_its_sequences_along(sequences: ActiveSequences) -> None:
 
 
 def test_a_worker_that_returns_begins_anew(sequences: ActiveSequences) -> None:
-    add(sequences, "old", A)
+    add(sequences, "old", A, path=(0, 1))
     sequences.drop_worker(A)
-    add(sequences, "new", A)
+    assert sequences.active_blocks == 0
+    add(sequences, "new", A, path=(0, 0))
     sequences.free("old")
     sequences.output("old", 100, 0.0)
     assert sums(sequences) == (1, 10, 3)
+    assert sequences.find_active(names((0, 1))).scores == {A: 1}
 
 
 def test_another_routers_sequences_count_and_go_with_it(sequences: ActiveSequences) -> None:
@@ -131,6 +163,7 @@ def test_late_news_of_a_worker_that_is_gone_leave_nothing(sequences: ActiveSeque
     add(sequences, "late", A, source="router")
     sequences.free("late")
     assert not sequences._activities
+    assert not sequences._active._counts
 
 
 @dataclass
@@ -140,6 +173,7 @@ class Known:
     worker: WorkerId
     prefill: int
     tokens: int
+    path: Path
     source: str
     seen_s: int
 
@@ -162,17 +196,34 @@ class SequencesMachine(RuleBasedStateMachine):
     def wait(self, seconds: int) -> None:
         self.now_s += seconds
 
+    @rule(request_id=ids, worker=workers, path=paths, tail=st.integers(0, 9), cached=st.integers(0, 20))
+    def add(self, request_id: str, worker: WorkerId, path: Path, tail: int, cached: int) -> None:
+        self._add(request_id, worker, path, len(path) * BLOCK_SIZE + tail, cached, "")
+
     @rule(request_id=ids, worker=workers, tokens=st.integers(0, 20), cached=st.integers(0, 20), source=sources)
-    def add(self, request_id: str, worker: WorkerId, tokens: int, cached: int, source: str) -> None:
+    def add_without_names(self, request_id: str, worker: WorkerId, tokens: int, cached: int, source: str) -> None:
+        self._add(request_id, worker, None, tokens, cached, source)
+
+    def _add(self, request_id: str, worker: WorkerId, path: Path | None, tokens: int, cached: int, source: str) -> None:
         prefill = max(tokens - cached, 0)
-        add(self.sequences, request_id, worker, tokens=tokens, prefill=prefill, now_s=self.now_s, source=source)
+        add(
+            self.sequences,
+            request_id,
+            worker,
+            tokens=tokens,
+            prefill=prefill,
+            now_s=self.now_s,
+            path=path,
+            source=source,
+        )
         self.model.pop(request_id, None)
-        self.model[request_id] = Known(worker, prefill, tokens, source, self.now_s)
+        self.model[request_id] = Known(worker, prefill, tokens, path or (), source, self.now_s)
 
     @rule(request_id=ids)
     def first_token(self, request_id: str) -> None:
         known = self.model.get(request_id)
-        assert self.sequences.first_token(request_id, self.now_s) == (known is not None and known.prefill > 0)
+        sequence = self.sequences.first_token(request_id, self.now_s)
+        assert (sequence is not None) == (known is not None and known.prefill > 0)
         if known is not None:
             known.prefill, known.seen_s = 0, self.now_s
 
@@ -210,8 +261,11 @@ class SequencesMachine(RuleBasedStateMachine):
         expected: dict[WorkerId, tuple[int, int, int]] = {}
         for known in self.model.values():
             requests, prefill, blocks = expected.get(known.worker, (0, 0, 0))
-            blocks += -(-known.tokens // BLOCK_SIZE)
+            blocks += -(-known.tokens // BLOCK_SIZE) - len(known.path)
             expected[known.worker] = (requests + 1, prefill + known.prefill, blocks)
+        for worker, (requests, prefill, blocks) in expected.items():
+            expected[worker] = (requests, prefill, blocks + len(self._shared(worker)))
+        assert self.sequences.active_blocks == len(set().union(*map(self._shared, expected)))
         for worker, activity in self.sequences._activities.items():
             assert activity.watched or worker in expected, "nobody needs it"
             found = (activity.requests, activity.prefill_tokens, activity.blocks)
@@ -223,6 +277,10 @@ class SequencesMachine(RuleBasedStateMachine):
             self.sequences.free(request_id)
         self.model.clear()
         self.sums_are_those_of_the_sequences()
+
+    def _shared(self, worker: WorkerId) -> set[int]:
+        """The named blocks in use there."""
+        return {block for known in self.model.values() if known.worker == worker for block in names(known.path)}
 
     def _drop(self, gone: Callable[[Known], bool]) -> list[str]:
         dropped = [request_id for request_id, known in self.model.items() if gone(known)]

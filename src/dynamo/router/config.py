@@ -76,14 +76,6 @@ class KvRouterConfig:
         minimum=0,
         help="kv: how long a worker without events is thought to keep what it was sent",
     )
-    router_predicted_ttl_secs: float = option(
-        2.0,
-        flag="--router-predicted-ttl-secs",
-        env="DYN_ROUTER_PREDICTED_TTL_SECS",
-        metavar="SECONDS",
-        minimum=0,
-        help="kv: how long after a prompt's first token its blocks count as cached until the worker's events say so",
-    )
     router_max_tree_size: int = option(
         MAX_BLOCKS,
         flag="--router-max-tree-size",

@@ -1,11 +1,13 @@
 """What it costs to give a prompt to a worker. Pure functions.
 
-    cost = prefill_load_scale * max(prefill_blocks - credit, 0) + decode_blocks
+    cost = prefill_load_scale * max(prefill_blocks - credit - in_flight, 0) + decode_blocks
     credit = 1.0 * device + 0.75 * host + 0.25 * disk
 
 The formula is upstream's, the weights are settings. `credit` counts the blocks of the prompt that the worker has, by
 tier; `prefill_blocks` what it still has to prefill together with the whole prompt; `decode_blocks` what its running
-sequences hold, which every decode step has to read.
+sequences would hold together with the prompt, which every decode step has to read, blocks that they share once.
+`in_flight` is ours: blocks of the prompt that the worker is about to prefill for another request are no reason to go
+elsewhere, where they would have to be prefilled as well. It counts no more than what the worker still has to prefill.
 """
 
 import math
@@ -13,6 +15,7 @@ import random
 from collections.abc import Sequence
 
 from dynamo.router.config import KvRouterConfig
+from dynamo.router.prefix_caches import PromptMatch
 from dynamo.router.radix_tree import Overlap
 from dynamo.router.sequences import WorkerActivity
 
@@ -31,19 +34,27 @@ def cost_blocks(
     block_size: int,
     prompt_tokens: int,
     activities: Sequence[WorkerActivity],
-    overlaps: Sequence[Overlap | None],
+    match: PromptMatch,
 ) -> list[float]:
     """What the prompt costs on each of the workers, in blocks: how busy they are, and what each has of the prompt."""
     per_token = config.prefill_load_scale / block_size
-    prefills: dict[Overlap | None, float] = {None: prompt_tokens}  # tokens; many workers have the same of a prompt
+    prompt_blocks = -(-prompt_tokens // block_size)
+    overlap_of, active, in_flight = match.overlaps.get, match.active, match.in_flight
+    last: Overlap | None = None
+    uncached: float = prompt_tokens  # where a worker has `last`, as many others may
     costs: list[float] = []
-    for activity, overlap in zip(activities, overlaps, strict=True):
-        prefill = prefills.get(overlap)
-        if prefill is None:
-            assert overlap is not None
-            prefill = prefills[overlap] = prompt_tokens - block_size * credit_blocks(config, overlap)
-        prefill += activity.prefill_tokens
-        decode_blocks = activity.blocks + activity.foreign_blocks
+    for activity in activities:
+        worker = activity.worker
+        overlap = overlap_of(worker)
+        if overlap is not last:
+            last = overlap
+            uncached = prompt_tokens if overlap is None else prompt_tokens - block_size * credit_blocks(config, overlap)
+        prefill = uncached + activity.prefill_tokens
+        decode_blocks = activity.blocks + activity.foreign_blocks + prompt_blocks
+        if worker in active:
+            decode_blocks -= active[worker]
+            if worker in in_flight:
+                prefill -= min(block_size * in_flight[worker], activity.prefill_tokens)
         costs.append(per_token * prefill + decode_blocks if prefill > 0 else decode_blocks)
     return costs
 

@@ -14,7 +14,7 @@ from dynamo.router.affinity import Sessions
 from dynamo.router.config import Affinity, KvRouterConfig, QueuePolicy
 from dynamo.router.cost import cost_blocks, select
 from dynamo.router.explanation import no_overlap_reason
-from dynamo.router.prefix_caches import Overlaps, PrefixCaches
+from dynamo.router.prefix_caches import PrefixCaches, PromptMatch
 from dynamo.router.queue import RequestQueue
 from dynamo.router.radix_tree import NO_OVERLAP, Overlap, RadixTree
 from dynamo.router.routing import Candidate, RoutingDecision, RoutingRequest, WorkerLimits
@@ -54,9 +54,9 @@ class KvScheduler:
         self.config = config
         self.block_size = block_size
         self.tree = tree
-        self.sequences = ActiveSequences(block_size)
+        self.sequences = ActiveSequences(block_size, config.router_max_tree_size)
         self._rng = rng
-        self._caches = PrefixCaches(config, block_size, tree, has_feed)
+        self._caches = PrefixCaches(config, block_size, tree, self.sequences, has_feed)
         self._workers: dict[WorkerId, _Worker] = {}
         self._queue = RequestQueue(QueuePolicy(config.router_queue_policy), config.router_queue_size)
         self._sessions = Sessions(config.router_session_ttl_secs)
@@ -111,7 +111,7 @@ class KvScheduler:
             return self._assign(request, candidates, now_s)
         if self._queue.full:
             raise OverloadedError(f"{len(self._queue)} requests are waiting for a worker already")
-        overlaps = self._caches.match(request, now_s)
+        overlaps = self._caches.match(request, now_s).overlaps
         cached_blocks = max(overlaps.get(worker.id, NO_OVERLAP).total for worker in candidates)
         self._queue.push(request, request.prompt_tokens - cached_blocks * self.block_size)
         return None
@@ -135,8 +135,9 @@ class KvScheduler:
 
     def first_token(self, request_id: str, now_s: float) -> None:
         """The prompt is prefilled. Ids that are not known are passed over, here and below."""
-        self.sequences.first_token(request_id, now_s)
-        self._caches.prefilled(request_id, now_s)
+        sequence = self.sequences.first_token(request_id, now_s)
+        if sequence is not None:
+            self._caches.prefilled(sequence.worker, sequence.hold.hashes, now_s)
 
     def output(self, request_id: str, tokens: int, now_s: float) -> None:
         """The answer has grown by `tokens`."""
@@ -146,22 +147,17 @@ class KvScheduler:
         """The request has ended, or is not wanted any more."""
         self._queue.remove(request_id)
         self.sequences.free(request_id)
-        self._caches.ended(request_id)
 
     def sweep(self, now_s: float) -> list[str]:
         """Frees the requests that have given no sign for long; their ids. Others may be admitted then."""
-        stale = self.sequences.sweep(now_s - self.config.router_active_request_expiry_secs)
-        for request_id in stale:
-            self._caches.ended(request_id)
-        return stale
+        return self.sequences.sweep(now_s - self.config.router_active_request_expiry_secs)
 
     # How it decides
 
     def _remove_worker(self, worker_id: WorkerId) -> None:
         del self._workers[worker_id]
         self._caches.remove_worker(worker_id)
-        for request_id in self.sequences.drop_worker(worker_id):
-            self._caches.ended(request_id)
+        self.sequences.drop_worker(worker_id)
 
     def _candidates(self, request: RoutingRequest) -> list[_Worker]:
         """Those who may serve it; raises NoInstancesError where there are none."""
@@ -197,32 +193,32 @@ class KvScheduler:
             prompt_tokens=request.prompt_tokens,
             prefill_tokens=max(request.prompt_tokens - cached_tokens, 1),  # engines compute the last one always
             now_s=now_s,
+            hashes=request.hashes,
         )
-        self._caches.sent(request, worker_id)
         if request.session_id is not None and self._affinity is not Affinity.OFF:
             self._sessions.put(request.session_id, worker_id, now_s)
         return decision
 
     def _decide(self, request: RoutingRequest, candidates: list[_Worker], now_s: float) -> RoutingDecision:
-        overlaps = self._caches.match(request, now_s)
+        match = self._caches.match(request, now_s)
         session_worker = self._session_worker(request, now_s)
         bound = False
         if session_worker is not None and self._affinity is Affinity.HARD:
             candidates, bound = [session_worker], True
-        costs = self._costs(request, candidates, overlaps, session_worker)
+        costs = self._costs(request, candidates, match, session_worker)
         chosen = select(costs, self.config.router_temperature, self._rng)
         worker_id = candidates[chosen].id
         described: tuple[Candidate, ...] = ()
         reason = None
         if request.explain:
-            described = _described(candidates, costs, overlaps)
+            described = _described(candidates, costs, match)
             reason = no_overlap_reason(
-                request, self.block_size, described, described[chosen], overlaps, self._caches, bound=bound
+                request, self.block_size, described, described[chosen], match.overlaps, self._caches, bound=bound
             )
         return RoutingDecision(
             request_id=request.request_id,
             worker=worker_id,
-            overlap=overlaps.get(worker_id, NO_OVERLAP),
+            overlap=match.overlaps.get(worker_id, NO_OVERLAP),
             prompt_blocks=len(request.hashes),
             cost=costs[chosen],
             mean_cost=sum(costs) / len(costs),
@@ -240,26 +236,22 @@ class KvScheduler:
         return self._workers.get(worker_id)
 
     def _costs(
-        self, request: RoutingRequest, candidates: list[_Worker], overlaps: Overlaps, session_worker: _Worker | None
+        self, request: RoutingRequest, candidates: list[_Worker], match: PromptMatch, session_worker: _Worker | None
     ) -> list[float]:
         if session_worker is not None:
             whole = Overlap(device=-(-request.prompt_tokens // self.block_size))
-            overlaps = {**overlaps, session_worker.id: whole}  # as if it had the prompt cached
-        return cost_blocks(
-            self.config,
-            self.block_size,
-            request.prompt_tokens,
-            [worker.activity for worker in candidates],
-            [overlaps.get(worker.id) for worker in candidates],
-        )
+            overlaps = {**match.overlaps, session_worker.id: whole}  # as if it had the prompt cached
+            match = PromptMatch(overlaps, match.active, match.in_flight)
+        activities = [worker.activity for worker in candidates]
+        return cost_blocks(self.config, self.block_size, request.prompt_tokens, activities, match)
 
 
-def _described(candidates: list[_Worker], costs: list[float], overlaps: Overlaps) -> tuple[Candidate, ...]:
+def _described(candidates: list[_Worker], costs: list[float], match: PromptMatch) -> tuple[Candidate, ...]:
     return tuple(
         Candidate(
             worker=worker.id,
             cost=cost,
-            overlap=overlaps.get(worker.id, NO_OVERLAP),
+            overlap=match.overlaps.get(worker.id, NO_OVERLAP),
             prefill_tokens=worker.activity.prefill_tokens,
             decode_blocks=worker.activity.blocks + worker.activity.foreign_blocks,
         )

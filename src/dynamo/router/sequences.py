@@ -1,18 +1,23 @@
 """What the workers are busy with, as far as routers have sent it to them. Pure.
 
 A request's prompt is prefill load until its first token, less what the worker had cached. Its blocks are decode load
-from the start to the end, and become more with its output.
+from the start to the end, and become more with its output. Blocks of a prompt that several requests of a worker share
+are held there once, and so counted once.
 """
 
 from dataclasses import dataclass
 
 from dynamo.protocols.generation import WorkerId
+from dynamo.router.active_blocks import ActiveBlocks, Hold
+from dynamo.router.radix_tree import MAX_BLOCKS, OverlapScores
+from dynamo.tokens import HashArray, hash_array
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WorkerActivity:
     """The sum over a worker's sequences, and what it has in use beside them."""
 
+    worker: WorkerId
     requests: int = 0
     prefill_tokens: int = 0
     blocks: int = 0
@@ -24,25 +29,39 @@ class WorkerActivity:
 class ActiveSequence:
     """One request on its worker."""
 
-    worker: WorkerId
-    activity: WorkerActivity
+    activity: WorkerActivity  # of its worker
     prefill_tokens: int  # 0 from the first token on
     tokens: int  # of prompt and output
-    blocks: int  # that hold them
+    hold: Hold  # on the blocks of its prompt that have names
+    own_blocks: int  # that hold the other tokens
     source: str  # which router has sent it
     seen_s: float
+
+    @property
+    def worker(self) -> WorkerId:
+        return self.activity.worker
 
 
 class ActiveSequences:
     """The sequences of one model's workers. Ids that are not known, or no longer, are passed over."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, max_blocks: int = MAX_BLOCKS) -> None:
         self._block_size = block_size
+        self._active = ActiveBlocks(max_blocks)
         self._sequences: dict[str, ActiveSequence] = {}
         self._activities: dict[WorkerId, WorkerActivity] = {}
 
     def __len__(self) -> int:
         return len(self._sequences)
+
+    @property
+    def active_blocks(self) -> int:
+        """Different blocks of running requests' prompts."""
+        return len(self._active)
+
+    def find_active(self, hashes: HashArray) -> OverlapScores:
+        """How many blocks of a prompt running requests use on each worker."""
+        return self._active.find_matches(hashes)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._sequences
@@ -61,37 +80,40 @@ class ActiveSequences:
         prompt_tokens: int,
         prefill_tokens: int,
         now_s: float,
+        hashes: HashArray | None = None,
         source: str = "",
     ) -> None:
         """The request goes to `worker`, which has to prefill `prefill_tokens` of the prompt.
 
-        An id that is known already goes to its new worker.
+        `hashes` names the prompt's full blocks; without them all its blocks count as its own. An id that is known
+        already goes to its new worker.
         """
         self.free(request_id)
         activity = self._activity(worker)
-        blocks = -(-prompt_tokens // self._block_size)
+        hold = self._active.hold(worker, hash_array() if hashes is None else hashes)
+        own_blocks = -(-prompt_tokens // self._block_size) - len(hold.hashes)
         self._sequences[request_id] = ActiveSequence(
-            worker=worker,
             activity=activity,
             prefill_tokens=prefill_tokens,
             tokens=prompt_tokens,
-            blocks=blocks,
+            hold=hold,
+            own_blocks=own_blocks,
             source=source,
             seen_s=now_s,
         )
         activity.requests += 1
         activity.prefill_tokens += prefill_tokens
-        activity.blocks += blocks
+        activity.blocks += hold.fresh + own_blocks
 
-    def first_token(self, request_id: str, now_s: float) -> bool:
-        """The prompt is prefilled; whether that is news."""
+    def first_token(self, request_id: str, now_s: float) -> ActiveSequence | None:
+        """The prompt is prefilled; the sequence if that is news."""
         sequence = self._sequences.get(request_id)
         if sequence is None:
-            return False
+            return None
         sequence.seen_s = now_s
         prefill_tokens, sequence.prefill_tokens = sequence.prefill_tokens, 0
         sequence.activity.prefill_tokens -= prefill_tokens
-        return prefill_tokens > 0
+        return sequence if prefill_tokens > 0 else None
 
     def output(self, request_id: str, tokens: int, now_s: float) -> None:
         """The sequence has grown."""
@@ -100,9 +122,9 @@ class ActiveSequences:
             return
         sequence.seen_s = now_s
         sequence.tokens += tokens
-        more = -(-sequence.tokens // self._block_size) - sequence.blocks
+        more = -(-sequence.tokens // self._block_size) - len(sequence.hold.hashes) - sequence.own_blocks
         if more:
-            sequence.blocks += more
+            sequence.own_blocks += more
             sequence.activity.blocks += more
 
     def free(self, request_id: str) -> bool:
@@ -113,9 +135,9 @@ class ActiveSequences:
         activity = sequence.activity
         activity.requests -= 1
         activity.prefill_tokens -= sequence.prefill_tokens
-        activity.blocks -= sequence.blocks
+        activity.blocks -= sequence.own_blocks + self._active.release(sequence.hold)
         if not activity.requests and not activity.watched:
-            del self._activities[sequence.worker]
+            del self._activities[activity.worker]
         return True
 
     def sweep(self, before_s: float) -> list[str]:
@@ -129,6 +151,7 @@ class ActiveSequences:
             return []
         dropped = self._free_all([i for i, s in self._sequences.items() if s.activity is activity])
         self._activities.pop(worker, None)
+        self._active.remove_worker(worker)
         return dropped
 
     def drop_source(self, source: str) -> None:
@@ -142,7 +165,7 @@ class ActiveSequences:
     def _activity(self, worker: WorkerId) -> WorkerActivity:
         activity = self._activities.get(worker)
         if activity is None:
-            activity = self._activities[worker] = WorkerActivity()
+            activity = self._activities[worker] = WorkerActivity(worker=worker)
         return activity
 
     def _free_all(self, request_ids: list[str]) -> list[str]:
