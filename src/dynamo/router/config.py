@@ -28,28 +28,28 @@ class KvRouterConfig:
     """Weigh cached blocks against load."""
 
     overlap_score_weight: float = option(
-        1.0,
+        8.0,
         flag=("--kv-overlap-score-weight", "--router-kv-overlap-score-weight", "--router-kv-overlap-score-credit"),
         env="DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT",
         minimum=0,
         help="kv: credit for a block that a worker has on its device, in blocks to prefill; 0 ignores caches",
     )
     host_cache_hit_weight: float = option(
-        0.75,
+        6.0,
         flag="--router-host-cache-hit-weight",
         env="DYN_ROUTER_HOST_CACHE_HIT_WEIGHT",
         minimum=0,
         help="kv: the same for a block in host memory",
     )
     disk_cache_hit_weight: float = option(
-        0.25,
+        2.0,
         flag="--router-disk-cache-hit-weight",
         env="DYN_ROUTER_DISK_CACHE_HIT_WEIGHT",
         minimum=0,
         help="kv: the same for a block on disk",
     )
     prefill_load_scale: float = option(
-        1.0,
+        32.0,
         flag=("--prefill-load-scale", "--router-prefill-load-scale"),
         env="DYN_ROUTER_PREFILL_LOAD_SCALE",
         minimum=0,

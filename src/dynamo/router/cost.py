@@ -1,13 +1,19 @@
 """What it costs to give a prompt to a worker. Pure functions.
 
-    cost = prefill_load_scale * max(prefill_blocks - credit - in_flight, 0) + decode_blocks
-    credit = 1.0 * device + 0.75 * host + 0.25 * disk
+    cost = prefill_load_scale * (prefill_blocks - credit - in_flight) + decode_blocks
+    credit = overlap_score_weight * device + host_cache_hit_weight * host + disk_cache_hit_weight * disk
 
-The formula is upstream's, the weights are settings. `credit` counts the blocks of the prompt that the worker has, by
-tier; `prefill_blocks` what it still has to prefill together with the whole prompt; `decode_blocks` what its running
-sequences would hold together with the prompt, which every decode step has to read, blocks that they share once.
-`in_flight` is ours: blocks of the prompt that the worker is about to prefill for another request are no reason to go
-elsewhere, where they would have to be prefilled as well. It counts no more than what the worker still has to prefill.
+The terms are upstream's. `prefill_blocks` is what the worker still has to prefill together with the whole prompt;
+`credit` counts the blocks of the prompt that it has, by tier; `decode_blocks` what its running sequences would hold
+together with the prompt, which every decode step has to read, blocks that they share once. `in_flight` is ours: blocks
+of the prompt that the worker is about to prefill for another request are no reason to go elsewhere, where they would
+have to be prefilled as well.
+
+A credit of 1 is what a cached block saves this request. It saves more: the time in which the worker would compute the
+block is missing to all that wait there, the more the busier the fleet is. Hence the default of 8, and no lower bound at
+0, under which workers that have much and workers that have more would look alike. A block is prefilled once and decoded
+from for a short while: prefill_load_scale, 32 by default, is the price of the one in the other. Both were found with
+`benchmarks/router.py`; docs/routing.md shows them against other values.
 """
 
 import math
@@ -55,7 +61,7 @@ def cost_blocks(
             decode_blocks -= active[worker]
             if worker in in_flight:
                 prefill -= min(block_size * in_flight[worker], activity.prefill_tokens)
-        costs.append(per_token * prefill + decode_blocks if prefill > 0 else decode_blocks)
+        costs.append(per_token * prefill + decode_blocks)
     return costs
 
 

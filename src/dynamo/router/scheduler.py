@@ -20,6 +20,10 @@ from dynamo.router.radix_tree import NO_OVERLAP, Overlap, RadixTree
 from dynamo.router.routing import Candidate, RoutingDecision, RoutingRequest, WorkerLimits
 from dynamo.router.sequences import ActiveSequences, WorkerActivity
 
+# Running requests that a worker may have: so many times the mean of all workers, and some more, where there are few.
+_REQUESTS_OVER_MEAN = 1.5
+_REQUESTS_SPARE = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
@@ -207,6 +211,10 @@ class KvScheduler:
             candidates, bound = [session_worker], True
         costs = self._costs(request, candidates, match, session_worker)
         chosen = select(costs, self.config.router_temperature, self._rng)
+        if self._has_too_many(candidates[chosen]) and not bound:
+            candidates = [w for w in candidates if not self._has_too_many(w)] or candidates
+            costs = self._costs(request, candidates, match, session_worker)
+            chosen = select(costs, self.config.router_temperature, self._rng)
         worker_id = candidates[chosen].id
         described: tuple[Candidate, ...] = ()
         reason = None
@@ -226,6 +234,14 @@ class KvScheduler:
             no_overlap_reason=reason,
             candidates=described,
         )
+
+    def _has_too_many(self, worker: _Worker) -> bool:
+        """Whether it has so many more requests than others that a cached prefix is no reason to give it another.
+
+        A prefix that all requests have would else keep them on the first worker that had it.
+        """
+        mean = len(self.sequences) / len(self._workers)
+        return worker.activity.requests > _REQUESTS_OVER_MEAN * mean + _REQUESTS_SPARE
 
     def _session_worker(self, request: RoutingRequest, now_s: float) -> _Worker | None:
         if request.session_id is None or self._affinity is Affinity.OFF:
