@@ -9,10 +9,11 @@ from dynamo.errors import NoInstancesError, OverloadedError
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import Tier
 from dynamo.protocols.load import WorkerLoad
+from dynamo.router.config import KvRouterConfig
 from dynamo.router.radix_tree import Overlap
 from dynamo.router.routing import WorkerLimits
 
-from .scheduling import BATCH_TOKENS, A, B, C, Fleet, make_fleet, only, prompt
+from .scheduling import BATCH_TOKENS, A, B, C, Fleet, fleet_of, make_fleet, only, prompt
 
 
 class TestChoice:
@@ -114,6 +115,51 @@ class TestChoice:
         decision = fleet.look(prompt(0))
         assert fleet.cached(prompt(0)) == {}
         assert fleet.loads()[decision.worker] == (0, 0, 0)
+
+
+class TestDefaults:
+    """As the router comes: what is cached weighs much, up to a limit."""
+
+    def test_weights(self) -> None:
+        config = KvRouterConfig()
+        assert (config.overlap_score_weight, config.host_cache_hit_weight, config.disk_cache_hit_weight) == (8, 6, 2)
+        assert config.prefill_load_scale == 32
+
+    def test_of_two_that_have_much_the_one_that_has_more(self) -> None:
+        fleet = fleet_of(KvRouterConfig(), A, B)
+        fleet.stored(A, prompt(0, 36))
+        fleet.stored(B, prompt(0, 40))
+        assert {fleet.look(prompt(0)).worker for _ in range(20)} == {B}
+
+    def test_a_prompt_that_all_requests_share_does_not_keep_them_on_one_worker(self) -> None:
+        fleet = fleet_of(KvRouterConfig(), A, B, C)
+        counts = Counter[WorkerId]()
+        for i in range(60):
+            limit = 1.5 * i / 3 + 4
+            worker = fleet.worker(str(i), prompt(0))
+            assert counts[worker] <= limit
+            counts[worker] += 1
+        assert len(counts) > 1
+
+    def test_they_may_stay_where_the_others_have_as_many(self) -> None:
+        fleet = fleet_of(KvRouterConfig(), A, B)
+        fleet.stored(A, prompt(0))
+        for i in range(20):
+            fleet.sent(f"b{i}", prompt(100 * i + 100), eligible=only(B))
+        assert {fleet.worker(str(i), prompt(0)) for i in range(20)} == {A}
+
+    def test_a_session_that_is_bound_stays_all_the_same(self) -> None:
+        fleet = fleet_of(KvRouterConfig(router_session_affinity="hard"), A, B, C)
+        assert len({fleet.worker(str(i), prompt(0), session_id="s") for i in range(60)}) == 1
+
+    def test_but_not_one_that_is_not(self) -> None:
+        fleet = fleet_of(KvRouterConfig(router_session_affinity="soft"), A, B, C)
+        assert len({fleet.worker(str(i), prompt(0), session_id="s") for i in range(60)}) > 1
+
+    def test_nor_does_a_request_go_where_it_may_not(self) -> None:
+        fleet = fleet_of(KvRouterConfig(), A, B, C)
+        assert {fleet.worker(str(i), prompt(0), eligible=only(A)) for i in range(60)} == {A}
+        assert fleet.worker("r", prompt(0), eligible=only(A, B)) == B
 
 
 class TestLoad:
