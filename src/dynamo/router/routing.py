@@ -44,6 +44,7 @@ class Candidate:
     overlap: Overlap
     prefill_tokens: int  # that it has been sent and has not prefilled, this request not included
     decode_blocks: int  # that its running sequences hold
+    has_too_many: bool  # requests: it is passed over where another may serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
