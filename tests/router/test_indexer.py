@@ -35,7 +35,7 @@ class TestEvents:
         indexer.apply(A, batch(stored(1, 2, 3), removed(3)))
         indexer.apply(A, batch(stored(1), dp_rank=1))
         indexer.apply_payload(B, payload(batch(stored(1, tier=Tier.HOST))))
-        assert indexer.find_matches(hash_array([1, 2, 3])).overlaps == {
+        assert indexer.tree.find_matches(hash_array([1, 2, 3])).overlaps == {
             WorkerId(A, 0): Overlap(device=2),
             WorkerId(A, 1): Overlap(device=1),
             WorkerId(B, 0): Overlap(host=1),

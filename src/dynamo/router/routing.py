@@ -13,7 +13,6 @@ class WorkerLimits:
     """What a worker was started with, as far as it says so."""
 
     max_num_batched_tokens: int | None = None
-    total_kv_blocks: int | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
