@@ -253,10 +253,25 @@ STEPS = st.lists(
 )
 
 
+LIVES = given(max_blocks=st.sampled_from([1, 2, 5, 9, 100]), steps=STEPS)
+
+
 @pytest.mark.parametrize("make", IMPLEMENTATIONS)
-@settings(max_examples=300, deadline=None)
-@given(max_blocks=st.sampled_from([1, 2, 5, 9, 100]), steps=STEPS)
+@settings(max_examples=100, deadline=None)
+@LIVES
 def test_against_the_model(make: Make, max_blocks: int, steps: list[tuple[str, int, int, list[int]]]) -> None:
+    live(make, max_blocks, steps)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("make", IMPLEMENTATIONS)
+@settings(max_examples=3000, deadline=None)
+@LIVES
+def test_against_the_model_for_long(make: Make, max_blocks: int, steps: list[tuple[str, int, int, list[int]]]) -> None:
+    live(make, max_blocks, steps)
+
+
+def live(make: Make, max_blocks: int, steps: list[tuple[str, int, int, list[int]]]) -> None:
     index, model = make(max_blocks), Model(max_blocks)
     for step, slot, tier, hashes in steps:
         if step == "store":

@@ -51,7 +51,7 @@ def test_all_had_the_same_to_do(summaries: dict[SimulatedMode, Summary]) -> None
 @pytest.mark.parametrize("mode", SimulatedMode)
 def test_equal_seeds_give_equal_results(mode: SimulatedMode, mooncake: list[TraceRequest]) -> None:
     config = dataclasses.replace(CONFIG, arrivals="poisson")
-    few = mooncake[:100]
+    few = mooncake[:50]
     assert simulate(config, mode, few) == simulate(config, mode, few)
     assert simulate(config, mode, few) != simulate(dataclasses.replace(config, seed=1), mode, few)
 
