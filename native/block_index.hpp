@@ -107,12 +107,6 @@ public:
         return matches;
     }
 
-    size_t count(uint32_t slot) const {
-        size_t sum = 0;
-        for (uint32_t tier = 0; tier < kTiers; ++tier) sum += place_of(slot, tier).count;
-        return sum;
-    }
-
     std::vector<uint64_t> held(uint32_t slot, uint32_t tier) {
         std::vector<uint64_t> hashes;
         if (place_of(slot, tier).count) {

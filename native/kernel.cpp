@@ -248,11 +248,6 @@ PyObject* index_clear(PyObject* self, PyObject* arg) {
     Py_RETURN_NONE;
 }
 
-PyObject* index_count(PyObject* self, PyObject* arg) {
-    uint32_t slot;
-    return read_slot(arg, &slot) ? PyLong_FromSize_t(index_of(self).count(slot)) : nullptr;
-}
-
 PyObject* index_held(PyObject* self, PyObject* const* args, Py_ssize_t given) {
     uint32_t slot, tier;
     if (!check_arguments("held", given, 2) || !read_slot(args[0], &slot) || !read_tier(args[1], &tier)) return nullptr;
@@ -317,7 +312,6 @@ PyMethodDef index_methods[] = {
     {"match", index_match, METH_O, nullptr},
     {"hash_and_match", fast(index_hash_and_match), METH_FASTCALL, nullptr},
     {"held", fast(index_held), METH_FASTCALL, nullptr},
-    {"count", index_count, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -37,7 +37,7 @@ class Router:
             pass
 
     def found(self) -> dict[WorkerId, int]:
-        return self.indexer.find_matches(sequence_hashes(PROMPT, BLOCK_SIZE)).scores
+        return self.indexer.tree.find_matches(sequence_hashes(PROMPT, BLOCK_SIZE)).scores
 
 
 @asynccontextmanager

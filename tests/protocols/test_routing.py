@@ -1,6 +1,13 @@
-from dynamo.protocols.generation import LLMEngineOutput, merge_outputs
-from dynamo.protocols.routing import CandidateReport, RoutingReport
-from dynamo.runtime.codec import encode_payload, payload_decoder
+import math
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, merge_outputs
+from dynamo.protocols.routing import BestWorkerRequest, CandidateReport, RoutingReport
+from dynamo.runtime.codec import PAYLOAD_ERRORS, encode_payload, payload_decoder
+from dynamo.tokens import token_array
 
 CANDIDATE = CandidateReport(
     worker_id=2**64 - 1,
@@ -35,3 +42,19 @@ def test_merged_outputs_keep_the_report() -> None:
     assert merge_outputs([first, second]) == LLMEngineOutput(token_ids=[1, 2], routing=REPORT)
     late = [LLMEngineOutput(token_ids=[1]), LLMEngineOutput(token_ids=[2], routing=REPORT)]
     assert merge_outputs(late).routing == REPORT
+
+
+REQUESTS = [
+    PreprocessedRequest(model="m", token_ids=token_array([1])),
+    BestWorkerRequest(token_ids=token_array([1])),
+]
+
+
+@pytest.mark.parametrize("sent", REQUESTS, ids=lambda request: type(request).__name__)
+@pytest.mark.parametrize("priority", [math.nan, math.inf, -math.inf, 1e7, -1e7])
+def test_a_priority_has_limits(sent: Any, priority: float) -> None:
+    """A queue could not order by what is no number."""
+    decode = payload_decoder(type(sent))
+    assert decode(encode_payload(structs.replace(sent, priority=1e6))).priority == 1e6
+    with pytest.raises(PAYLOAD_ERRORS, match="priority"):
+        decode(encode_payload(structs.replace(sent, priority=priority)))

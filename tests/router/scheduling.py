@@ -16,6 +16,12 @@ from dynamo.tokens import HASH_SEED, sequence_hashes, token_array
 BLOCK_SIZE = 4
 BATCH_TOKENS = 100
 A, B, C = WorkerId(1), WorkerId(2), WorkerId(3)
+UNIT_WEIGHTS = {  # a block to prefill is a block: costs can be read
+    "overlap_score_weight": 1.0,
+    "host_cache_hit_weight": 0.75,
+    "disk_cache_hit_weight": 0.25,
+    "prefill_load_scale": 1.0,
+}
 
 
 def prompt(first: int, tokens: int = 40) -> list[int]:
@@ -87,10 +93,14 @@ class Fleet:
 
 
 def make_fleet(*workers: WorkerId, feeds: bool = True, seed: int = 0, **settings: Any) -> Fleet:
-    """Workers with events, or without any."""
+    """Workers with events, or without any. Weights are 1 unless `settings` say otherwise."""
+    return fleet_of(KvRouterConfig(**{**UNIT_WEIGHTS, **settings}), *workers, feeds=feeds, seed=seed)
+
+
+def fleet_of(config: KvRouterConfig, *workers: WorkerId, feeds: bool = True, seed: int = 0) -> Fleet:
+    """The same with that configuration."""
     tree = RadixTree()
     heard = {worker.instance_id for worker in workers} if feeds else set()
-    config = KvRouterConfig(**settings)
     scheduler = KvScheduler(config, BLOCK_SIZE, random.Random(seed), tree, heard.__contains__)
     fleet = Fleet(scheduler, tree, heard)
     fleet.set_workers(*workers)

@@ -1,5 +1,6 @@
 """What a prompt costs, and who is chosen."""
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from dynamo.router.sequences import WorkerActivity
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 160
 A, B, C, D = (WorkerId(number) for number in range(4))
+UNIT = KvRouterConfig(  # costs can be read: a block to prefill is a block
+    overlap_score_weight=1.0, host_cache_hit_weight=0.75, disk_cache_hit_weight=0.25, prefill_load_scale=1.0
+)
 
 
 def cost(
@@ -28,7 +32,7 @@ def cost(
     foreign_blocks: int = 0,
     active: int = 0,
     in_flight: int = 0,
-    config: KvRouterConfig = KvRouterConfig(),  # noqa: B008 - frozen
+    config: KvRouterConfig = UNIT,
 ) -> float:
     """Without the prompt's own ten blocks, which every worker would have to hold."""
     activity = WorkerActivity(worker=A, prefill_tokens=prefill_tokens, blocks=blocks, foreign_blocks=foreign_blocks)
@@ -58,15 +62,27 @@ class TestCost:
         )
         assert cost(Overlap(2, 4, 4), prefill_tokens=32, blocks=1, config=config) == 3 * 9.5 + 1
 
-    def test_credit_is_never_worth_more_than_the_prefill(self) -> None:
-        config = KvRouterConfig(overlap_score_weight=2.0)
-        assert cost(Overlap(device=10), blocks=3, config=config) == 3
+    def test_there_is_no_lower_bound(self) -> None:
+        """A worker that has more is cheaper even where both have more than enough."""
+        config = dataclasses.replace(UNIT, overlap_score_weight=2.0)
+        assert cost(Overlap(device=10), config=config) == -10
+        assert cost(Overlap(device=8), config=config) == -6
+        assert cost(Overlap(device=10), blocks=3, config=config) == -7
         assert cost(Overlap(device=10), prefill_tokens=240, blocks=3, config=config) == 8
 
+    def test_by_default_a_cached_block_is_worth_eight_to_prefill_and_one_of_those_32_to_decode(self) -> None:
+        config = KvRouterConfig()
+        uncached = cost(config=config)
+        assert uncached == 32 * 10
+        assert uncached - cost(Overlap(device=1), config=config) == 32 * 8
+        assert uncached - cost(Overlap(host=1), config=config) == 32 * 6
+        assert uncached - cost(Overlap(disk=1), config=config) == 32 * 2
+        assert cost(blocks=1, config=config) - uncached == 1
+
     def test_weights_of_0_make_it_blind(self) -> None:
-        config = KvRouterConfig(overlap_score_weight=0.0)
+        config = dataclasses.replace(UNIT, overlap_score_weight=0.0)
         assert cost(Overlap(device=10), config=config) == cost(config=config)
-        config = KvRouterConfig(prefill_load_scale=0.0)
+        config = dataclasses.replace(UNIT, prefill_load_scale=0.0)
         assert cost(prefill_tokens=999, blocks=3, config=config) == 3
 
     def test_each_worker_has_its_own(self) -> None:
@@ -75,7 +91,7 @@ class TestCost:
         match = PromptMatch(
             {B: Overlap(device=3), C: Overlap(device=3), D: Overlap(host=4)}, active={B: 3, C: 2}, in_flight={B: 1}
         )
-        costs = cost_blocks(KvRouterConfig(), BLOCK_SIZE, PROMPT_TOKENS, busy + idle, match)
+        costs = cost_blocks(UNIT, BLOCK_SIZE, PROMPT_TOKENS, busy + idle, match)
         assert costs == [23, 20 - 3 - 1, 17 - 2, 17]
 
     def test_blocks_in_use_there_need_not_be_held_again(self) -> None:

@@ -35,7 +35,7 @@ class TestEvents:
         indexer.apply(A, batch(stored(1, 2, 3), removed(3)))
         indexer.apply(A, batch(stored(1), dp_rank=1))
         indexer.apply_payload(B, payload(batch(stored(1, tier=Tier.HOST))))
-        assert indexer.find_matches(hash_array([1, 2, 3])).overlaps == {
+        assert indexer.tree.find_matches(hash_array([1, 2, 3])).overlaps == {
             WorkerId(A, 0): Overlap(device=2),
             WorkerId(A, 1): Overlap(device=1),
             WorkerId(B, 0): Overlap(host=1),
@@ -177,11 +177,24 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(STEPS, min_size=10, max_size=60), st.integers(1, 6))
+LIVES = given(st.lists(STEPS, min_size=10, max_size=60), st.integers(1, 6))
+
+
+@settings(max_examples=100, deadline=None)
+@LIVES
 def test_index_ends_equal_to_what_the_workers_hold(steps: list[tuple[str, int, Any]], events_max: int) -> None:
     """Whatever was lost, doubled or late, whoever was restarted, and however little the feed keeps."""
+    live(steps, events_max)
 
+
+@pytest.mark.long
+@settings(max_examples=2000, deadline=None)
+@LIVES
+def test_so_it_does_in_many_more_lives(steps: list[tuple[str, int, Any]], events_max: int) -> None:
+    live(steps, events_max)
+
+
+def live(steps: list[tuple[str, int, Any]], events_max: int) -> None:
     async def run() -> None:  # the feed makes futures, which want a loop
         world = World(events_max, workers=2)
         for action, place, detail in steps:

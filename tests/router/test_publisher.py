@@ -43,7 +43,7 @@ class TestKvEvents:
         await subscriber.close()
 
     async def found(self, indexer: KvIndexer, hashes: HashArray, overlaps: dict[WorkerId, Overlap]) -> None:
-        await eventually(lambda: indexer.find_matches(hashes).overlaps == overlaps)
+        await eventually(lambda: indexer.tree.find_matches(hashes).overlaps == overlaps)
 
     async def test_blocks_come_and_go(
         self, runtime: DistributedRuntime, publisher: KvEventPublisher, indexer: KvIndexer
@@ -83,7 +83,7 @@ class TestKvEvents:
         publisher.publish_stored(PROMPT[4:8], [4], [2], parent_hash=1)
         names = sequence_hashes(token_array(PROMPT), BLOCK_SIZE, block_seed("adapter", "salt"))
         await self.found(indexer, names, {WorkerId(runtime.instance_id): Overlap(device=2)})
-        assert not indexer.find_matches(NAMES).overlaps
+        assert not indexer.tree.find_matches(NAMES).overlaps
 
     async def test_blocks_that_are_not_full_are_left_out(
         self, runtime: DistributedRuntime, publisher: KvEventPublisher, indexer: KvIndexer

@@ -9,10 +9,11 @@ from dynamo.errors import NoInstancesError, OverloadedError
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import Tier
 from dynamo.protocols.load import WorkerLoad
+from dynamo.router.config import KvRouterConfig
 from dynamo.router.radix_tree import Overlap
 from dynamo.router.routing import WorkerLimits
 
-from .scheduling import BATCH_TOKENS, A, B, C, Fleet, make_fleet, only, prompt
+from .scheduling import BATCH_TOKENS, A, B, C, Fleet, fleet_of, make_fleet, only, prompt
 
 
 class TestChoice:
@@ -114,6 +115,51 @@ class TestChoice:
         decision = fleet.look(prompt(0))
         assert fleet.cached(prompt(0)) == {}
         assert fleet.loads()[decision.worker] == (0, 0, 0)
+
+
+class TestDefaults:
+    """As the router comes: what is cached weighs much, up to a limit."""
+
+    def test_weights(self) -> None:
+        config = KvRouterConfig()
+        assert (config.overlap_score_weight, config.host_cache_hit_weight, config.disk_cache_hit_weight) == (8, 6, 2)
+        assert config.prefill_load_scale == 32
+
+    def test_of_two_that_have_much_the_one_that_has_more(self) -> None:
+        fleet = fleet_of(KvRouterConfig(), A, B)
+        fleet.stored(A, prompt(0, 36))
+        fleet.stored(B, prompt(0, 40))
+        assert {fleet.look(prompt(0)).worker for _ in range(20)} == {B}
+
+    def test_a_prompt_that_all_requests_share_does_not_keep_them_on_one_worker(self) -> None:
+        fleet = fleet_of(KvRouterConfig(), A, B, C)
+        counts = Counter[WorkerId]()
+        for i in range(60):
+            limit = 1.5 * i / 3 + 4
+            worker = fleet.worker(str(i), prompt(0))
+            assert counts[worker] <= limit
+            counts[worker] += 1
+        assert len(counts) > 1
+
+    def test_they_may_stay_where_the_others_have_as_many(self) -> None:
+        fleet = fleet_of(KvRouterConfig(), A, B)
+        fleet.stored(A, prompt(0))
+        for i in range(20):
+            fleet.sent(f"b{i}", prompt(100 * i + 100), eligible=only(B))
+        assert {fleet.worker(str(i), prompt(0)) for i in range(20)} == {A}
+
+    def test_a_session_that_is_bound_stays_all_the_same(self) -> None:
+        fleet = fleet_of(KvRouterConfig(router_session_affinity="hard"), A, B, C)
+        assert len({fleet.worker(str(i), prompt(0), session_id="s") for i in range(60)}) == 1
+
+    def test_but_not_one_that_is_not(self) -> None:
+        fleet = fleet_of(KvRouterConfig(router_session_affinity="soft"), A, B, C)
+        assert len({fleet.worker(str(i), prompt(0), session_id="s") for i in range(60)}) > 1
+
+    def test_nor_does_a_request_go_where_it_may_not(self) -> None:
+        fleet = fleet_of(KvRouterConfig(), A, B, C)
+        assert {fleet.worker(str(i), prompt(0), eligible=only(A)) for i in range(60)} == {A}
+        assert fleet.worker("r", prompt(0), eligible=only(A, B)) == B
 
 
 class TestLoad:
@@ -278,6 +324,17 @@ class TestWithoutEvents:
         assert fleet.cached(prompt(0)) == {A: 10}
         fleet.feeds.add(A.instance_id)
         assert fleet.cached(prompt(0)) == {}
+
+    def test_while_they_are_not_heard_what_they_had_said_counts_where_it_is_more(self) -> None:
+        fleet = make_fleet(A, B)
+        fleet.stored(A, prompt(0, 32))
+        fleet.stored(B, prompt(0, 8))
+        fleet.feeds.clear()
+        for request_id, worker in (("a", A), ("b", B)):
+            fleet.sent(request_id, prompt(0, 20), eligible=only(worker))
+            fleet.scheduler.first_token(request_id, 0.0)
+            fleet.scheduler.free(request_id)
+        assert fleet.cached(prompt(0)) == {A: 8, B: 5}
 
 
 class TestWorkersComeAndGo:
@@ -512,9 +569,7 @@ class TestExplanation:
         assert make_fleet(A).reason([1, 2]) == "the prompt has 2 tokens, a block 4"
 
     def test_nothing_known(self) -> None:
-        reason = make_fleet(A).reason(prompt(0))
-        assert reason is not None
-        assert "no worker has sent an event" in reason
+        assert make_fleet(A).reason(prompt(0)) == "nothing is known to be cached anywhere"
 
     def test_not_cached(self) -> None:
         fleet = make_fleet(A)
@@ -539,11 +594,30 @@ class TestExplanation:
         reason = fleet.reason(prompt(0), eligible=only(B))
         assert reason == "no worker that may serve the request has anything of the prompt, but another has"
 
-    def test_bound_to_its_session(self) -> None:
-        fleet = make_fleet(A, B, router_session_affinity="hard")
-        fleet.sent("0", prompt(100), session_id="s", eligible=only(B))
+    def test_too_many_requests_elsewhere(self) -> None:
+        fleet = make_fleet(A, B, C, overlap_score_weight=1000.0)
         fleet.stored(A, prompt(0))
+        for i in range(10):
+            fleet.sent(str(i), prompt(100 * i + 100, 4), eligible=only(A))
+        assert fleet.reason(prompt(0)) == "the workers that have a part of the prompt have too many requests already"
+        assert {c.worker for c in fleet.look(prompt(0), explain=True).candidates} == {A, B, C}
+
+    @pytest.mark.parametrize("affinity", ["soft", "hard"])
+    def test_bound_to_its_session(self, affinity: str) -> None:
+        fleet = make_fleet(A, B, router_session_affinity=affinity)
+        fleet.sent("0", prompt(100), session_id="s", eligible=only(B))
+        fleet.scheduler.free("0")
+        fleet.stored(A, prompt(0, 16))
         assert fleet.reason(prompt(0), session_id="s") == "the session stays with its worker"
+
+    def test_not_with_its_session(self) -> None:
+        fleet = make_fleet(A, B)
+        fleet.sent("0", prompt(100), session_id="s", eligible=only(B))
+        fleet.stored(A, prompt(0, 16))
+        fleet.busy(A, 60)
+        fleet.busy(B, 100)
+        decision = fleet.look(prompt(200), session_id="s", explain=True)
+        assert (decision.worker, decision.no_overlap_reason) == (A, "no worker has the first block of the prompt")
 
     def test_another_salt(self) -> None:
         fleet = make_fleet(A)
@@ -551,3 +625,12 @@ class TestExplanation:
         assert fleet.reason(prompt(0), seed=7) == "the prompt is cached for another LoRA adapter or cache salt"
         fleet.stored(A, prompt(0), seed=7)
         assert fleet.reason(prompt(0), seed=7) is None
+
+    @pytest.mark.parametrize("running", [True, False])
+    def test_another_salt_of_which_no_event_has_told(self, running: bool) -> None:
+        fleet = make_fleet(A, feeds=running)
+        fleet.sent("r", prompt(0))
+        if not running:  # it is believed to be cached
+            fleet.scheduler.first_token("r", 0.0)
+            fleet.scheduler.free("r")
+        assert fleet.reason(prompt(0), seed=7) == "the prompt is cached for another LoRA adapter or cache salt"

@@ -1,15 +1,18 @@
 """Whatever comes in whatever order: everybody is answered once, and nothing is left of those that have ended."""
 
-from hypothesis import settings
+from collections import Counter
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dynamo.errors import NoInstancesError, OverloadedError
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.load import WorkerLoad
+from dynamo.router.config import KvRouterConfig
 from dynamo.router.routing import RoutingDecision
 
-from .scheduling import A, B, C, Fleet, make_fleet, only
+from .scheduling import A, B, C, Fleet, fleet_of, make_fleet, only, prompt
 
 QUEUE_SIZE = 3
 EXPIRY_S = 20.0
@@ -153,3 +156,22 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+
+
+@given(
+    requests=st.lists(st.tuples(st.integers(0, 2), st.sets(workers, min_size=1)), max_size=60),
+    temperature=st.sampled_from([0.0, 0.5]),
+)
+@settings(deadline=None)
+def test_who_has_too_many_requests_gets_another_only_where_nobody_else_may(
+    requests: list[tuple[int, set[WorkerId]]], temperature: float
+) -> None:
+    """So there is always somebody."""
+    fleet = fleet_of(KvRouterConfig(router_temperature=temperature), A, B, C)
+    counts = Counter[WorkerId]()
+    for i, (first, eligible) in enumerate(requests):
+        limit = 1.5 * i / 3 + 4
+        worker = fleet.worker(str(i), prompt(100 * first), eligible=only(*eligible))
+        assert worker in eligible
+        assert counts[worker] <= limit or all(counts[other] > limit for other in eligible)
+        counts[worker] += 1

@@ -126,7 +126,7 @@ async def test_workers_that_come_before_and_after_the_router(cluster: Cluster) -
     early.feed.publish(batch(removed(3), stored(4), dp_rank=1))
     late.feed.publish(batch(AllBlocksCleared()))
     await eventually(lambda: router.knows(early) and router.knows(late))
-    assert router.indexer.find_matches(hash_array([1, 2])).scores == {WorkerId(early.id, 1): 2}
+    assert router.indexer.tree.find_matches(hash_array([1, 2])).scores == {WorkerId(early.id, 1): 2}
     assert (router.indexer.dumps, router.subscriber.gaps, router.subscriber.disconnects) == (2, 0, 0)
     await router.subscriber.close()
 

@@ -123,7 +123,7 @@ class KvEventsWorld:
             yield f"{tree.pruned} had to make room"
 
     def _match(self, hashes: str) -> Iterator[str]:
-        overlaps = self._world.indexer.find_matches(hash_array(_numbers(hashes))).overlaps
+        overlaps = self._world.indexer.tree.find_matches(hash_array(_numbers(hashes))).overlaps
         for worker, overlap in sorted(overlaps.items(), key=lambda entry: self._world.names[entry[0].instance_id]):
             parts = [f"{count} on {tier.name.lower()}" for tier, count in zip(Tier, overlap, strict=True) if count]
             yield f"{self._world.names[worker.instance_id]}: {', '.join(parts)}"

@@ -88,7 +88,6 @@ def test_a_request_that_comes_during_a_step_waits_for_its_end() -> None:
 def test_requests_of_one_moment_share_a_step() -> None:
     record = run(Scripted([0, 0]), [request_of(1), request_of(2)], [1.0, 1.0])
     assert [request.ttft_s for request in record.requests] == pytest.approx([0.018, 0.018])
-    assert record.steps == 1
 
 
 def test_workers_do_not_wait_for_each_other() -> None:

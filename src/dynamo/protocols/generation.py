@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from dynamo.protocols.routing import RoutingReport
+from dynamo.protocols.routing import Priority, RoutingReport
 from dynamo.tokens import TokenArray
 
 
@@ -75,7 +75,7 @@ class PreprocessedRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     cache_salt: str | None = None  # KV blocks are shared only with requests that have the same
     dp_rank: int | None = None  # which data-parallel rank of the instance serves this; None: it chooses
     target: WorkerId | None = None  # the worker that the client asked for, by nvext.backend_instance_id
-    priority: float = 0  # seconds of head start in a router's queue
+    priority: Priority = 0
     session_id: str | None = None  # what the client says the request is part of
     explain_routing: bool = False  # asks the router for a RoutingReport
 

@@ -1,10 +1,14 @@
 """What a router is told with a request beside its tokens, and how it explains its choice."""
 
+from typing import Annotated
+
 import msgspec
 
 from dynamo.tokens import TokenArray
 
 SESSION_ID = "session_id"  # in a Context's metadata: the session that the client says its request belongs to
+
+Priority = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]  # seconds of head start in a router's queue
 
 
 class CandidateReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +48,7 @@ class BestWorkerRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     request_id: str | None = None
     cache_salt: str | None = None
     lora_name: str | None = None
-    priority: float = 0
+    priority: Priority = 0
     session_id: str | None = None
 
 

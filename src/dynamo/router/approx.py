@@ -23,7 +23,12 @@ class ApproxKvIndexer:
         return len(self._blocks)
 
     def process_routing_decision(self, worker: WorkerId, hashes: HashArray, now_s: float) -> None:
-        """A prompt with these blocks, from the first on, was sent to `worker`."""
+        """A prompt was sent to `worker`.
+
+        `hashes` must be its sequence hashes (`dynamo.tokens`) from the first block on. Nothing checks that: where they
+        are others, what is found is wrong, and when the prompt lapses another's blocks may be forgotten in place of
+        its own.
+        """
         if not hashes:
             return
         self._believed_blocks += len(hashes)

@@ -66,10 +66,6 @@ class BlockIndex(Protocol):
         """The blocks that `slot` holds on `tier`, in no particular order."""
         ...
 
-    def count(self, slot: int, /) -> int:
-        """How many blocks `slot` holds; one on two tiers counts twice."""
-        ...
-
 
 class PyBlockIndex:
     """BlockIndex in Python."""
@@ -169,10 +165,6 @@ class PyBlockIndex:
             return hash_array()
         place.compact(self._holders[tier], 1 << slot)
         return place.log[:]
-
-    def count(self, slot: int) -> int:
-        first = _key(slot, 0)
-        return sum(self._places[key].count for key in range(first, first + TIERS) if key in self._places)
 
     def _store_on_device(self, bit: int, blocks: list[int]) -> int:
         """Returns how many of them are new there."""

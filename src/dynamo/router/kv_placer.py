@@ -94,9 +94,7 @@ class KvPlacer:
             self._subscriber.follow_only(instances)
         self.scheduler.set_workers(
             {
-                WorkerId(instance_id, dp_rank): WorkerLimits(
-                    max_num_batched_tokens=limits.max_num_batched_tokens, total_kv_blocks=limits.total_kv_blocks
-                )
+                WorkerId(instance_id, dp_rank): WorkerLimits(max_num_batched_tokens=limits.max_num_batched_tokens)
                 for instance_id, limits in self._instances.items()
                 for dp_rank in range(min(limits.data_parallel_size, RANKS_MAX))
             }

@@ -55,23 +55,14 @@ class PrefixCaches:
         """Who has how much of the prompt. Fills in the request's hashes."""
         hashes, scores = self._tree.hash_and_match(request.token_ids, self._block_size, request.seed)
         request.hashes = hashes
-        overlaps = scores.overlaps
-        if len(self._approx):
-            for worker, guess in self._approx.find_matches(hashes, now_s).overlaps.items():
-                # What was believed before a worker's events were heard counts no more.
-                if not self._has_feed(worker.instance_id):
-                    overlaps[worker] = guess
-        match = PromptMatch(overlaps)
-        if self._sequences.active_blocks:
-            self._add_active(match, hashes)
-        return match
+        return self._completed(scores.overlaps, hashes, now_s)
 
-    def known_elsewhere(self, request: RoutingRequest) -> bool:
+    def known_elsewhere(self, request: RoutingRequest, now_s: float) -> bool:
         """Whether somebody has the prompt's tokens in a cache for no adapter and no salt, but the request has one."""
         if request.seed == HASH_SEED:
             return False
-        _, scores = self._tree.hash_and_match(request.token_ids, self._block_size, HASH_SEED)
-        return bool(scores.overlaps)
+        hashes, scores = self._tree.hash_and_match(request.token_ids, self._block_size, HASH_SEED)
+        return bool(self._completed(scores.overlaps, hashes, now_s).overlaps)
 
     def prefilled(self, worker: WorkerId, hashes: HashArray, now_s: float) -> None:
         """`worker` has a prompt in its cache now."""
@@ -81,6 +72,22 @@ class PrefixCaches:
     def remove_worker(self, worker: WorkerId) -> None:
         """`worker` is gone."""
         self._approx.remove_worker(worker)
+
+    def _completed(self, overlaps: Overlaps, hashes: HashArray, now_s: float) -> PromptMatch:
+        """What the events say, and what is known beside."""
+        if len(self._approx):
+            self._add_believed(overlaps, hashes, now_s)
+        match = PromptMatch(overlaps)
+        if self._sequences.active_blocks:
+            self._add_active(match, hashes)
+        return match
+
+    def _add_believed(self, overlaps: Overlaps, hashes: HashArray, now_s: float) -> None:
+        for worker, guess in self._approx.find_matches(hashes, now_s).overlaps.items():
+            # What was believed before a worker's events were heard counts no more. While they are not heard any more,
+            # what they had said is still true of most blocks.
+            if not self._has_feed(worker.instance_id) and guess.total >= overlaps.get(worker, NO_OVERLAP).total:
+                overlaps[worker] = guess
 
     def _add_active(self, match: PromptMatch, hashes: HashArray) -> None:
         overlaps = match.overlaps

@@ -120,11 +120,6 @@ class RadixTree:
         slot = self._slots.get(worker)
         return hash_array() if slot is None else self._index.held(slot, tier)
 
-    def count(self, worker: WorkerId) -> int:
-        """How many blocks `worker` holds; one on two tiers counts twice."""
-        slot = self._slots.get(worker)
-        return 0 if slot is None else self._index.count(slot)
-
     def dump(self) -> Iterable[tuple[WorkerId, Tier, HashArray]]:
         """All that is known, worker by worker."""
         for worker, slot in self._slots.items():

@@ -13,7 +13,6 @@ class WorkerLimits:
     """What a worker was started with, as far as it says so."""
 
     max_num_batched_tokens: int | None = None
-    total_kv_blocks: int | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -44,6 +43,7 @@ class Candidate:
     overlap: Overlap
     prefill_tokens: int  # that it has been sent and has not prefilled, this request not included
     decode_blocks: int  # that its running sequences hold
+    has_too_many: bool  # requests: it is passed over where another may serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

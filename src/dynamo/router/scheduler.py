@@ -206,22 +206,24 @@ class KvScheduler:
     def _decide(self, request: RoutingRequest, candidates: list[_Worker], now_s: float) -> RoutingDecision:
         match = self._caches.match(request, now_s)
         session_worker = self._session_worker(request, now_s)
-        bound = False
         if session_worker is not None and self._affinity is Affinity.HARD:
-            candidates, bound = [session_worker], True
+            candidates = [session_worker]
         costs = self._costs(request, candidates, match, session_worker)
-        chosen = select(costs, self.config.router_temperature, self._rng)
-        if self._has_too_many(candidates[chosen]) and not bound:
-            candidates = [w for w in candidates if not self._has_too_many(w)] or candidates
-            costs = self._costs(request, candidates, match, session_worker)
-            chosen = select(costs, self.config.router_temperature, self._rng)
+        chosen = self._choose(candidates, costs)
         worker_id = candidates[chosen].id
         described: tuple[Candidate, ...] = ()
         reason = None
         if request.explain:
-            described = _described(candidates, costs, match)
+            described = _described(candidates, costs, match, self._requests_max())
             reason = no_overlap_reason(
-                request, self.block_size, described, described[chosen], match.overlaps, self._caches, bound=bound
+                request,
+                self.block_size,
+                described,
+                described[chosen],
+                match.overlaps,
+                self._caches,
+                in_session=candidates[chosen] is session_worker,
+                now_s=now_s,
             )
         return RoutingDecision(
             request_id=request.request_id,
@@ -235,13 +237,23 @@ class KvScheduler:
             candidates=described,
         )
 
-    def _has_too_many(self, worker: _Worker) -> bool:
-        """Whether it has so many more requests than others that a cached prefix is no reason to give it another.
+    def _choose(self, candidates: list[_Worker], costs: list[float]) -> int:
+        """The position of the chosen one. Who has too many requests is passed over, unless all candidates have.
 
         A prefix that all requests have would else keep them on the first worker that had it.
         """
-        mean = len(self.sequences) / len(self._workers)
-        return worker.activity.requests > _REQUESTS_OVER_MEAN * mean + _REQUESTS_SPARE
+        chosen = select(costs, self.config.router_temperature, self._rng)
+        requests_max = self._requests_max()
+        if candidates[chosen].activity.requests <= requests_max:
+            return chosen
+        others = [i for i, worker in enumerate(candidates) if worker.activity.requests <= requests_max]
+        if not others:
+            return chosen
+        return others[select([costs[i] for i in others], self.config.router_temperature, self._rng)]
+
+    def _requests_max(self) -> float:
+        """With more requests than this a worker has so many more than others that what it has cached is no reason."""
+        return _REQUESTS_OVER_MEAN * len(self.sequences) / len(self._workers) + _REQUESTS_SPARE
 
     def _session_worker(self, request: RoutingRequest, now_s: float) -> _Worker | None:
         if request.session_id is None or self._affinity is Affinity.OFF:
@@ -262,7 +274,9 @@ class KvScheduler:
         return cost_blocks(self.config, self.block_size, request.prompt_tokens, activities, match)
 
 
-def _described(candidates: list[_Worker], costs: list[float], match: PromptMatch) -> tuple[Candidate, ...]:
+def _described(
+    candidates: list[_Worker], costs: list[float], match: PromptMatch, requests_max: float
+) -> tuple[Candidate, ...]:
     return tuple(
         Candidate(
             worker=worker.id,
@@ -270,6 +284,7 @@ def _described(candidates: list[_Worker], costs: list[float], match: PromptMatch
             overlap=match.overlaps.get(worker.id, NO_OVERLAP),
             prefill_tokens=worker.activity.prefill_tokens,
             decode_blocks=worker.activity.blocks + worker.activity.foreign_blocks,
+            has_too_many=worker.activity.requests > requests_max,
         )
         for worker, cost in zip(candidates, costs, strict=True)
     )

@@ -89,7 +89,6 @@ class Cluster:
             self._running[self._workers[worker].submit(request, now_s)] = record
 
     def _step_ended(self, worker: SimulatedWorker, step: StepResult, now_s: float) -> None:
-        self._record.steps += 1
         if self._cache_events:
             events = self._cache_events[worker.index].take()
             if events:

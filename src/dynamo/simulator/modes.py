@@ -36,5 +36,5 @@ def make_router_core(
     """A router of this mode for workers like `engine`, numbered from 0."""
     if not mode.is_kv:
         return SelectorCore(make_selector(RouterMode(mode.value), rng), workers)
-    limits = WorkerLimits(max_num_batched_tokens=engine.max_num_batched_tokens, total_kv_blocks=engine.num_blocks)
+    limits = WorkerLimits(max_num_batched_tokens=engine.max_num_batched_tokens)
     return KvCore(mode.kv_config(config), engine.block_size, workers, limits, rng)

@@ -62,4 +62,3 @@ class RunRecord:
     requests: list[RequestRecord]
     gaps: TokenGaps = field(default_factory=TokenGaps)
     preemptions: int = 0
-    steps: int = 0

@@ -31,8 +31,6 @@ class Summary:
     latency_p99_s: float
     requests_spread: float
     prefill_spread: float  # of prompt tokens that were not cached
-    router_wait_p99_s: float
-    preemptions: int
 
 
 def summarize(record: RunRecord, mode: str) -> Summary:
@@ -66,8 +64,6 @@ def summarize(record: RunRecord, mode: str) -> Summary:
         latency_p99_s=percentile(latency_s, 99),
         requests_spread=_spread(placed, record.workers),
         prefill_spread=_spread(prefilled, record.workers),
-        router_wait_p99_s=percentile(sorted(request.placed_s - request.arrival_s for request in requests), 99),
-        preemptions=record.preemptions,
     )
 
 

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from dynamo.protocols.openai.messages import JsonObject, Message, Tool, ToolChoice
+from dynamo.protocols.routing import Priority
 
 INT32_MAX = 2**31 - 1  # engines keep counts in 32 bits
 STOP_STRING_CHARS_MAX = 1000  # bounds the work per token
 CACHE_SALT_CHARS_MAX = 256
-PRIORITY_MAX_S = 1e6  # either way
 
 Count = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 PositiveCount = Annotated[int, Meta(ge=1, le=INT32_MAX)]
@@ -48,7 +48,7 @@ class ResponseFormat(Struct, kw_only=True):
 class AgentHints(Struct, kw_only=True):
     """What an agent knows of its request and the service could not."""
 
-    priority: Annotated[float, Meta(ge=-PRIORITY_MAX_S, le=PRIORITY_MAX_S)] | None = None  # seconds of head start
+    priority: Priority | None = None
 
 
 class NvExt(Struct, kw_only=True):
