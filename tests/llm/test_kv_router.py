@@ -57,7 +57,9 @@ class Fleet:
         self.runtimes.append(DistributedRuntime(config=self.config, shared=self.shared))
         return self.runtimes[-1]
 
-    async def worker(self, *names: str, block_size: int | None = BLOCK_SIZE, **limits: int) -> Worker:
+    async def worker(
+        self, *names: str, block_size: int | None = BLOCK_SIZE, content_hash: str = "", **limits: int
+    ) -> Worker:
         """Serves ENDPOINT and announces models of these names."""
         runtime = self.runtime()
         endpoint = runtime.endpoint(ENDPOINT)
@@ -70,6 +72,7 @@ class Fleet:
                 name=name,
                 model_type=1,
                 model_input=ModelInput.Tokens,
+                content_hash=content_hash,
                 limits=RuntimeLimits(kv_block_size=block_size, **limits),
             )
             entry = ModelEntry(instance_id=runtime.instance_id, endpoint=endpoint.id, card=card)
@@ -355,6 +358,19 @@ class TestDiscover:
         router = await within(discovering)
         assert router.block_size == 8
         await fleet.heard_of(router, first)
+
+    async def test_others_must_have_the_same_files(self, fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+        first = await fleet.worker("m", content_hash="one")
+        router = await within(KvRouter.discover(fleet.runtime().endpoint(ENDPOINT)))
+        unlike = await fleet.worker("m", content_hash="two")
+        like = await fleet.worker("m", content_hash="one")
+        await fleet.heard_of(router, first, like)
+        said = (
+            f"instance {unlike.id:x} gets no requests: it serves 'm' with KV blocks of 4 tokens and other model files"
+        )
+        await eventually(lambda: said in caplog.text)
+        with pytest.raises(InvalidRequestError):
+            await anext(await router.generate(PROMPT, "m", worker_id=unlike.id))
 
     async def test_discovery_ends(self, fleet: Fleet) -> None:
         runtime = fleet.runtime()

@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 class KvRouter:
     """Routes to the instances of one endpoint, following them and their KV events.
 
-    Needs a running event loop; close() ends what it has begun. An instance whose model has KV blocks of another size
-    gets no requests.
+    Needs a running event loop; close() ends what it has begun. An instance whose model has KV blocks of another size,
+    or is made of other files, gets no requests.
     """
 
     def __init__(
@@ -47,17 +47,21 @@ class KvRouter:
         kv_router_config: KvRouterConfig | None = None,
         *,
         model_name: str = "",
+        content_hash: str = "",
     ) -> None:
         """`block_size` in tokens: what the workers' engines have.
 
         With a `model_name` only instances that announce this model get requests; without, all but those that announce
-        models with other blocks. With router_replica_sync routers of the same `model_name` share their load.
+        models with other blocks. A `content_hash` is that of the model's card, which others of the same name must
+        have too: with another tokenizer a prompt would mean something else. With router_replica_sync routers of the
+        same `model_name` share their load.
         """
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         runtime = endpoint.runtime
         self.block_size = block_size
         self._model = model_name
+        self._content_hash = content_hash
         self._client = runtime.client(endpoint.id)
         self._placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig(), model_name)
         self._router = PushRouter(self._client, self._placer, self._serves)
@@ -66,7 +70,7 @@ class KvRouter:
         self._limits: dict[int, RuntimeLimits] = {}  # of the instances that get requests
         self._refused: set[int] = set()
         self._instances: list[int] = []  # that the two were made of
-        self._stale = False  # whether other entries were, too
+        self._stale = True  # there are entries that they were not made of
         self._changed = asyncio.Event()
         self._entries = runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
         for event in self._entries.take():  # who is there can be chosen at once
@@ -89,7 +93,13 @@ class KvRouter:
                 if isinstance(event, Put) and (entry := _decoded(event.key, event.value)) is not None:
                     card = entry.card
                     if card.limits.kv_block_size is not None:
-                        return cls(endpoint, card.limits.kv_block_size, kv_router_config, model_name=card.name)
+                        return cls(
+                            endpoint,
+                            card.limits.kv_block_size,
+                            kv_router_config,
+                            model_name=card.name,
+                            content_hash=card.content_hash,
+                        )
                     logger.warning("%r is passed over: its workers do not tell the size of their KV blocks", card.name)
         finally:
             watch.close()
@@ -267,28 +277,34 @@ class KvRouter:
             elif cards:
                 refused.add(instance_id)
                 self._complain(instance_id, cards[0])
-        self._refused = refused
-        if limits != self._limits:
-            self._limits = limits
-            self._placer.set_instances(limits)
-            self._changed.set()
+        self._refused, self._limits = refused, limits
+        self._placer.set_instances(limits)
+        self._changed.set()
 
     def _fitting(self, cards: list[ModelCard]) -> RuntimeLimits | None:
         """What an instance that announces these was started with, if this router is for it."""
         if not cards and not self._model:
             return RuntimeLimits()
-        fitting = (c.limits for c in cards if self._model in ("", c.name) and c.limits.kv_block_size == self.block_size)
-        return next(fitting, None)
+        return next((card.limits for card in cards if self._fits(card)), None)
+
+    def _fits(self, card: ModelCard) -> bool:
+        return (
+            self._model in ("", card.name)
+            and self._content_hash in ("", card.content_hash)
+            and card.limits.kv_block_size == self.block_size
+        )
 
     def _complain(self, instance_id: int, card: ModelCard) -> None:
         if instance_id in self._refused:
             return
         size = card.limits.kv_block_size
+        other_files = card.name == self._model and self._content_hash not in ("", card.content_hash)
         logger.warning(
-            "instance %x gets no requests: it serves %r with %s, this router is for %s with KV blocks of %d tokens",
+            "instance %x gets no requests: it serves %r with %s%s, this router is for %s with KV blocks of %d tokens",
             instance_id,
             card.name,
             "KV blocks of unknown size" if size is None else f"KV blocks of {size} tokens",
+            " and other model files or another context length" if other_files else "",
             repr(self._model) if self._model else "any model",
             self.block_size,
         )
