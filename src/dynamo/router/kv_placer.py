@@ -39,7 +39,7 @@ _SWEEP_INTERVAL_S = 30.0
 
 
 class KvPlacer:
-    """The Placer of RouterMode.KV, for the workers of one model behind one endpoint.
+    """The Placer of RouterMode.KV, for the workers of one model behind one endpoint: set_instances() says which.
 
     Owns its subscriptions to the workers; close() ends them.
     """
@@ -64,15 +64,15 @@ class KvPlacer:
         self._events: Client | None = None
         self._subscriber: FeedSubscriber | None = None
         if config.use_kv_events and config.overlap_score_weight:
-            events = EndpointId(endpoint.namespace, endpoint.component, KV_EVENTS_ENDPOINT)
-            self._events = runtime.client(events, FeedItem)
+            self._events = runtime.client(endpoint.beside(KV_EVENTS_ENDPOINT), FeedItem)
             self._subscriber = FeedSubscriber(self._events, self.indexer)
+            self._subscriber.follow_only(())
         self._sync: ReplicaSync | None = None
         if config.router_replica_sync:
             sequences = self.scheduler.sequences
             self._sync = ReplicaSync(runtime, endpoint, model, sequences, _now_s, self._admit)
-        loads = EndpointId(endpoint.namespace, endpoint.component, LOAD_ENDPOINT)
-        self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
+        loads = runtime.client(endpoint.beside(LOAD_ENDPOINT), list[WorkerLoad])
+        self._loads = LoadWatcher(loads, self._serves, self._on_load)
         self._sweeper = asyncio.create_task(self._sweep(), name=f"sweep-{endpoint}")
 
     async def close(self) -> None:
@@ -197,6 +197,9 @@ class KvPlacer:
             recoveries=subscriber.recoveries if subscriber is not None else 0,
             queued_requests=self.scheduler.queued,
         )
+
+    def _serves(self, instance_id: int) -> bool:
+        return instance_id in self._instances
 
     def _has_feed(self, instance_id: int) -> bool:
         return self._subscriber is not None and self._subscriber.has_feed(instance_id)

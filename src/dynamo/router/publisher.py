@@ -31,7 +31,7 @@ class KvEventFeed:
 
     async def start(self, endpoint: Endpoint) -> None:
         """Serves `kv_events` in the namespace and component of `endpoint`, until the runtime shuts down."""
-        await self._feed.start(_beside(endpoint, KV_EVENTS_ENDPOINT))
+        await self._feed.start(Endpoint(endpoint.runtime, endpoint.id.beside(KV_EVENTS_ENDPOINT)))
 
     def publish(self, batch: KvEventBatch) -> None:
         """What has just happened in the cache, before or after start(). An empty batch is nobody's concern.
@@ -119,7 +119,7 @@ class WorkerMetricsPublisher:
 
     async def create_endpoint(self, endpoint: Endpoint) -> None:
         """Serves `load` in the namespace and component of `endpoint`, until the runtime shuts down."""
-        await _beside(endpoint, LOAD_ENDPOINT).start(self._answer)
+        await Endpoint(endpoint.runtime, endpoint.id.beside(LOAD_ENDPOINT)).start(self._answer)
 
     def publish(self, load: WorkerLoad) -> None:
         """How busy the rank that `load` names is from now on."""
@@ -127,8 +127,3 @@ class WorkerMetricsPublisher:
 
     async def _answer(self, request: object) -> AsyncIterator[list[WorkerLoad]]:
         yield [self._loads[dp_rank] for dp_rank in sorted(self._loads)]
-
-
-def _beside(endpoint: Endpoint, name: str) -> Endpoint:
-    """Another endpoint of the same component and runtime."""
-    return endpoint.runtime.endpoint(f"{endpoint.id.namespace}.{endpoint.id.component}.{name}")

@@ -118,7 +118,7 @@ class ReplicaSync:
 def sync_endpoint(workers: EndpointId, model: str) -> EndpointId:
     """Where the routers of a model's workers serve their feeds."""
     slug = sha256(model.encode()).hexdigest()[:16]  # a name may hold any character
-    return EndpointId(workers.namespace, workers.component, f"{workers.name}_router_sync_{slug}")
+    return workers.beside(f"{workers.name}_router_sync_{slug}")
 
 
 def _key(instance_id: int, request_id: str) -> str:
