@@ -151,6 +151,27 @@ async def test_worker_that_goes_is_forgotten(cluster: Cluster, router: Router, g
     assert router.indexer.tree.workers() == [WorkerId(stays.id)]
 
 
+@pytest.mark.parametrize("early", [True, False])
+async def test_worker_that_no_longer_knows_what_it_holds(cluster: Cluster, router: Router, early: bool) -> None:
+    runtime, feed = cluster.runtime(), KvEventFeed()
+    if early:  # before anybody could ask
+        feed.publish(batch(stored(1, 2)))
+        feed.close()
+        await feed.start(runtime.endpoint(GENERATE))
+    else:
+        await feed.start(runtime.endpoint(GENERATE))
+        feed.publish(batch(stored(1, 2)))
+        await eventually(lambda: router.knows(Worker(runtime, feed)))
+        feed.close()
+        feed.close()
+    await eventually(lambda: not runtime._announced)
+    events = await router.runtime.endpoint(KV_EVENTS).client()
+    await eventually(lambda: not events.instance_ids())
+    await eventually(lambda: not contents(router.indexer, runtime.instance_id))
+    await eventually(lambda: not router.subscriber.has_feed(runtime.instance_id))
+    feed.publish(batch(stored(3)))  # which harms nobody
+
+
 async def test_instances_of_other_models_are_not_followed(cluster: Cluster, router: Router) -> None:
     ours, theirs = await cluster.worker(), await cluster.worker()
     for worker in (ours, theirs):

@@ -94,7 +94,7 @@ async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Work
     """Starts the engine and announces it; the model becomes visible last."""
     endpoint_id, template = config.endpoint_id(), config.chat_template()  # what is wrong with them is said at once
     kv_events = KvEventFeed()
-    has_kv_events = worker.engine.publish_kv_events(kv_events.publish)
+    has_kv_events = worker.engine.publish_kv_events(kv_events)
     info: EngineInfo = await worker.engine.start()
     endpoint = runtime.endpoint(str(endpoint_id))
     engine_endpoint = EngineEndpoint(worker.engine)
