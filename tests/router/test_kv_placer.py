@@ -181,6 +181,14 @@ async def test_cleared_cache_is_believed(cluster: Cluster) -> None:
     assert report.no_overlap_reason
 
 
+async def test_caches_are_known_even_where_they_count_for_nothing(cluster: Cluster) -> None:
+    worker = await cluster.worker()
+    router = await cluster.router(KvRouterConfig(overlap_score_weight=0), worker)
+    worker.store(PROMPT)
+    await eventually(lambda: router.knows(worker))
+    assert (await router.report(request())).overlap_blocks == 10
+
+
 async def test_reasons_are_for_those_who_ask(cluster: Cluster) -> None:
     router = await cluster.router(KvRouterConfig(), await cluster.worker())
     outputs = await router.ask(PreprocessedRequest(model="m", token_ids=token_array(PROMPT)))

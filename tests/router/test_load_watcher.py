@@ -110,6 +110,14 @@ async def test_one_that_dies_is_forgotten(loads: Loads) -> None:
     await eventually(lambda: len(loads.heard.get(living, [])) > before + 1)
 
 
+async def test_a_defect_of_the_watcher_is_logged(
+    loads: Loads, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loads.watcher, "_on_load", None)
+    await loads.add(Scripted(answers([WorkerLoad()])))
+    await eventually(lambda: f"loads-{LOAD} has ended by a defect" in caplog.text)
+
+
 async def test_nothing_runs_after_the_end(loads: Loads) -> None:
     hanging = Scripted[Any, Any](answers(), hang=True)
     await loads.add(hanging)

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from dynamo.errors import DynamoError
 from dynamo.protocols.load import WorkerLoad
+from dynamo.runtime.background import in_background
 from dynamo.runtime.client import Client
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class LoadWatcher:
         self._serves = serves
         self._on_load = on_load
         self._interval_s = interval_s
-        self._task = asyncio.create_task(self._run(), name=f"loads-{client.endpoint}")
+        self._task = in_background(self._run(), f"loads-{client.endpoint}")
 
     async def close(self) -> None:
         self._task.cancel()

@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from dynamo.errors import ConnectionLostError, DynamoError
+from dynamo.runtime.background import in_background
 from dynamo.runtime.client import Client
 from dynamo.runtime.event_feed import FeedCursor, FeedEvent, FeedItem, Step, Subscribe
 from dynamo.runtime.handler import closing
@@ -60,7 +61,7 @@ class FeedSubscriber:
         self._in_sync: set[int] = set()
         self._broken: set[int] = set()  # not followed at the moment, for another reason than being new
         self._warned: set[int] = set()  # whose feeds were said to have a defect
-        self._follower = asyncio.create_task(self._follow(), name=f"follow-{client.endpoint}")
+        self._follower = in_background(self._follow(), f"follow-{client.endpoint}")
 
     def has_feed(self, instance_id: int) -> bool:
         """Whether the state is the instance's, and hears of every change."""
