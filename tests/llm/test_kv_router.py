@@ -232,6 +232,13 @@ class TestBestWorker:
         assert (await router.best_worker(PROMPT, lora_name="tuned")).overlap.total == 0
         assert (await router.best_worker(PROMPT, lora_name="tuned", cache_salt="mine")).overlap.total == 2
 
+    async def test_a_look_knows_the_session(self, fleet: Fleet) -> None:
+        router = await fleet.router(*[await fleet.worker() for _ in range(3)], router_session_affinity="hard")
+        first = await router.best_worker(PROMPT, request_id="a", session_id="s")
+        for number in range(5):
+            assert router.look([99, number], session_id="s").worker == first.worker
+            assert (await router.best_worker([98, number], session_id="s")).worker == first.worker
+
     async def test_sessions_stay(self, fleet: Fleet) -> None:
         router = await fleet.router(
             *[await fleet.worker() for _ in range(3)], router_session_affinity="hard", use_kv_events=True
@@ -403,6 +410,15 @@ async def test_potential_loads(fleet: Fleet) -> None:
     assert by_worker(router.get_potential_loads(PROMPT)) == [expected(holds, 0), expected(empty, 0)]
     salted = router.get_potential_loads(PROMPT, cache_salt="mine")
     assert by_worker(salted) == [expected(holds, 8), expected(empty, 0)]
+
+
+async def test_potential_loads_count_shared_blocks_once(fleet: Fleet) -> None:
+    router = await fleet.router(await fleet.worker())
+    await router.best_worker(PROMPT, request_id="a")
+    [whole] = router.get_potential_loads(PROMPT)
+    assert whole.potential_decode_blocks == 3 + 1  # the last block is not full, and so nobody else's
+    [half] = router.get_potential_loads([*PROMPT[:4], 99, 99, 99, 99])
+    assert half.potential_decode_blocks == 3 + 1
 
 
 async def test_dumped_events_make_the_same_known(fleet: Fleet) -> None:

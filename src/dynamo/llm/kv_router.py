@@ -166,13 +166,16 @@ class KvRouter:
         return self._generate(request, context)
 
     def look(
-        self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
+        self,
+        token_ids: Iterable[int],
+        *,
+        cache_salt: str | None = None,
+        lora_name: str | None = None,
+        session_id: str | None = None,
     ) -> RoutingDecision:
         """Where the prompt would go now, with all candidates; without consequences. Raises NoInstancesError."""
         self._update()
-        seed = block_seed(lora_name, cache_salt)
-        routing = RoutingRequest(request_id="", token_ids=token_array(token_ids), seed=seed, explain=True)
-        return self._placer.look(routing)
+        return self._placer.look(_routing(token_ids, cache_salt, lora_name, session_id=session_id))
 
     async def best_worker(
         self,
@@ -188,20 +191,20 @@ class KvRouter:
         """Where the prompt costs least.
 
         With a `request_id` it counts as that worker's load, from now until free(), and may have to wait in the queue,
-        but no longer than `context` allows; mark_prefill_complete() is to be called at its first token. Raises
-        ValueError for an id that is in use, NoInstancesError, and what KvPlacer.decide() raises.
+        but no longer than `context` allows; mark_prefill_complete() is to be called at its first token. Without, it is
+        look(). Raises ValueError for an id that is in use, NoInstancesError, and what KvPlacer.decide() raises.
         """
-        routing = RoutingRequest(
+        if request_id is None:
+            return self.look(token_ids, cache_salt=cache_salt, lora_name=lora_name, session_id=session_id)
+        self._update()
+        routing = _routing(
+            token_ids,
+            cache_salt,
+            lora_name,
             request_id=_own(request_id),
-            token_ids=token_array(token_ids),
-            seed=block_seed(lora_name, cache_salt),
             priority=priority,
             session_id=session_id,
-            explain=True,
         )
-        self._update()
-        if request_id is None:
-            return self._placer.look(routing)
         if self._placer.knows(routing.request_id):
             raise ValueError(f"the request id {request_id!r} is in use")
         return await self._placer.decide(routing, context or Context())
@@ -209,17 +212,22 @@ class KvRouter:
     def get_potential_loads(
         self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
     ) -> list[PotentialLoad]:
-        """What each worker would be busy with if it were given the prompt; raises NoInstancesError."""
-        tokens = token_array(token_ids)
-        blocks = -(-len(tokens) // self.block_size)
-        decision = self.look(tokens, cache_salt=cache_salt, lora_name=lora_name)
+        """What each worker would be busy with if it were given the prompt; raises NoInstancesError.
+
+        Blocks that it shares with the worker's running requests count once.
+        """
+        self._update()
+        routing = _routing(token_ids, cache_salt, lora_name)
+        decision = self._placer.look(routing)
+        shared = self._placer.scheduler.sequences.find_active(routing.hashes).scores
+        tokens, blocks = routing.prompt_tokens, -(-routing.prompt_tokens // self.block_size)
         return [
             PotentialLoad(
                 worker_id=candidate.worker.instance_id,
                 dp_rank=candidate.worker.dp_rank,
                 potential_prefill_tokens=candidate.prefill_tokens
-                + max(len(tokens) - candidate.overlap.total * self.block_size, 0),
-                potential_decode_blocks=candidate.decode_blocks + blocks,
+                + max(tokens - candidate.overlap.total * self.block_size, 0),
+                potential_decode_blocks=candidate.decode_blocks + blocks - shared.get(candidate.worker, 0),
             )
             for candidate in decision.candidates
         ]
@@ -318,6 +326,26 @@ def _decoded(key: str, value: bytes) -> ModelEntry | None:
         return None
 
 
-def _own(request_id: str | None) -> str:
+def _routing(
+    token_ids: Iterable[int],
+    cache_salt: str | None,
+    lora_name: str | None,
+    *,
+    request_id: str = "",
+    priority: float = 0.0,
+    session_id: str | None = None,
+) -> RoutingRequest:
+    """The prompt as the placer takes it; its decision will name the candidates."""
+    return RoutingRequest(
+        request_id=request_id,
+        token_ids=token_array(token_ids),
+        seed=block_seed(lora_name, cache_salt),
+        priority=priority,
+        session_id=session_id,
+        explain=True,
+    )
+
+
+def _own(request_id: str) -> str:
     """A caller's request id, apart from the placer's own."""
     return f"caller-{request_id}"
