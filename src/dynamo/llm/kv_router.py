@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
-
-import msgspec
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from dynamo.errors import ConfigError
-from dynamo.llm.register import ModelEntry, models_prefix
+from dynamo.llm.fitting_workers import FittingWorkers, announcements, decoded
 from dynamo.protocols.generation import (
     LLMEngineOutput,
     OutputOptions,
@@ -17,7 +15,7 @@ from dynamo.protocols.generation import (
     WorkerId,
 )
 from dynamo.protocols.kv_events import BlockStored
-from dynamo.protocols.model_card import ModelCard, RuntimeLimits
+from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.protocols.routing import PotentialLoad
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
@@ -25,7 +23,7 @@ from dynamo.router.push_router import PushRouter
 from dynamo.router.routing import RoutingDecision, RoutingRequest
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
-from dynamo.runtime.discovery.base import Event, Put
+from dynamo.runtime.discovery.base import Put
 from dynamo.runtime.stage import pulled
 from dynamo.telemetry.router_metrics import RouterSource
 from dynamo.tokens import block_seed, hashes_to_bytes, token_array
@@ -60,26 +58,20 @@ class KvRouter:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         runtime = endpoint.runtime
         self.block_size = block_size
-        self._model = model_name
-        self._content_hash = content_hash
+        self._changed = asyncio.Event()
         self._client = runtime.client(endpoint.id)
         self._placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig(), model_name)
-        self._router = PushRouter(self._client, self._placer, self._serves)
+        self._workers = FittingWorkers(
+            endpoint,
+            self._client,
+            self._set_instances,
+            block_size=block_size,
+            model=model_name,
+            content_hash=content_hash,
+        )
+        self._workers.refresh()
+        self._router = PushRouter(self._client, self._placer, self._workers.__contains__)
         self._generate = pulled(self._router.generate)
-        self._announced: dict[str, ModelEntry] = {}  # by discovery key
-        self._limits: dict[int, RuntimeLimits] = {}  # of the instances that get requests
-        self._refused: set[int] = set()
-        self._instances: list[int] = []  # that the two were made of
-        self._stale = True  # there are entries that they were not made of
-        self._changed = asyncio.Event()
-        self._entries = runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
-        for event in self._entries.take():  # who is there can be chosen at once
-            self._apply(event)
-        self._update()
-        self._followers = [
-            asyncio.create_task(self._follow_entries(), name=f"kv-router-entries-{endpoint}"),
-            asyncio.create_task(self._follow_instances(), name=f"kv-router-instances-{endpoint}"),
-        ]
 
     @classmethod
     async def discover(cls, endpoint: Endpoint, kv_router_config: KvRouterConfig | None = None) -> "KvRouter":
@@ -87,10 +79,10 @@ class KvRouter:
 
         Raises ConfigError when discovery ends before.
         """
-        watch = endpoint.runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
+        watch = endpoint.runtime.discovery.watch(announcements(endpoint))
         try:
             async for event in watch:
-                if isinstance(event, Put) and (entry := _decoded(event.key, event.value)) is not None:
+                if isinstance(event, Put) and (entry := decoded(event)) is not None:
                     card = entry.card
                     if card.limits.kv_block_size is not None:
                         return cls(
@@ -112,10 +104,7 @@ class KvRouter:
 
     async def close(self) -> None:
         """Ends all subscriptions; requests under way go on."""
-        for follower in self._followers:
-            follower.cancel()
-        await asyncio.wait(self._followers)
-        self._entries.close()
+        await self._workers.close()
         await self._placer.close()
         await self._client.close()
 
@@ -162,7 +151,7 @@ class KvRouter:
 
     def serve(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         """A Handler: the same for a whole request."""
-        self._update()
+        self._workers.refresh()
         return self._generate(request, context)
 
     def look(
@@ -174,7 +163,7 @@ class KvRouter:
         session_id: str | None = None,
     ) -> RoutingDecision:
         """Where the prompt would go now, with all candidates; without consequences. Raises NoInstancesError."""
-        self._update()
+        self._workers.refresh()
         return self._placer.look(_routing(token_ids, cache_salt, lora_name, session_id=session_id))
 
     async def best_worker(
@@ -196,7 +185,7 @@ class KvRouter:
         """
         if request_id is None:
             return self.look(token_ids, cache_salt=cache_salt, lora_name=lora_name, session_id=session_id)
-        self._update()
+        self._workers.refresh()
         routing = _routing(
             token_ids,
             cache_salt,
@@ -216,7 +205,7 @@ class KvRouter:
 
         Blocks that it shares with the worker's running requests count once.
         """
-        self._update()
+        self._workers.refresh()
         routing = _routing(token_ids, cache_salt, lora_name)
         decision = self._placer.look(routing)
         shared = self._placer.scheduler.sequences.find_active(routing.hashes).scores
@@ -247,83 +236,9 @@ class KvRouter:
             for worker, tier, hashes in self._placer.indexer.tree.dump()
         ]
 
-    def _serves(self, instance_id: int) -> bool:
-        return instance_id in self._limits
-
-    async def _follow_entries(self) -> None:
-        async for event in self._entries:
-            self._apply(event)
-            self._update()
-
-    def _apply(self, event: Event) -> None:
-        if not isinstance(event, Put):
-            self._announced.pop(event.key, None)
-        elif (entry := _decoded(event.key, event.value)) is not None:
-            self._announced[event.key] = entry
-        self._stale = True
-
-    async def _follow_instances(self) -> None:
-        while True:
-            self._update()
-            await self._client.wait_for_change()
-
-    def _update(self) -> None:
-        """Brings the placer in line with who is there."""
-        instances = self._client.instance_ids()
-        if instances == self._instances and not self._stale:
-            return
-        self._instances, self._stale = instances, False
-        announced: dict[int, list[ModelCard]] = {}
-        for entry in self._announced.values():
-            announced.setdefault(entry.instance_id, []).append(entry.card)
-        limits: dict[int, RuntimeLimits] = {}
-        refused: set[int] = set()
-        for instance_id in instances:
-            cards = announced.get(instance_id, [])
-            if (fitting := self._fitting(cards)) is not None:
-                limits[instance_id] = fitting
-            elif cards:
-                refused.add(instance_id)
-                self._complain(instance_id, cards[0])
-        self._refused, self._limits = refused, limits
-        self._placer.set_instances(limits)
+    def _set_instances(self, instances: Mapping[int, RuntimeLimits]) -> None:
+        self._placer.set_instances(instances)
         self._changed.set()
-
-    def _fitting(self, cards: list[ModelCard]) -> RuntimeLimits | None:
-        """What an instance that announces these was started with, if this router is for it."""
-        if not cards and not self._model:
-            return RuntimeLimits()
-        return next((card.limits for card in cards if self._fits(card)), None)
-
-    def _fits(self, card: ModelCard) -> bool:
-        return (
-            self._model in ("", card.name)
-            and self._content_hash in ("", card.content_hash)
-            and card.limits.kv_block_size == self.block_size
-        )
-
-    def _complain(self, instance_id: int, card: ModelCard) -> None:
-        if instance_id in self._refused:
-            return
-        size = card.limits.kv_block_size
-        other_files = card.name == self._model and self._content_hash not in ("", card.content_hash)
-        logger.warning(
-            "instance %x gets no requests: it serves %r with %s%s, this router is for %s with KV blocks of %d tokens",
-            instance_id,
-            card.name,
-            "KV blocks of unknown size" if size is None else f"KV blocks of {size} tokens",
-            " and other model files or another context length" if other_files else "",
-            repr(self._model) if self._model else "any model",
-            self.block_size,
-        )
-
-
-def _decoded(key: str, value: bytes) -> ModelEntry | None:
-    try:
-        return ModelEntry.decode(value)
-    except msgspec.DecodeError as error:
-        logger.warning("ignoring the discovery entry %s: %s", key, error)
-        return None
 
 
 def _routing(
