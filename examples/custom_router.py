@@ -20,11 +20,11 @@ TURN_TOKENS = 64
 
 def choose(router: KvRouter, prompt: list[int]) -> int:
     """The instance id of the worker to take."""
-    cached = {c.worker.instance_id: c.overlap.total for c in router.look(prompt).candidates}
-    loads = {load.worker_id: load.potential_decode_blocks for load in router.get_potential_loads(prompt)}
-    idlest = min(loads.values())
-    fit = [worker for worker, blocks in loads.items() if blocks <= idlest + MUCH_BUSIER_BLOCKS]
-    return max(fit, key=lambda worker: (cached[worker], -loads[worker], random.random()))  # noqa: S311
+    candidates = router.look(prompt).candidates
+    idlest = min(c.decode_blocks for c in candidates)
+    fit = [c for c in candidates if c.decode_blocks <= idlest + MUCH_BUSIER_BLOCKS]
+    best = max(fit, key=lambda c: (c.overlap.total, -c.decode_blocks, random.random()))  # noqa: S311
+    return best.worker.instance_id
 
 
 async def converse(router: KvRouter, name: str) -> None:

@@ -53,7 +53,7 @@ GIVEN = ServeConfig(
     ),
 )
 CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
-NOT_THE_FRONTENDS = {"rpc_host", "rpc_port", "system_host", "system_port"}  # it serves no endpoints
+NOT_THE_FRONTENDS = {"rpc_port", "system_host", "system_port"}  # workers listen there
 
 
 def commands(config: ServeConfig, *worker_flags: str) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dynamo.engines import worker as worker_module
-from dynamo.engines.base import EngineInfo
+from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.worker import EngineEndpoint, Worker, _serve, run_workers
 from dynamo.errors import ConfigError, InternalError
@@ -21,7 +21,7 @@ from dynamo.router.publisher import KV_EVENTS_ENDPOINT
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.event_feed import Subscribe
-from dynamo.testing import program, within
+from dynamo.testing import eventually, program, within
 from dynamo.testing.tiny_model import byte_level_files
 from dynamo.tokens import token_array
 
@@ -38,8 +38,8 @@ class FakeEngine:
         self.failure = asyncio.Event()
         self.aborted = asyncio.Event()
 
-    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
-        self.publish = publish
+    def publish_kv_events(self, sink: KvEventSink) -> bool:
+        self.kv_events = sink
         return self.has_kv_events
 
     async def start(self) -> EngineInfo:
@@ -227,11 +227,23 @@ class TestKvEvents:
         order = (await self.visible(runtime, config, model, engine)).split()
         assert order.index("kv_events") < order.index("generate") < order.index("models")
 
-        engine.publish(KvEventBatch(0, [BlockStored(b"12345678")]))
+        engine.kv_events.publish(KvEventBatch(0, [BlockStored(b"12345678")]))
         endpoint = config.endpoint_id()
         client = await runtime.endpoint(f"{endpoint.namespace}.{endpoint.component}.kv_events").client()
         stream = await client.generate(Subscribe(), annotated=False)
         assert await within(anext(stream)) == [1, 1, 0, [0, [[0, b"12345678", 0]]]]  # a part of a dump
+
+    async def test_are_withdrawn_when_the_engine_knows_no_more(
+        self, runtime: DistributedRuntime, config: WorkerConfig, model: Path
+    ) -> None:
+        engine = FakeEngine()
+        engine.has_kv_events = True
+        order = await self.visible(runtime, config, model, engine)
+        assert "kv_events" in order
+        kv_events = await runtime.endpoint(str(config.endpoint_id().beside("kv_events"))).client()
+        assert kv_events.instance_ids()
+        engine.kv_events.close()
+        await eventually(lambda: not kv_events.instance_ids())
 
     async def test_are_not_served_by_an_engine_without_them(
         self, runtime: DistributedRuntime, config: WorkerConfig, model: Path

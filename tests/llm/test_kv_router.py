@@ -57,7 +57,9 @@ class Fleet:
         self.runtimes.append(DistributedRuntime(config=self.config, shared=self.shared))
         return self.runtimes[-1]
 
-    async def worker(self, *names: str, block_size: int | None = BLOCK_SIZE, **limits: int) -> Worker:
+    async def worker(
+        self, *names: str, block_size: int | None = BLOCK_SIZE, content_hash: str = "", **limits: int
+    ) -> Worker:
         """Serves ENDPOINT and announces models of these names."""
         runtime = self.runtime()
         endpoint = runtime.endpoint(ENDPOINT)
@@ -70,6 +72,7 @@ class Fleet:
                 name=name,
                 model_type=1,
                 model_input=ModelInput.Tokens,
+                content_hash=content_hash,
                 limits=RuntimeLimits(kv_block_size=block_size, **limits),
             )
             entry = ModelEntry(instance_id=runtime.instance_id, endpoint=endpoint.id, card=card)
@@ -229,6 +232,13 @@ class TestBestWorker:
         assert (await router.best_worker(PROMPT, lora_name="tuned")).overlap.total == 0
         assert (await router.best_worker(PROMPT, lora_name="tuned", cache_salt="mine")).overlap.total == 2
 
+    async def test_a_look_knows_the_session(self, fleet: Fleet) -> None:
+        router = await fleet.router(*[await fleet.worker() for _ in range(3)], router_session_affinity="hard")
+        first = await router.best_worker(PROMPT, request_id="a", session_id="s")
+        for number in range(5):
+            assert router.look([99, number], session_id="s").worker == first.worker
+            assert (await router.best_worker([98, number], session_id="s")).worker == first.worker
+
     async def test_sessions_stay(self, fleet: Fleet) -> None:
         router = await fleet.router(
             *[await fleet.worker() for _ in range(3)], router_session_affinity="hard", use_kv_events=True
@@ -356,6 +366,19 @@ class TestDiscover:
         assert router.block_size == 8
         await fleet.heard_of(router, first)
 
+    async def test_others_must_have_the_same_files(self, fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+        first = await fleet.worker("m", content_hash="one")
+        router = await within(KvRouter.discover(fleet.runtime().endpoint(ENDPOINT)))
+        unlike = await fleet.worker("m", content_hash="two")
+        like = await fleet.worker("m", content_hash="one")
+        await fleet.heard_of(router, first, like)
+        said = (
+            f"instance {unlike.id:x} gets no requests: it serves 'm' with KV blocks of 4 tokens and other model files"
+        )
+        await eventually(lambda: said in caplog.text)
+        with pytest.raises(InvalidRequestError):
+            await anext(await router.generate(PROMPT, "m", worker_id=unlike.id))
+
     async def test_discovery_ends(self, fleet: Fleet) -> None:
         runtime = fleet.runtime()
         discovering = asyncio.create_task(KvRouter.discover(runtime.endpoint(ENDPOINT)))
@@ -387,6 +410,15 @@ async def test_potential_loads(fleet: Fleet) -> None:
     assert by_worker(router.get_potential_loads(PROMPT)) == [expected(holds, 0), expected(empty, 0)]
     salted = router.get_potential_loads(PROMPT, cache_salt="mine")
     assert by_worker(salted) == [expected(holds, 8), expected(empty, 0)]
+
+
+async def test_potential_loads_count_shared_blocks_once(fleet: Fleet) -> None:
+    router = await fleet.router(await fleet.worker())
+    await router.best_worker(PROMPT, request_id="a")
+    [whole] = router.get_potential_loads(PROMPT)
+    assert whole.potential_decode_blocks == 3 + 1  # the last block is not full, and so nobody else's
+    [half] = router.get_potential_loads([*PROMPT[:4], 99, 99, 99, 99])
+    assert half.potential_decode_blocks == 3 + 1
 
 
 async def test_dumped_events_make_the_same_known(fleet: Fleet) -> None:

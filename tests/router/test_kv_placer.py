@@ -25,11 +25,13 @@ from dynamo.router import kv_placer, load_watcher
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.kv_placer import KvPlacer
-from dynamo.router.publisher import KvEventFeed, WorkerMetricsPublisher
+from dynamo.router.publisher import KV_EVENTS_ENDPOINT, KvEventFeed, WorkerMetricsPublisher
 from dynamo.router.push_router import PushRouter
 from dynamo.router.routing import RoutingRequest
+from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime import Client, Context, DistributedRuntime, RuntimeConfig
 from dynamo.runtime.distributed import SharedParts
+from dynamo.runtime.event_feed import DumpEnd, FeedItem
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
 from dynamo.testing.stages import outputs_of
@@ -177,6 +179,14 @@ async def test_cleared_cache_is_believed(cluster: Cluster) -> None:
     report = await router.report(request())
     assert report.overlap_blocks == 0
     assert report.no_overlap_reason
+
+
+async def test_caches_are_known_even_where_they_count_for_nothing(cluster: Cluster) -> None:
+    worker = await cluster.worker()
+    router = await cluster.router(KvRouterConfig(overlap_score_weight=0), worker)
+    worker.store(PROMPT)
+    await eventually(lambda: router.knows(worker))
+    assert (await router.report(request())).overlap_blocks == 10
 
 
 async def test_reasons_are_for_those_who_ask(cluster: Cluster) -> None:
@@ -446,6 +456,21 @@ async def test_figures(cluster: Cluster) -> None:
     index = router.placer.index_figures()
     assert (index.blocks, index.events, index.malformed_events, index.gaps) == (6, 1, 0, 0)
     assert {f.instance_id for f in router.placer.worker_figures()} == {worker.id for worker in workers}
+
+
+async def test_nobody_is_followed_before_it_is_known_who_serves_the_model(cluster: Cluster) -> None:
+    feed = Scripted[Any, Any](lambda request: [DumpEnd(0, 0)], hang=True)
+    runtime, worker = cluster.runtime(), cluster.runtime()
+    endpoint = runtime.endpoint(ENDPOINT).id
+    await worker.endpoint(str(endpoint.beside(KV_EVENTS_ENDPOINT))).start(feed)
+    placer = KvPlacer(runtime, endpoint, BLOCK_SIZE, KvRouterConfig())
+    events = runtime.client(endpoint.beside(KV_EVENTS_ENDPOINT), FeedItem)
+    later = FeedSubscriber(events, KvIndexer())  # of whomever
+    await eventually(lambda: later.has_feed(worker.instance_id))
+    assert len(feed.requests) == 1
+    placer.set_instances({worker.instance_id: RuntimeLimits()})
+    await eventually(lambda: placer._has_feed(worker.instance_id))
+    await within(asyncio.gather(placer.close(), later.close()))
 
 
 async def test_closing_leaves_no_task(cluster: Cluster) -> None:

@@ -27,7 +27,8 @@ class Loads:
         self.heard: dict[int, list[list[WorkerLoad]]] = {}
         self.workers: dict[int, DistributedRuntime] = {}
         self.client = self.runtime.client(LOAD, list[WorkerLoad])
-        self.watcher = LoadWatcher(self.client, self._on_load, INTERVAL_S)
+        self.others: set[int] = set()  # who serve another model
+        self.watcher = LoadWatcher(self.client, lambda i: i not in self.others, self._on_load, INTERVAL_S)
 
     async def add(self, handler: Callable[..., Any]) -> int:
         worker = DistributedRuntime(config=self.runtime.config, shared=self.runtime.shared)
@@ -91,6 +92,14 @@ async def test_one_that_hangs_holds_up_nobody(loads: Loads) -> None:
     await eventually(lambda: hanging.closed_early > 1)  # it was told that nobody listens any more
 
 
+async def test_those_of_other_models_are_not_asked(loads: Loads) -> None:
+    other = await loads.add(Scripted(answers([WorkerLoad()])))
+    loads.others.add(other)
+    ours = await loads.add(Scripted(answers([WorkerLoad()])))
+    await eventually(lambda: other in loads.client.instance_ids() and len(loads.heard.get(ours, [])) > 1)
+    assert other not in loads.heard
+
+
 async def test_one_that_dies_is_forgotten(loads: Loads) -> None:
     dying = await loads.add(Scripted(answers([WorkerLoad()])))
     living = await loads.add(Scripted(answers([WorkerLoad()])))
@@ -99,6 +108,14 @@ async def test_one_that_dies_is_forgotten(loads: Loads) -> None:
     await eventually(lambda: dying not in loads.client.instance_ids())
     before = len(loads.heard.get(living, []))
     await eventually(lambda: len(loads.heard.get(living, [])) > before + 1)
+
+
+async def test_a_defect_of_the_watcher_is_logged(
+    loads: Loads, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loads.watcher, "_on_load", None)
+    await loads.add(Scripted(answers([WorkerLoad()])))
+    await eventually(lambda: f"loads-{LOAD} has ended by a defect" in caplog.text)
 
 
 async def test_nothing_runs_after_the_end(loads: Loads) -> None:

@@ -44,7 +44,7 @@ class Router:
 
     def send(self, request_id: str, worker: WorkerId = WORKER, *, tokens: int = 10, prefill_tokens: int = 6) -> None:
         self.sequences.add(request_id, worker, prompt_tokens=tokens, prefill_tokens=prefill_tokens, now_s=0)
-        self.sync.publish(SequenceAdded(request_id, worker, tokens, prefill_tokens))
+        self.sync.publish_added(request_id)
 
     def first_token(self, request_id: str) -> None:
         self.sequences.first_token(request_id, 0)
@@ -217,6 +217,25 @@ async def test_placers_share_their_load_and_their_queues_move(cluster: Cluster) 
     for placer in placers:
         await eventually(lambda: placer.worker_figures()[0].blocks == 0)  # noqa: B023 - awaited at once
     await within(asyncio.gather(*(placer.close() for placer in placers)))
+
+
+async def test_request_that_is_freed_the_moment_it_has_its_worker(cluster: Cluster) -> None:
+    config = KvRouterConfig(router_replica_sync=True, use_kv_events=False, router_queue_threshold=1)
+    one, two = (KvPlacer(cluster.runtime(), WORKERS, BLOCK_SIZE, config, "m") for _ in range(2))
+    for placer in (one, two):
+        placer.set_instances({1: RuntimeLimits(max_num_batched_tokens=32)})
+    prompt = token_array(range(40))
+    await one.decide(RoutingRequest(request_id="first", token_ids=prompt), Context())
+    await eventually(lambda: two.worker_figures() == one.worker_figures())
+    waiting = asyncio.create_task(one.decide(RoutingRequest(request_id="second", token_ids=prompt), Context()))
+    await eventually(lambda: one.scheduler.queued == 1)
+    one.free("first")
+    one.free("second")  # before its waiter's turn
+    await within(waiting)
+    await one.decide(RoutingRequest(request_id="third", token_ids=prompt[:20]), Context())
+    await eventually(lambda: one.worker_figures() == two.worker_figures())
+    assert [figures.blocks for figures in two.worker_figures()] == [5]
+    await within(asyncio.gather(one.close(), two.close()))
 
 
 async def test_a_router_that_cannot_serve_its_feed_does_without(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
+from dynamo.errors import OverloadedError
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import AllBlocksCleared, KvEvent, KvEventBatch, Tier
 from dynamo.router.indexer import KvIndexer
@@ -18,7 +19,7 @@ from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.distributed import SharedParts
-from dynamo.runtime.event_feed import DumpEnd, FeedEvent, FeedItem
+from dynamo.runtime.event_feed import DumpEnd, FeedCursor, FeedEvent, FeedItem, Resumed
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted
 from dynamo.tokens import hash_array
@@ -151,6 +152,27 @@ async def test_worker_that_goes_is_forgotten(cluster: Cluster, router: Router, g
     assert router.indexer.tree.workers() == [WorkerId(stays.id)]
 
 
+@pytest.mark.parametrize("early", [True, False])
+async def test_worker_that_no_longer_knows_what_it_holds(cluster: Cluster, router: Router, early: bool) -> None:
+    runtime, feed = cluster.runtime(), KvEventFeed()
+    if early:  # before anybody could ask
+        feed.publish(batch(stored(1, 2)))
+        feed.close()
+        await feed.start(runtime.endpoint(GENERATE))
+    else:
+        await feed.start(runtime.endpoint(GENERATE))
+        feed.publish(batch(stored(1, 2)))
+        await eventually(lambda: router.knows(Worker(runtime, feed)))
+        feed.close()
+        feed.close()
+    await eventually(lambda: not runtime._announced)
+    events = await router.runtime.endpoint(KV_EVENTS).client()
+    await eventually(lambda: not events.instance_ids())
+    await eventually(lambda: not contents(router.indexer, runtime.instance_id))
+    await eventually(lambda: not router.subscriber.has_feed(runtime.instance_id))
+    feed.publish(batch(stored(3)))  # which harms nobody
+
+
 async def test_instances_of_other_models_are_not_followed(cluster: Cluster, router: Router) -> None:
     ours, theirs = await cluster.worker(), await cluster.worker()
     for worker in (ours, theirs):
@@ -179,6 +201,37 @@ async def test_lost_connection_costs_no_dump(cluster: Cluster, router: Router) -
     assert router.indexer.dumps == 1
 
 
+async def test_worker_that_has_nothing_to_say_is_followed_again(cluster: Cluster, router: Router) -> None:
+    worker = await cluster.worker()
+    await eventually(lambda: router.subscriber.has_feed(worker.id))
+    assert await break_connections(worker) == 1
+    await eventually(lambda: router.subscriber.recoveries == 1)
+    assert router.subscriber.has_feed(worker.id)
+    assert router.indexer.dumps == 1
+
+
+async def test_nothing_is_right_again_before_the_worker_has_answered(cluster: Cluster, router: Router) -> None:
+    answers: dict[int | None, list[Any]] = {None: [DumpEnd(0, 0), OverloadedError("later")], 0: []}
+    feed = Scripted[Any, Any](lambda request: answers[request[0]], hang=True)
+    worker = await cluster.raw_worker(feed)
+    await eventually(lambda: feed.open == 1)  # the second time
+    assert feed.requests == [[None], [0]]
+    assert not router.subscriber.has_feed(worker)
+    assert router.subscriber.recoveries == 0
+
+
+async def test_dump_that_is_too_large(
+    cluster: Cluster, router: Router, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked for ever more seldom, and said once."""
+    monkeypatch.setattr(FeedCursor.__init__, "__kwdefaults__", {"dump_bytes_max": 3})
+    worker = await cluster.worker()
+    worker.feed.publish(batch(stored(1)))
+    await eventually(lambda: router.subscriber.gaps > 2)
+    assert caplog.text.count(f"the feed of instance {worker.id:x} is asked for once more: its dump is too large") == 1
+    assert not router.subscriber.has_feed(worker.id)
+
+
 async def test_dump_after_a_connection_lost_for_long(cluster: Cluster, router: Router) -> None:
     worker = await cluster.worker(events_max=2)
     worker.feed.publish(batch(stored(1)))
@@ -200,11 +253,11 @@ async def break_connections(worker: Worker) -> int:
     return len(connections)
 
 
-async def test_gap(cluster: Cluster, router: Router) -> None:
+async def test_gap(cluster: Cluster, router: Router, caplog: pytest.LogCaptureFixture) -> None:
     """No feed of ours has gaps; one that has is asked again for what is missing."""
 
     def script(request: Any) -> Any:
-        return [event(3), event(4)] if request == [2] else [DumpEnd(0, 0), event(1), event(2), event(4)]
+        return [Resumed(2), event(3), event(4)] if request == [2] else [DumpEnd(0, 0), event(1), event(2), event(4)]
 
     def event(number: int) -> FeedEvent:
         return FeedEvent(number, Raw(encode_payload(batch(stored(number)))))
@@ -214,6 +267,7 @@ async def test_gap(cluster: Cluster, router: Router) -> None:
     await eventually(lambda: len(contents(router.indexer, worker)) == 4)
     assert feed.requests == [[None], [2]]
     assert feed.open == feed.closed_early == 1
+    assert f"the feed of instance {worker:x} is asked for once more: events are missing" in caplog.text
     assert (router.subscriber.gaps, router.subscriber.recoveries, router.subscriber.disconnects) == (1, 1, 0)
 
 

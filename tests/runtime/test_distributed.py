@@ -151,6 +151,30 @@ async def test_an_endpoint_can_be_given_up_and_served_again(new_runtime: NewRunt
     assert runtime.health.ready  # with nothing to serve, nothing is missing
 
 
+async def test_an_endpoint_that_is_given_up_while_the_runtime_closes(
+    new_runtime: NewRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those after it are withdrawn all the same, before requests under way have to end."""
+    runtime = new_runtime()
+    for name in ("one", "two"):
+        await runtime.endpoint(f"a.b.{name}").start(echo)
+    first, second = runtime._registrations
+    withdraw, withdrawn = type(first).withdraw, list[object]()
+
+    async def withdraw_both_ways(registration: Any) -> None:
+        withdrawn.append(registration)
+        await withdraw(registration)
+        if len(withdrawn) == 1:
+            await runtime.stop_serving(runtime.endpoint("a.b.one").id)
+
+    async def drain(timeout_s: float) -> None:
+        assert second in withdrawn
+
+    monkeypatch.setattr(type(first), "withdraw", withdraw_both_ways)
+    monkeypatch.setattr(runtime._listener, "drain", drain)
+    await within(runtime.close())
+
+
 async def test_port_in_use(new_runtime: NewRuntime, tmp_path: Path) -> None:
     first = DistributedRuntime(config=RuntimeConfig(file_kv=str(tmp_path)))
     await first.endpoint("a.b.c").start(echo)

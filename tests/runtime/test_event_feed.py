@@ -20,6 +20,7 @@ from dynamo.runtime.event_feed import (
     FeedCursor,
     FeedEvent,
     FeedItem,
+    Resumed,
     Step,
     Subscribe,
 )
@@ -70,6 +71,13 @@ class TestCursor:
         assert cursor.accept(event(number)) is step
         assert cursor.last_id == last_id
 
+    @pytest.mark.parametrize(("number", "step"), [(6, Step.GAP), (7, Step.RESUMED), (8, Step.GAP)])
+    def test_stream_that_goes_on(self, number: int, step: Step) -> None:
+        cursor = cursor_at(7)
+        assert cursor.accept(Resumed(number)) is step
+        assert cursor.last_id == 7
+        assert FeedCursor().accept(Resumed(number)) is Step.GAP
+
     def test_dump_that_is_behind_replaces_all_the_same(self) -> None:
         """The publisher knows better what there is, and counts anew after that."""
         cursor = cursor_at(100)
@@ -110,7 +118,7 @@ class TestCursor:
 
     def test_dump_without_end(self) -> None:
         cursor = FeedCursor(dump_bytes_max=2)
-        assert [cursor.accept(part(number)) for number in range(3)] == [Step.NOTHING, Step.NOTHING, Step.GAP]
+        assert [cursor.accept(part(number)) for number in range(3)] == [Step.NOTHING, Step.NOTHING, Step.TOO_LARGE]
         assert cursor.take_dump() == []
 
     def test_parts_do_not_keep_their_frames(self) -> None:
@@ -229,6 +237,14 @@ class TestFeed:
         assert subscriber.state == numbers.state
         assert subscriber.replaced == replaced
 
+    async def test_who_comes_back_hears_that_nothing_has_happened(self, numbers: Numbers, client: Client) -> None:
+        numbers.publish(1)
+        subscriber = Subscriber(client)
+        async with subscriber.subscribed() as stream:
+            await subscriber.read_to(stream, 1)
+        async with subscriber.subscribed() as stream:
+            assert await within(anext(stream)) == Resumed(1)
+
     async def test_subscriber_that_knows_of_a_later_event_than_there_is(self, numbers: Numbers, client: Client) -> None:
         """It took another feed for this one, or this one has lost its memory."""
         numbers.publish(1, 2)
@@ -277,8 +293,10 @@ class TestFeed:
 
     async def test_events_are_encoded_once_for_all(self, numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
         numbers.publish(17)
-        monkeypatch.setattr("dynamo.runtime.event_feed.encode_payload", None)
         streams = [numbers.feed.serve(Subscribe(0)) for _ in range(3)]
+        for stream in streams:
+            assert bytes(await within(anext(stream))) == encode_payload(Resumed(0))
+        monkeypatch.setattr("dynamo.runtime.event_feed.encode_payload", None)
         items = [bytes(await within(anext(stream))) for stream in streams]
         assert items == [encode_payload(FeedEvent(1, Raw(encode_payload(17))))] * 3
 

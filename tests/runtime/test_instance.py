@@ -37,6 +37,10 @@ def test_what_is_no_entry(value: bytes) -> None:
         Instance.decode(value)
 
 
+def test_endpoint_beside() -> None:
+    assert str(EndpointId("ns", "comp", "generate").beside("load")) == "ns.comp.load"
+
+
 def test_endpoint_id_reads_what_it_writes() -> None:
     assert str(EndpointId.parse("dyn://a.b-c.d_1")) == "a.b-c.d_1"
     assert EndpointId.parse("ä.模型.c") == EndpointId("ä", "模型", "c")

@@ -10,7 +10,7 @@ from dynamo.engines.make import ENGINES
 from dynamo.frontend.config import FrontendConfig
 from dynamo.runtime.config import RuntimeConfig
 
-_NOT_THE_FRONTENDS = ("rpc_host", "rpc_port", "system_host", "system_port")  # it serves no endpoints
+_NOT_THE_FRONTENDS = ("rpc_port", "system_host", "system_port")  # workers listen there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

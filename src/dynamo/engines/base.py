@@ -1,6 +1,6 @@
 """What the framework asks of an inference engine."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,11 +20,23 @@ class EngineInfo:
     limits: RuntimeLimits = field(default_factory=RuntimeLimits)
 
 
-class LLMEngine(Protocol):
-    """Continues sequences of tokens. `examples/own_engine.py` is the smallest one."""
+class KvEventSink(Protocol):
+    """Who hears what an engine's cache holds. For the event loop's thread."""
 
-    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
-        """Called once, before start(): from then on `publish` is to be told in the event loop what the cache holds.
+    def publish(self, batch: KvEventBatch) -> None:
+        """What has just happened."""
+        ...
+
+    def close(self) -> None:
+        """What happens from now on will not be told: nobody may rely on what was said. Idempotent."""
+        ...
+
+
+class LLMEngine(Protocol):
+    """Continues sequences of tokens. `engines/echo.py` is the smallest one."""
+
+    def publish_kv_events(self, sink: KvEventSink) -> bool:
+        """Called once, before start(): from then on `sink` is to be told what the cache holds.
 
         False when the engine says nothing about its cache.
         """

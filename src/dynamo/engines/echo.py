@@ -2,15 +2,14 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from dynamo.config import option, parse
-from dynamo.engines.base import EngineInfo
+from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.worker import Worker, run_workers
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
-from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.runtime.context import Context
 
@@ -35,7 +34,7 @@ class EchoEngine:
         self._delay_s = delay_s
         self._running: dict[asyncio.Event, str] = {}  # set when the request is aborted; ids are the clients' own choice
 
-    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
+    def publish_kv_events(self, sink: KvEventSink) -> bool:
         return False  # there is no cache
 
     async def start(self) -> EngineInfo:

@@ -17,10 +17,10 @@ from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.protocols.model_card import ModelInput, ModelType
 from dynamo.router.publisher import KvEventFeed
+from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.handler import closing
-from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.process import announce_ready, settle_memory
 from dynamo.runtime.system_server import system_server
@@ -94,12 +94,11 @@ async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Work
     """Starts the engine and announces it; the model becomes visible last."""
     endpoint_id, template = config.endpoint_id(), config.chat_template()  # what is wrong with them is said at once
     kv_events = KvEventFeed()
-    has_kv_events = worker.engine.publish_kv_events(kv_events.publish)
+    has_kv_events = worker.engine.publish_kv_events(kv_events)
     info: EngineInfo = await worker.engine.start()
     endpoint = runtime.endpoint(str(endpoint_id))
     engine_endpoint = EngineEndpoint(worker.engine)
-    load_id = EndpointId(endpoint_id.namespace, endpoint_id.component, LOAD_ENDPOINT)
-    await runtime.endpoint(str(load_id)).start(engine_endpoint.load)
+    await Endpoint(runtime, endpoint_id.beside(LOAD_ENDPOINT)).start(engine_endpoint.load)
     if has_kv_events:
         await kv_events.start(endpoint)
     await endpoint.start(engine_endpoint.generate, request_type=PreprocessedRequest)

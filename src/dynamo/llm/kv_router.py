@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
-
-import msgspec
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from dynamo.errors import ConfigError
-from dynamo.llm.register import ModelEntry, models_prefix
+from dynamo.llm.fitting_workers import FittingWorkers, announcements, decoded
 from dynamo.protocols.generation import (
     LLMEngineOutput,
     OutputOptions,
@@ -17,7 +15,7 @@ from dynamo.protocols.generation import (
     WorkerId,
 )
 from dynamo.protocols.kv_events import BlockStored
-from dynamo.protocols.model_card import ModelCard, RuntimeLimits
+from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.protocols.routing import PotentialLoad
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
@@ -25,7 +23,7 @@ from dynamo.router.push_router import PushRouter
 from dynamo.router.routing import RoutingDecision, RoutingRequest
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
-from dynamo.runtime.discovery.base import Event, Put
+from dynamo.runtime.discovery.base import Put
 from dynamo.runtime.stage import pulled
 from dynamo.telemetry.router_metrics import RouterSource
 from dynamo.tokens import block_seed, hashes_to_bytes, token_array
@@ -36,8 +34,8 @@ logger = logging.getLogger(__name__)
 class KvRouter:
     """Routes to the instances of one endpoint, following them and their KV events.
 
-    Needs a running event loop; close() ends what it has begun. An instance whose model has KV blocks of another size
-    gets no requests.
+    Needs a running event loop; close() ends what it has begun. An instance whose model has KV blocks of another size,
+    or is made of other files, gets no requests.
     """
 
     def __init__(
@@ -47,35 +45,33 @@ class KvRouter:
         kv_router_config: KvRouterConfig | None = None,
         *,
         model_name: str = "",
+        content_hash: str = "",
     ) -> None:
         """`block_size` in tokens: what the workers' engines have.
 
         With a `model_name` only instances that announce this model get requests; without, all but those that announce
-        models with other blocks. With router_replica_sync routers of the same `model_name` share their load.
+        models with other blocks. A `content_hash` is that of the model's card, which others of the same name must
+        have too: with another tokenizer a prompt would mean something else. With router_replica_sync routers of the
+        same `model_name` share their load.
         """
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         runtime = endpoint.runtime
         self.block_size = block_size
-        self._model = model_name
+        self._changed = asyncio.Event()
         self._client = runtime.client(endpoint.id)
         self._placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig(), model_name)
-        self._router = PushRouter(self._client, self._placer, self._serves)
+        self._workers = FittingWorkers(
+            endpoint,
+            self._client,
+            self._set_instances,
+            block_size=block_size,
+            model=model_name,
+            content_hash=content_hash,
+        )
+        self._workers.refresh()
+        self._router = PushRouter(self._client, self._placer, self._workers.__contains__)
         self._generate = pulled(self._router.generate)
-        self._announced: dict[str, ModelEntry] = {}  # by discovery key
-        self._limits: dict[int, RuntimeLimits] = {}  # of the instances that get requests
-        self._refused: set[int] = set()
-        self._instances: list[int] = []  # that the two were made of
-        self._stale = False  # whether other entries were, too
-        self._changed = asyncio.Event()
-        self._entries = runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
-        for event in self._entries.take():  # who is there can be chosen at once
-            self._apply(event)
-        self._update()
-        self._followers = [
-            asyncio.create_task(self._follow_entries(), name=f"kv-router-entries-{endpoint}"),
-            asyncio.create_task(self._follow_instances(), name=f"kv-router-instances-{endpoint}"),
-        ]
 
     @classmethod
     async def discover(cls, endpoint: Endpoint, kv_router_config: KvRouterConfig | None = None) -> "KvRouter":
@@ -83,13 +79,19 @@ class KvRouter:
 
         Raises ConfigError when discovery ends before.
         """
-        watch = endpoint.runtime.discovery.watch(f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/")
+        watch = endpoint.runtime.discovery.watch(announcements(endpoint))
         try:
             async for event in watch:
-                if isinstance(event, Put) and (entry := _decoded(event.key, event.value)) is not None:
+                if isinstance(event, Put) and (entry := decoded(event)) is not None:
                     card = entry.card
                     if card.limits.kv_block_size is not None:
-                        return cls(endpoint, card.limits.kv_block_size, kv_router_config, model_name=card.name)
+                        return cls(
+                            endpoint,
+                            card.limits.kv_block_size,
+                            kv_router_config,
+                            model_name=card.name,
+                            content_hash=card.content_hash,
+                        )
                     logger.warning("%r is passed over: its workers do not tell the size of their KV blocks", card.name)
         finally:
             watch.close()
@@ -102,10 +104,7 @@ class KvRouter:
 
     async def close(self) -> None:
         """Ends all subscriptions; requests under way go on."""
-        for follower in self._followers:
-            follower.cancel()
-        await asyncio.wait(self._followers)
-        self._entries.close()
+        await self._workers.close()
         await self._placer.close()
         await self._client.close()
 
@@ -152,17 +151,20 @@ class KvRouter:
 
     def serve(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         """A Handler: the same for a whole request."""
-        self._update()
+        self._workers.refresh()
         return self._generate(request, context)
 
     def look(
-        self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
+        self,
+        token_ids: Iterable[int],
+        *,
+        cache_salt: str | None = None,
+        lora_name: str | None = None,
+        session_id: str | None = None,
     ) -> RoutingDecision:
         """Where the prompt would go now, with all candidates; without consequences. Raises NoInstancesError."""
-        self._update()
-        seed = block_seed(lora_name, cache_salt)
-        routing = RoutingRequest(request_id="", token_ids=token_array(token_ids), seed=seed, explain=True)
-        return self._placer.look(routing)
+        self._workers.refresh()
+        return self._placer.look(_routing(token_ids, cache_salt, lora_name, session_id=session_id))
 
     async def best_worker(
         self,
@@ -178,20 +180,20 @@ class KvRouter:
         """Where the prompt costs least.
 
         With a `request_id` it counts as that worker's load, from now until free(), and may have to wait in the queue,
-        but no longer than `context` allows; mark_prefill_complete() is to be called at its first token. Raises
-        ValueError for an id that is in use, NoInstancesError, and what KvPlacer.decide() raises.
+        but no longer than `context` allows; mark_prefill_complete() is to be called at its first token. Without, it is
+        look(). Raises ValueError for an id that is in use, NoInstancesError, and what KvPlacer.decide() raises.
         """
-        routing = RoutingRequest(
+        if request_id is None:
+            return self.look(token_ids, cache_salt=cache_salt, lora_name=lora_name, session_id=session_id)
+        self._workers.refresh()
+        routing = _routing(
+            token_ids,
+            cache_salt,
+            lora_name,
             request_id=_own(request_id),
-            token_ids=token_array(token_ids),
-            seed=block_seed(lora_name, cache_salt),
             priority=priority,
             session_id=session_id,
-            explain=True,
         )
-        self._update()
-        if request_id is None:
-            return self._placer.look(routing)
         if self._placer.knows(routing.request_id):
             raise ValueError(f"the request id {request_id!r} is in use")
         return await self._placer.decide(routing, context or Context())
@@ -199,17 +201,22 @@ class KvRouter:
     def get_potential_loads(
         self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
     ) -> list[PotentialLoad]:
-        """What each worker would be busy with if it were given the prompt; raises NoInstancesError."""
-        tokens = token_array(token_ids)
-        blocks = -(-len(tokens) // self.block_size)
-        decision = self.look(tokens, cache_salt=cache_salt, lora_name=lora_name)
+        """What each worker would be busy with if it were given the prompt; raises NoInstancesError.
+
+        Blocks that it shares with the worker's running requests count once.
+        """
+        self._workers.refresh()
+        routing = _routing(token_ids, cache_salt, lora_name)
+        decision = self._placer.look(routing)
+        shared = self._placer.scheduler.sequences.find_active(routing.hashes).scores
+        tokens, blocks = routing.prompt_tokens, -(-routing.prompt_tokens // self.block_size)
         return [
             PotentialLoad(
                 worker_id=candidate.worker.instance_id,
                 dp_rank=candidate.worker.dp_rank,
                 potential_prefill_tokens=candidate.prefill_tokens
-                + max(len(tokens) - candidate.overlap.total * self.block_size, 0),
-                potential_decode_blocks=candidate.decode_blocks + blocks,
+                + max(tokens - candidate.overlap.total * self.block_size, 0),
+                potential_decode_blocks=candidate.decode_blocks + blocks - shared.get(candidate.worker, 0),
             )
             for candidate in decision.candidates
         ]
@@ -229,79 +236,31 @@ class KvRouter:
             for worker, tier, hashes in self._placer.indexer.tree.dump()
         ]
 
-    def _serves(self, instance_id: int) -> bool:
-        return instance_id in self._limits
-
-    async def _follow_entries(self) -> None:
-        async for event in self._entries:
-            self._apply(event)
-            self._update()
-
-    def _apply(self, event: Event) -> None:
-        if not isinstance(event, Put):
-            self._announced.pop(event.key, None)
-        elif (entry := _decoded(event.key, event.value)) is not None:
-            self._announced[event.key] = entry
-        self._stale = True
-
-    async def _follow_instances(self) -> None:
-        while True:
-            self._update()
-            await self._client.wait_for_change()
-
-    def _update(self) -> None:
-        """Brings the placer in line with who is there."""
-        instances = self._client.instance_ids()
-        if instances == self._instances and not self._stale:
-            return
-        self._instances, self._stale = instances, False
-        announced: dict[int, list[ModelCard]] = {}
-        for entry in self._announced.values():
-            announced.setdefault(entry.instance_id, []).append(entry.card)
-        limits: dict[int, RuntimeLimits] = {}
-        refused: set[int] = set()
-        for instance_id in instances:
-            cards = announced.get(instance_id, [])
-            if (fitting := self._fitting(cards)) is not None:
-                limits[instance_id] = fitting
-            elif cards:
-                refused.add(instance_id)
-                self._complain(instance_id, cards[0])
-        self._refused = refused
-        if limits != self._limits:
-            self._limits = limits
-            self._placer.set_instances(limits)
-            self._changed.set()
-
-    def _fitting(self, cards: list[ModelCard]) -> RuntimeLimits | None:
-        """What an instance that announces these was started with, if this router is for it."""
-        if not cards and not self._model:
-            return RuntimeLimits()
-        fitting = (c.limits for c in cards if self._model in ("", c.name) and c.limits.kv_block_size == self.block_size)
-        return next(fitting, None)
-
-    def _complain(self, instance_id: int, card: ModelCard) -> None:
-        if instance_id in self._refused:
-            return
-        size = card.limits.kv_block_size
-        logger.warning(
-            "instance %x gets no requests: it serves %r with %s, this router is for %s with KV blocks of %d tokens",
-            instance_id,
-            card.name,
-            "KV blocks of unknown size" if size is None else f"KV blocks of {size} tokens",
-            repr(self._model) if self._model else "any model",
-            self.block_size,
-        )
+    def _set_instances(self, instances: Mapping[int, RuntimeLimits]) -> None:
+        self._placer.set_instances(instances)
+        self._changed.set()
 
 
-def _decoded(key: str, value: bytes) -> ModelEntry | None:
-    try:
-        return ModelEntry.decode(value)
-    except msgspec.DecodeError as error:
-        logger.warning("ignoring the discovery entry %s: %s", key, error)
-        return None
+def _routing(
+    token_ids: Iterable[int],
+    cache_salt: str | None,
+    lora_name: str | None,
+    *,
+    request_id: str = "",
+    priority: float = 0.0,
+    session_id: str | None = None,
+) -> RoutingRequest:
+    """The prompt as the placer takes it; its decision will name the candidates."""
+    return RoutingRequest(
+        request_id=request_id,
+        token_ids=token_array(token_ids),
+        seed=block_seed(lora_name, cache_salt),
+        priority=priority,
+        session_id=session_id,
+        explain=True,
+    )
 
 
-def _own(request_id: str | None) -> str:
+def _own(request_id: str) -> str:
     """A caller's request id, apart from the placer's own."""
     return f"caller-{request_id}"

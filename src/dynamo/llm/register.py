@@ -41,7 +41,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def files_endpoint(self) -> EndpointId:
         """Where the instance serves the card's files."""
-        return EndpointId(self.endpoint.namespace, self.endpoint.component, f"{self.endpoint.name}_files_{self._slug}")
+        return self.endpoint.beside(f"{self.endpoint.name}_files_{self._slug}")
 
     @property
     def _slug(self) -> str:

@@ -1,4 +1,4 @@
-"""`python -m dynamo.router`: the KV router as a service, for several frontends or any client to ask.
+"""`python -m dynamo.router`: the KV router as a service, for any client to ask.
 
 Beside the workers of NAMESPACE.backend.generate it serves NAMESPACE.router with the endpoints `generate`, which passes
 requests on, and `best_worker`, `mark_prefill_complete`, `free`, `get_potential_loads` for clients that call the workers
@@ -19,7 +19,7 @@ from dynamo.llm.kv_router import KvRouter
 from dynamo.protocols.generation import PreprocessedRequest
 from dynamo.protocols.routing import BestWorkerRequest, PotentialLoad, RequestIdMessage, RoutingReport
 from dynamo.router.config import KvRouterConfig
-from dynamo.router.kv_placer import routing_report
+from dynamo.router.routing_report import routing_report
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime

@@ -6,30 +6,29 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from dynamo.errors import DeadlineExceededError, NoInstancesError, RequestCancelledError
-from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId
+from dynamo.protocols.generation import PreprocessedRequest, WorkerId
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
-from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceFreed
-from dynamo.protocols.routing import CandidateReport, RoutingReport
+from dynamo.protocols.replica_sync import PrefillDone, SequenceFreed
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import RANKS_MAX, KvIndexer
+from dynamo.router.kv_placement import KvPlacement
 from dynamo.router.load_watcher import LoadWatcher
 from dynamo.router.placement import Placement
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT
 from dynamo.router.replica_sync import ReplicaSync
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
+from dynamo.router.routing_report import routing_report
 from dynamo.router.scheduler import KvScheduler
-from dynamo.router.selection import RouterMode
 from dynamo.router.subscriber import FeedSubscriber
+from dynamo.runtime.background import in_background
 from dynamo.runtime.client import Client
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.event_feed import FeedItem
 from dynamo.runtime.instance import EndpointId
-from dynamo.runtime.stage import Deliver
 from dynamo.telemetry.router_metrics import IndexFigures, RouterFigures, WorkerFigures
 from dynamo.tokens import block_seed
 
@@ -39,7 +38,7 @@ _SWEEP_INTERVAL_S = 30.0
 
 
 class KvPlacer:
-    """The Placer of RouterMode.KV, for the workers of one model behind one endpoint.
+    """The Placer of RouterMode.KV, for the workers of one model behind one endpoint: set_instances() says which.
 
     Owns its subscriptions to the workers; close() ends them.
     """
@@ -63,17 +62,17 @@ class KvPlacer:
         self._numbers = itertools.count()
         self._events: Client | None = None
         self._subscriber: FeedSubscriber | None = None
-        if config.use_kv_events and config.overlap_score_weight:
-            events = EndpointId(endpoint.namespace, endpoint.component, KV_EVENTS_ENDPOINT)
-            self._events = runtime.client(events, FeedItem)
+        if config.use_kv_events:
+            self._events = runtime.client(endpoint.beside(KV_EVENTS_ENDPOINT), FeedItem)
             self._subscriber = FeedSubscriber(self._events, self.indexer)
+            self._subscriber.follow_only(())
         self._sync: ReplicaSync | None = None
         if config.router_replica_sync:
             sequences = self.scheduler.sequences
             self._sync = ReplicaSync(runtime, endpoint, model, sequences, _now_s, self._admit)
-        loads = EndpointId(endpoint.namespace, endpoint.component, LOAD_ENDPOINT)
-        self._loads = LoadWatcher(runtime.client(loads, list[WorkerLoad]), self._on_load)
-        self._sweeper = asyncio.create_task(self._sweep(), name=f"sweep-{endpoint}")
+        loads = runtime.client(endpoint.beside(LOAD_ENDPOINT), list[WorkerLoad])
+        self._loads = LoadWatcher(loads, self._serves, self._on_load)
+        self._sweeper = in_background(self._sweep(), f"sweep-{endpoint}")
 
     async def close(self) -> None:
         """Ends all subscriptions. Requests that wait get NoInstancesError; those under way go on."""
@@ -123,7 +122,13 @@ class KvPlacer:
         report = routing_report(decision, self.scheduler.block_size) if explain else None
         if report is not None:
             logger.debug("request %s: %s", context.id(), report)
-        return KvPlacement(self, decision, report if request.explain_routing else None, len(request.token_ids))
+        return KvPlacement(
+            self,
+            decision,
+            report if request.explain_routing else None,
+            prompt_tokens=len(request.token_ids),
+            block_size=self.scheduler.block_size,
+        )
 
     async def decide(self, routing: RoutingRequest, context: Context) -> RoutingDecision:
         """Gives the request its worker, whose load it is until free(); waits in the queue where it has to.
@@ -133,17 +138,16 @@ class KvPlacer:
         started_s = time.perf_counter()
         decision = self.scheduler.submit(routing, _now_s())
         self.figures.decision_seconds.observe(time.perf_counter() - started_s)
-        decision = decision or await self._admitted(routing.request_id, context)
-        overlap_tokens = decision.overlap.total * self.scheduler.block_size
+        if decision is not None:
+            self._publish_added(routing.request_id)
+        else:
+            decision = await self._admitted(routing.request_id, context)
         self.figures.decided(
-            overlap_tokens=overlap_tokens,
+            overlap_tokens=decision.overlap.total * self.scheduler.block_size,
             cost=decision.cost,
             mean_cost=decision.mean_cost,
             queued_s=decision.queued_s,
         )
-        if self._sync is not None:
-            uncached = max(routing.prompt_tokens - overlap_tokens, 1)
-            self._sync.publish(SequenceAdded(routing.request_id, decision.worker, routing.prompt_tokens, uncached))
         return decision
 
     def knows(self, request_id: str) -> bool:
@@ -162,6 +166,7 @@ class KvPlacer:
         self._admit()
 
     def output(self, request_id: str, tokens: int) -> None:
+        """The answer has grown; need not be told of each token."""
         self.scheduler.output(request_id, tokens, _now_s())
 
     def free(self, request_id: str) -> None:
@@ -195,6 +200,9 @@ class KvPlacer:
             recoveries=subscriber.recoveries if subscriber is not None else 0,
             queued_requests=self.scheduler.queued,
         )
+
+    def _serves(self, instance_id: int) -> bool:
+        return instance_id in self._instances
 
     def _has_feed(self, instance_id: int) -> bool:
         return self._subscriber is not None and self._subscriber.has_feed(instance_id)
@@ -234,7 +242,12 @@ class KvPlacer:
             elif admitted.decision is None:
                 _fail(future, NoInstancesError("no worker can take this request any more"))
             else:
+                self._publish_added(admitted.request_id)  # at once: it may be freed before its waiter's turn comes
                 future.set_result(admitted.decision)
+
+    def _publish_added(self, request_id: str) -> None:
+        if self._sync is not None:
+            self._sync.publish_added(request_id)
 
     async def _sweep(self) -> None:
         """Ends what nobody has ended, such as the requests of a client of `decide` that is gone."""
@@ -248,67 +261,6 @@ class KvPlacer:
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:
         for load in loads:
             self.scheduler.on_load(WorkerId(instance_id, load.dp_rank), load)
-
-
-def routing_report(decision: RoutingDecision, block_size: int) -> RoutingReport:
-    """The decision as it is told to others."""
-    return RoutingReport(
-        mode=RouterMode.KV.value,
-        worker_id=decision.worker.instance_id,
-        dp_rank=decision.worker.dp_rank,
-        prompt_blocks=decision.prompt_blocks,
-        block_size=block_size,
-        overlap_blocks=decision.overlap.total,
-        queued_ms=decision.queued_s * 1000,
-        no_overlap_reason=decision.no_overlap_reason,
-        candidates=[
-            CandidateReport(
-                worker_id=candidate.worker.instance_id,
-                dp_rank=candidate.worker.dp_rank,
-                cost=candidate.cost,
-                device_blocks=candidate.overlap.device,
-                host_blocks=candidate.overlap.host,
-                disk_blocks=candidate.overlap.disk,
-                prefill_tokens=candidate.prefill_tokens,
-                decode_blocks=candidate.decode_blocks,
-            )
-            for candidate in decision.candidates
-        ],
-    )
-
-
-class KvPlacement:
-    """A request on its worker, as the scheduler counts it."""
-
-    __slots__ = ("_begun", "_deliver", "_placer", "_prompt_tokens", "_report", "_request_id", "dp_rank", "worker")
-
-    def __init__(
-        self, placer: KvPlacer, decision: RoutingDecision, report: RoutingReport | None, prompt_tokens: int
-    ) -> None:
-        self.worker = decision.worker
-        self.dp_rank: int | None = decision.worker.dp_rank
-        self._placer = placer
-        self._request_id = decision.request_id
-        self._report = report
-        self._prompt_tokens = prompt_tokens
-        self._begun = False
-        self._deliver: Deliver[LLMEngineOutput]
-
-    def watched(self, deliver: Deliver[Any]) -> Deliver[Any]:
-        self._deliver = deliver
-        return self._pass_on
-
-    def end(self) -> None:
-        self._placer.free(self._request_id)
-
-    def _pass_on(self, output: LLMEngineOutput) -> bool:
-        if not self._begun:
-            self._begun = True
-            output.routing = self._report
-            self._placer.first_token(self._request_id)
-            self._placer.figures.prefilled(self._prompt_tokens, output.cached_tokens)
-        self._placer.output(self._request_id, len(output.token_ids))
-        return self._deliver(output)
 
 
 def _now_s() -> float:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from dynamo.errors import DynamoError
 from dynamo.protocols.load import WorkerLoad
+from dynamo.runtime.background import in_background
 from dynamo.runtime.client import Client
 
 logger = logging.getLogger(__name__)
@@ -15,7 +16,7 @@ INTERVAL_S = 1.0
 
 
 class LoadWatcher:
-    """Calls every instance's `load` endpoint, `interval_s` after `interval_s`.
+    """Calls the `load` endpoint of every instance that serves the model, `interval_s` after `interval_s`.
 
     One that does not answer in that time, or with anything but a load, is passed over until the next time.
     """
@@ -23,14 +24,19 @@ class LoadWatcher:
     def __init__(
         self,
         client: Client,
+        serves: Callable[[int], bool],
         on_load: Callable[[int, list[WorkerLoad]], None],
         interval_s: float = INTERVAL_S,
     ) -> None:
-        """`client` of the load endpoint, whose replies are decoded as list[WorkerLoad]; closed with the watcher."""
+        """`client` of the load endpoint, whose replies are decoded as list[WorkerLoad]; closed with the watcher.
+
+        `serves` says whether an instance is asked at all.
+        """
         self._client = client
+        self._serves = serves
         self._on_load = on_load
         self._interval_s = interval_s
-        self._task = asyncio.create_task(self._run(), name=f"loads-{client.endpoint}")
+        self._task = in_background(self._run(), f"loads-{client.endpoint}")
 
     async def close(self) -> None:
         self._task.cancel()
@@ -40,7 +46,7 @@ class LoadWatcher:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
-            await asyncio.gather(*(self._ask(instance_id) for instance_id in self._client.instance_ids()))
+            await asyncio.gather(*(self._ask(i) for i in self._client.instance_ids() if self._serves(i)))
 
     async def _ask(self, instance_id: int) -> None:
         try:

@@ -8,12 +8,14 @@ serve an engine of their own:
     publisher.publish_stored(token_ids, [16, 16], [engine_hash_1, engine_hash_2])
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, KvEventBatch, Tier
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.router.block_names import BlockNames, EngineHash
 from dynamo.router.held_blocks import HeldBlocks
+from dynamo.runtime.background import in_background
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.event_feed import BYTES_MAX, EVENTS_MAX, EventFeed
 from dynamo.tokens import block_seed, hashes_to_bytes, token_array
@@ -28,10 +30,16 @@ class KvEventFeed:
         """The bounds are EventFeed's."""
         self.held = HeldBlocks()
         self._feed = EventFeed(self.held.dump, events_max=events_max, bytes_max=bytes_max)
+        self._endpoint: Endpoint | None = None  # where it is served
+        self._closed = False
+        self._withdrawing: asyncio.Task[None] | None = None
 
     async def start(self, endpoint: Endpoint) -> None:
-        """Serves `kv_events` in the namespace and component of `endpoint`, until the runtime shuts down."""
-        await self._feed.start(_beside(endpoint, KV_EVENTS_ENDPOINT))
+        """Serves `kv_events` beside `endpoint`, until close() or until the runtime shuts down."""
+        self._endpoint = Endpoint(endpoint.runtime, endpoint.id.beside(KV_EVENTS_ENDPOINT))
+        await self._feed.start(self._endpoint)
+        if self._closed:
+            self._withdraw(self._endpoint)
 
     def publish(self, batch: KvEventBatch) -> None:
         """What has just happened in the cache, before or after start(). An empty batch is nobody's concern.
@@ -41,6 +49,17 @@ class KvEventFeed:
         if batch.events:
             self.held.apply(batch)
             self._feed.publish(batch)
+
+    def close(self) -> None:
+        """Nothing more is known of the cache: routers forget what they have heard. Idempotent."""
+        if not self._closed and self._endpoint is not None:
+            self._withdraw(self._endpoint)
+        self._closed = True
+
+    def _withdraw(self, endpoint: Endpoint) -> None:
+        self._feed.close()
+        withdrawing = endpoint.runtime.stop_serving(endpoint.id)
+        self._withdrawing = in_background(withdrawing, f"withdraw-{endpoint}")
 
 
 class KvEventPublisher:
@@ -119,7 +138,7 @@ class WorkerMetricsPublisher:
 
     async def create_endpoint(self, endpoint: Endpoint) -> None:
         """Serves `load` in the namespace and component of `endpoint`, until the runtime shuts down."""
-        await _beside(endpoint, LOAD_ENDPOINT).start(self._answer)
+        await Endpoint(endpoint.runtime, endpoint.id.beside(LOAD_ENDPOINT)).start(self._answer)
 
     def publish(self, load: WorkerLoad) -> None:
         """How busy the rank that `load` names is from now on."""
@@ -127,8 +146,3 @@ class WorkerMetricsPublisher:
 
     async def _answer(self, request: object) -> AsyncIterator[list[WorkerLoad]]:
         yield [self._loads[dp_rank] for dp_rank in sorted(self._loads)]
-
-
-def _beside(endpoint: Endpoint, name: str) -> Endpoint:
-    """Another endpoint of the same component and runtime."""
-    return endpoint.runtime.endpoint(f"{endpoint.id.namespace}.{endpoint.id.component}.{name}")

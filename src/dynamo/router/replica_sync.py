@@ -14,7 +14,7 @@ import msgspec
 
 from dynamo.errors import DynamoError
 from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceEvent, SequenceFreed
-from dynamo.router.sequences import ActiveSequences
+from dynamo.router.sequences import ActiveSequence, ActiveSequences
 from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime.codec import PAYLOAD_ERRORS, payload_decoder
 from dynamo.runtime.component import Endpoint
@@ -63,8 +63,14 @@ class ReplicaSync:
         await self._subscriber.close()
         await self._client.close()
 
-    def publish(self, event: SequenceEvent) -> None:
-        """What has become of a request of this router's."""
+    def publish_added(self, request_id: str) -> None:
+        """A request of this router's has just been given its worker, and counts among the sequences."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._feed.publish(_added(request_id, sequence))
+
+    def publish(self, event: PrefillDone | SequenceFreed) -> None:
+        """What has become of it."""
         self._feed.publish(event)
 
     def apply_payload(self, instance_id: int, payload: msgspec.Raw) -> None:
@@ -108,17 +114,18 @@ class ReplicaSync:
         )
 
     def _dump(self) -> list[list[SequenceAdded]]:
-        own = [
-            SequenceAdded(request_id, s.worker, s.tokens, s.prefill_tokens)
-            for request_id, s in self._sequences.of_source("")
-        ]
+        own = [_added(request_id, sequence) for request_id, sequence in self._sequences.of_source("")]
         return [own[i : i + _PART] for i in range(0, len(own), _PART)]
 
 
 def sync_endpoint(workers: EndpointId, model: str) -> EndpointId:
     """Where the routers of a model's workers serve their feeds."""
     slug = sha256(model.encode()).hexdigest()[:16]  # a name may hold any character
-    return EndpointId(workers.namespace, workers.component, f"{workers.name}_router_sync_{slug}")
+    return workers.beside(f"{workers.name}_router_sync_{slug}")
+
+
+def _added(request_id: str, sequence: ActiveSequence) -> SequenceAdded:
+    return SequenceAdded(request_id, sequence.worker, sequence.tokens, sequence.prefill_tokens)
 
 
 def _key(instance_id: int, request_id: str) -> str:

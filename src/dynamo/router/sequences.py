@@ -66,6 +66,10 @@ class ActiveSequences:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._sequences
 
+    def get(self, request_id: str) -> ActiveSequence | None:
+        """Not to be changed by others."""
+        return self._sequences.get(request_id)
+
     def watch(self, worker: WorkerId) -> WorkerActivity:
         """The worker's live sum, until drop_worker(); not to be changed by others."""
         activity = self._activity(worker)

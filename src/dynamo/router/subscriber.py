@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from dynamo.errors import ConnectionLostError, DynamoError
+from dynamo.runtime.background import in_background
 from dynamo.runtime.client import Client
 from dynamo.runtime.event_feed import FeedCursor, FeedEvent, FeedItem, Step, Subscribe
 from dynamo.runtime.handler import closing
@@ -50,7 +51,7 @@ class FeedSubscriber:
         """
         self.gaps = 0  # events were missing
         self.disconnects = 0  # a stream, or the attempt to open one, has failed
-        self.recoveries = 0  # after either of them the state was right again
+        self.recoveries = 0  # after either of them the state was right again, as the publisher has said
         self._client = client
         self._sink = sink
         self._own_id = own_id
@@ -59,7 +60,8 @@ class FeedSubscriber:
         self._readers: dict[int, asyncio.Task[None]] = {}  # by instance id
         self._in_sync: set[int] = set()
         self._broken: set[int] = set()  # not followed at the moment, for another reason than being new
-        self._follower = asyncio.create_task(self._follow(), name=f"follow-{client.endpoint}")
+        self._warned: set[int] = set()  # whose feeds were said to have a defect
+        self._follower = in_background(self._follow(), f"follow-{client.endpoint}")
 
     def has_feed(self, instance_id: int) -> bool:
         """Whether the state is the instance's, and hears of every change."""
@@ -92,6 +94,7 @@ class FeedSubscriber:
             self._readers.pop(instance_id).cancel()
             self._in_sync.discard(instance_id)
             self._broken.discard(instance_id)
+            self._warned.discard(instance_id)
             self._sink.forget(instance_id)
         for instance_id in live - self._readers.keys():
             reader = asyncio.create_task(self._read(instance_id), name=f"feed-{instance_id:x}")
@@ -120,8 +123,6 @@ class FeedSubscriber:
         """Returns after a gap; raises the DynamoError that ended the stream."""
         stream = await self._client.direct(Subscribe(cursor.last_id), instance_id, annotated=False)
         cursor.reconnected()
-        if cursor.last_id is not None:
-            self._synced(instance_id)
         async with closing(stream):
             async for item in stream:
                 if not self._take(instance_id, cursor, item):
@@ -130,15 +131,25 @@ class FeedSubscriber:
         raise ConnectionLostError("the stream has ended")
 
     def _take(self, instance_id: int, cursor: FeedCursor, item: FeedItem) -> bool:
-        """False when something is missing before the item."""
+        """False when the item cannot be used: what is before it is missing, or it is too large."""
         step = cursor.accept(item)
+        if step in (Step.GAP, Step.TOO_LARGE):
+            self._warn(instance_id, step)
+            return False
         if step is Step.APPLY:
             assert isinstance(item, FeedEvent)
             self._sink.apply_payload(instance_id, item.payload)
         elif step is Step.REPLACE:
             self._sink.replace_payloads(instance_id, cursor.take_dump())
+        if step in (Step.REPLACE, Step.RESUMED):
             self._synced(instance_id)
-        return step is not Step.GAP
+        return True
+
+    def _warn(self, instance_id: int, step: Step) -> None:
+        if instance_id not in self._warned:
+            self._warned.add(instance_id)
+            what = "events are missing" if step is Step.GAP else "its dump is too large"
+            logger.warning("the feed of instance %x is asked for once more: %s", instance_id, what)
 
     def _synced(self, instance_id: int) -> None:
         self._in_sync.add(instance_id)

@@ -171,7 +171,7 @@ class DistributedRuntime:
     async def _close_own(self, timeout_s: float) -> None:
         for path in self._handlers:
             self.health.set_endpoint(path, serving=False)
-        for registration in self._registrations:
+        for registration in tuple(self._registrations):  # stop_serving() may come in between
             await registration.withdraw()
         if self._listener is not None:
             await self._listener.drain(timeout_s)

@@ -57,7 +57,13 @@ class DumpEnd(msgspec.Struct, array_like=True, frozen=True, tag=2):
     parts: int
 
 
-FeedItem = FeedEvent | DumpPart | DumpEnd
+class Resumed(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """The stream goes on where the subscriber's last one has ended: after event number `id` nothing is missing."""
+
+    id: int
+
+
+FeedItem = FeedEvent | DumpPart | DumpEnd | Resumed
 
 
 class EventFeed:
@@ -104,6 +110,8 @@ class EventFeed:
     async def serve(self, request: Subscribe) -> AsyncIterator[msgspec.Raw]:
         """The endpoint's handler: FeedItems without end."""
         position = request.after
+        if position is not None and self._has_after(position) and not self._closed:
+            yield _encoded(Resumed(position))  # at once: there may be no event for long
         while not self._closed:
             if position is None or not self._has_after(position):
                 position = self.last_id
@@ -159,8 +167,10 @@ class Step(Enum):
 
     APPLY = auto()  # the event continues the state
     REPLACE = auto()  # a dump is complete: FeedCursor.take_dump()
+    RESUMED = auto()  # the state is the publisher's again, as far as it goes
     NOTHING = auto()  # known already, or part of something that is not complete
     GAP = auto()  # something is missing: subscribe again after last_id
+    TOO_LARGE = auto()  # a dump is, which is as good as a lost one
 
 
 class FeedCursor:
@@ -170,7 +180,7 @@ class FeedCursor:
     """
 
     def __init__(self, *, dump_bytes_max: int = DUMP_BYTES_MAX) -> None:
-        """A dump of more than `dump_bytes_max` is as good as a lost one."""
+        """No dump of more than `dump_bytes_max` is kept."""
         self.last_id: int | None = None  # of the last event that is part of the state
         self._dump_bytes_max = dump_bytes_max
         self._dump_id = 0
@@ -186,6 +196,8 @@ class FeedCursor:
             return self._add_part(item)
         if isinstance(item, DumpEnd):
             return self._end_dump(item)
+        if isinstance(item, Resumed):
+            return Step.RESUMED if item.id == self.last_id else Step.GAP
         if self.last_id is None:
             return Step.GAP
         if item.id <= self.last_id:
@@ -212,7 +224,7 @@ class FeedCursor:
         self._parts_bytes += len(memoryview(part.payload))
         if self._parts_bytes > self._dump_bytes_max:
             self.take_dump()
-            return Step.GAP
+            return Step.TOO_LARGE
         return Step.NOTHING
 
     def _end_dump(self, end: DumpEnd) -> Step:

@@ -25,6 +25,10 @@ class EndpointId(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return f"{self.namespace}.{self.component}.{self.name}"
 
+    def beside(self, name: str) -> "EndpointId":
+        """Another endpoint of the same component."""
+        return EndpointId(self.namespace, self.component, name)
+
     @property
     def instances_prefix(self) -> str:
         return f"{INSTANCES_PREFIX}{self.namespace}/{self.component}/{self.name}/"

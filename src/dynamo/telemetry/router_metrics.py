@@ -137,7 +137,7 @@ class RouterMetrics(Collector):
             (CounterMetricFamily, "events_total", "KV events taken", "events"),
             (CounterMetricFamily, "malformed_events_total", "KV events dropped", "malformed_events"),
             (CounterMetricFamily, "event_gaps_total", "Times that KV events were missing", "gaps"),
-            (CounterMetricFamily, "event_recoveries_total", "Times that a worker's dump replaced them", "recoveries"),
+            (CounterMetricFamily, "event_recoveries_total", "Times that a worker's feed was whole again", "recoveries"),
         ):
             family = kind(_PREFIX + name, documentation, labels=("model",))
             for model, each in figures.items():

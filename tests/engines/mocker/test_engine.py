@@ -21,6 +21,7 @@ from dynamo.protocols.kv_events import BlockRemoved, BlockStored, KvEventBatch
 from dynamo.router.indexer import KvIndexer
 from dynamo.runtime.context import Context
 from dynamo.runtime.handler import closing
+from dynamo.testing.kv_event_log import KvEventLog
 from dynamo.tokens import block_seed, hashes_to_bytes, sequence_hashes, token_array
 
 MakeRequest = Callable[..., PreprocessedRequest]
@@ -235,10 +236,10 @@ class TestKvEvents:
     @pytest.fixture
     async def published(self, scheduler: CountingScheduler) -> AsyncIterator[tuple[MockerEngine, list[KvEventBatch]]]:
         engine = MockerEngine(scheduler)
-        batches: list[KvEventBatch] = []
-        assert engine.publish_kv_events(batches.append)
+        log = KvEventLog()
+        assert engine.publish_kv_events(log)
         await engine.start()
-        yield engine, batches
+        yield engine, log.batches
         await engine.cleanup()
 
     async def test_a_block_is_announced_before_the_token_that_filled_it(
@@ -254,19 +255,20 @@ class TestKvEvents:
     async def test_a_block_is_announced_when_the_step_that_fills_it_ends(
         self, scheduler: CountingScheduler, request_of: MakeRequest
     ) -> None:
-        log: list[KvEventBatch | str] = []
+        log = KvEventLog()
+        before: list[int] = []  # batches, when a step was over
 
         class Steps(Pacer):
             async def step(self, duration_s: float) -> None:
-                log.append("step")
                 await super().step(duration_s)
+                before.append(len(log.batches))
 
         engine = MockerEngine(scheduler, pacer=Steps())
-        engine.publish_kv_events(log.append)
+        engine.publish_kv_events(log)
         await engine.start()
         await collect(engine, request_of(range(10), max_tokens=1))
         await engine.cleanup()
-        assert [entry if isinstance(entry, str) else "events" for entry in log] == ["step", "events"]
+        assert (before, len(log.batches)) == ([0], 1)
 
     async def test_a_step_is_one_batch_and_one_without_effect_is_none(
         self, published: tuple[MockerEngine, list[KvEventBatch]], request_of: MakeRequest, scheduler: CountingScheduler
@@ -310,4 +312,4 @@ class TestKvEvents:
     async def test_none_without_prefix_caching(self) -> None:
         config = SchedulerConfig(block_size=4, num_blocks=100, max_model_len=200, enable_prefix_caching=False)
         engine = MockerEngine(Scheduler(config, TimingModel(), Sampler(range(1000))))
-        assert not engine.publish_kv_events(lambda batch: None)
+        assert not engine.publish_kv_events(KvEventLog())

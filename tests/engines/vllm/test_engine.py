@@ -32,6 +32,7 @@ from dynamo.protocols.kv_events import AllBlocksCleared, BlockStored, KvEvent, K
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import EngineFeature
 from dynamo.runtime.context import Context
+from dynamo.testing.kv_event_log import KvEventLog
 from dynamo.testing.waiting import eventually, within
 from dynamo.tokens import HashArray, block_seed, hash_array, hashes_from_bytes, sequence_hashes, token_array
 
@@ -78,11 +79,11 @@ async def vllm(smollm2_dir: Path) -> AsyncIterator[Running]:
         from dynamo.engines.vllm.engine import VllmEngine
 
         engine = VllmEngine(config)
-        kv_events: list[KvEventBatch] = []
+        kv_events = KvEventLog()
         try:
-            assert engine.publish_kv_events(kv_events.append)
+            assert engine.publish_kv_events(kv_events)
             info = await engine.start()
-            yield Running(engine, info, Tokenizer.from_file(str(smollm2_dir / "tokenizer.json")), kv_events)
+            yield Running(engine, info, Tokenizer.from_file(str(smollm2_dir / "tokenizer.json")), kv_events.batches)
         finally:
             await engine.cleanup()
 

@@ -1,5 +1,6 @@
 """Whether vLLM publishes its KV events, and where. With a running vLLM: test_engine.py."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from unittest import mock
 import pytest
 
 from dynamo.engines.vllm.args import parse_command_line
+from dynamo.testing import eventually
+from dynamo.testing.kv_event_log import KvEventLog
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]  # importing vLLM and torch warns a lot
 
@@ -26,7 +29,7 @@ async def test_turned_on_by_themselves(smollm2_dir: Path) -> None:
 
     from dynamo.engines.vllm.kv_event_plane import KvEventPlane
 
-    plane = KvEventPlane(lambda batch: None)
+    plane = KvEventPlane(KvEventLog())
     assert plane.configure(config)
     events = config.kv_events_config
     assert events.enable_kv_cache_events
@@ -56,9 +59,47 @@ async def test_what_the_user_has_decided_stays(flags: list[str], expected: bool,
     from dynamo.engines.vllm.kv_event_plane import KvEventPlane
 
     before = config.kv_events_config
-    plane = KvEventPlane(lambda batch: None)
+    plane = KvEventPlane(KvEventLog())
     assert plane.configure(config) is expected
     assert config.kv_events_config is before
+    await plane.close()
+
+
+async def test_nobody_relies_on_events_that_are_not_heard_any_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    from vllm.config.kv_events import KVEventsConfig
+
+    from dynamo.engines.vllm.kv_event_plane import KvEventPlane
+    from dynamo.engines.vllm.kv_event_source import KvEventSource
+
+    broken = asyncio.Event()
+
+    async def run(self: KvEventSource) -> None:
+        await broken.wait()
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(KvEventSource, "run", run)
+    log, never_broken = KvEventLog(), KvEventLog()
+    planes = [KvEventPlane(log), KvEventPlane(never_broken)]
+    for plane in planes:
+        plane.start({0: KVEventsConfig(endpoint=f"ipc://{tmp_path}/events")}, 16)
+    await planes[1].close()
+    assert not log.closed
+    broken.set()
+    await eventually(lambda: log.closed)
+    assert "vLLM's KV events are not heard any more" in caplog.text
+    assert not never_broken.closed
+    await planes[0].close()
+
+
+async def test_nobody_relies_on_events_that_vllm_does_not_publish() -> None:
+    from dynamo.engines.vllm.kv_event_plane import KvEventPlane
+
+    log = KvEventLog()
+    plane = KvEventPlane(log)
+    plane.start({}, 16)
+    assert log.closed
     await plane.close()
 
 

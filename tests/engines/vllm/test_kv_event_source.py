@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,6 +181,7 @@ async def test_gap_that_cannot_be_filled(
     vllm: Publisher, context: Any, heard: Heard, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Routers are told to forget: what has gone is not known."""
+    caplog.set_level(logging.INFO, "dynamo")
     async with listening(vllm, context, heard) as source:
         await vllm.send(0)
         vllm.lose(4, 5)
@@ -187,6 +189,7 @@ async def test_gap_that_cannot_be_filled(
         await heard.until(0, "cleared", 4, 5, 6)
         assert source.gaps == 1
         assert "KV events 1 to 3 are lost" in caplog.text
+    assert "were lost: 1 sequences; could not be read: 0; could not be named: 0 blocks" in caplog.text
 
 
 async def test_vllm_that_has_forgotten_its_beginning(vllm: Publisher, context: Any, heard: Heard) -> None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
-from dynamo.engines.base import EngineInfo
+from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.cache_events import CacheEvents
 from dynamo.engines.mocker.mailbox import Mailbox
@@ -59,17 +59,17 @@ class MockerEngine:
         self._startup_time_s = startup_time_s
         self._mailboxes: dict[SequenceState, Mailbox] = {}
         self._cache_events = CacheEvents()
-        self._publish: Callable[[KvEventBatch], None] | None = None
+        self._kv_events: KvEventSink | None = None
         self._arrival = asyncio.Event()
         self._stepping: asyncio.Task[None] | None = None
         self._stopped: type[DynamoError] | None = None  # why nothing is served any more
         self._failed = asyncio.Event()
 
-    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
+    def publish_kv_events(self, sink: KvEventSink) -> bool:
         if not self._scheduler.config.enable_prefix_caching:
             return False
         self._scheduler.pool.observer = self._cache_events
-        self._publish = publish
+        self._kv_events = sink
         return True
 
     async def start(self) -> EngineInfo:
@@ -145,8 +145,8 @@ class MockerEngine:
 
     def _publish_events(self) -> None:
         """What the step has done to the cache is known before its outputs are."""
-        if self._publish is not None and (events := self._cache_events.take()):
-            self._publish(KvEventBatch(0, events))
+        if self._kv_events is not None and (events := self._cache_events.take()):
+            self._kv_events.publish(KvEventBatch(0, events))
 
     async def _wait_for_work(self) -> None:
         while not self._scheduler.has_work:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from vllm import SamplingParams
@@ -11,7 +11,7 @@ from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from dynamo.engines.base import EngineInfo
+from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.vllm.engine_thread import EngineThread
 from dynamo.engines.vllm.failures import DEATH, request_failure, translated
 from dynamo.engines.vllm.info import engine_info
@@ -21,7 +21,6 @@ from dynamo.engines.vllm.sampling import sampling_arguments, structured_output_a
 from dynamo.engines.vllm.stats import LoadRecorder
 from dynamo.errors import ContextLengthExceededError, InternalError, InvalidRequestError
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
-from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.runtime.context import Context
 
@@ -40,8 +39,8 @@ class VllmEngine:
         self._thread: EngineThread[AsyncLLM] = EngineThread(self._build, _shut_down)
         self._llm: AsyncLLM | None = None
 
-    def publish_kv_events(self, publish: Callable[[KvEventBatch], None]) -> bool:
-        plane = KvEventPlane(publish)
+    def publish_kv_events(self, sink: KvEventSink) -> bool:
+        plane = KvEventPlane(sink)
         if not plane.configure(self._config):
             return False
         self._kv_events = plane
@@ -98,10 +97,12 @@ class VllmEngine:
         return DEATH
 
     async def cleanup(self) -> None:
-        if self._kv_events is not None:
-            await self._kv_events.close()
-        await self._thread.stop()
-        self._llm = None
+        try:
+            if self._kv_events is not None:
+                await self._kv_events.close()
+        finally:
+            await self._thread.stop()
+            self._llm = None
 
     def _build(self) -> AsyncLLM:
         return AsyncLLM.from_vllm_config(

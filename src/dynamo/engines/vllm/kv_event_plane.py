@@ -3,24 +3,28 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import zmq.asyncio
 from vllm.config import VllmConfig as EngineConfig
 from vllm.config.kv_events import KVEventsConfig
 
+from dynamo.engines.base import KvEventSink
 from dynamo.engines.vllm.kv_event_source import KvEventSource
 from dynamo.engines.vllm.kv_events import KvEventTranslator
-from dynamo.protocols.kv_events import KvEventBatch
 
 logger = logging.getLogger(__name__)
 
 
 class KvEventPlane:
-    """The events of all data-parallel ranks of one vLLM."""
+    """The events of all data-parallel ranks of one vLLM.
 
-    def __init__(self, publish: Callable[[KvEventBatch], None]) -> None:
-        self._publish = publish
+    Those who follow them believe that what they have heard is all that the cache holds. So `sink` is closed as soon as
+    one of the ranks is not heard any more.
+    """
+
+    def __init__(self, sink: KvEventSink) -> None:
+        self._sink = sink
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._context: zmq.asyncio.Context | None = None
         self._sources: list[KvEventSource] = []
@@ -50,19 +54,22 @@ class KvEventPlane:
 
     def start(self, sources: Mapping[int, KVEventsConfig], block_size: int) -> None:
         """Listens to a started vLLM: `sources` by rank, as AsyncLLM.get_kv_event_sources() gives them."""
+        if not sources:
+            logger.error("vLLM does not say where it publishes its KV events")
+            self._sink.close()
         self._context = zmq.asyncio.Context()
         for dp_rank, config in sources.items():
             source = KvEventSource(
                 self._context,
                 KvEventTranslator(dp_rank, block_size),
-                self._publish,
+                self._sink.publish,
                 endpoint=_reachable(config.endpoint),
                 replay_endpoint=_reachable(config.replay_endpoint) if config.replay_endpoint else None,
                 topic=config.topic,
             )
             self._sources.append(source)
             self._tasks.append(asyncio.create_task(source.run(), name=f"vllm-kv-events-{dp_rank}"))
-            self._tasks[-1].add_done_callback(_report)
+            self._tasks[-1].add_done_callback(self._ended)
 
     async def close(self) -> None:
         """Idempotent; also for one that was never started."""
@@ -80,6 +87,11 @@ class KvEventPlane:
             self._directory.cleanup()
             self._directory = None
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            logger.error("vLLM's KV events are not heard any more", exc_info=task.exception())
+            self._sink.close()
+
 
 def _is_bound(address: str) -> bool:
     """Whether vLLM binds the address; else it connects to it."""
@@ -89,8 +101,3 @@ def _is_bound(address: str) -> bool:
 def _reachable(address: str) -> str:
     """Where to connect to what vLLM has bound, on this machine, to `address`."""
     return address.replace("*", "127.0.0.1").replace("[::]", "[::1]")
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("vLLM's KV events are not heard any more", exc_info=error)

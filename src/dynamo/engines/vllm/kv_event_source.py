@@ -60,6 +60,14 @@ class KvEventSource:
             await self._take(int.from_bytes(number, "big"), payload)
 
     def close(self) -> None:
+        malformed, unnamed = self._translator.malformed, self._translator.names.unnamed
+        if self.gaps or malformed or unnamed:
+            logger.info(
+                "of vLLM's KV events were lost: %d sequences; could not be read: %d; could not be named: %d blocks",
+                self.gaps,
+                malformed,
+                unnamed,
+            )
         self._socket.close(linger=0)
 
     async def _take(self, number: int, payload: bytes) -> None:
