@@ -131,7 +131,7 @@ class RouterMetrics(Collector):
     def _index(self) -> Iterable[Metric]:
         figures = {model: source.index_figures() for model, source in self._sources.items()}
         for kind, name, documentation, attribute in (
-            (GaugeMetricFamily, "blocks", "Different KV blocks that are known", "blocks"),
+            (GaugeMetricFamily, "blocks", "Different KV blocks that are known from events", "blocks"),
             (GaugeMetricFamily, "queued_requests", "Requests that wait for a worker", "queued_requests"),
             (CounterMetricFamily, "pruned_blocks_total", "Blocks forgotten to bound memory", "pruned"),
             (CounterMetricFamily, "events_total", "KV events taken", "events"),
