@@ -28,19 +28,19 @@ def test_kv_routing_finds_more_in_the_caches(
 ) -> None:
     bound = best_hit_ratio(mooncake)
     for mode in KV_MODES:
-        assert 0.45 * bound < summaries[mode].hit_ratio <= bound  # 0.5 to 0.7, by the seed
+        assert 0.9 * bound < summaries[mode].hit_ratio <= bound  # 0.95 to 0.96, by the seed
         for plain in PLAIN_MODES:
-            assert summaries[mode].hit_ratio > 1.3 * summaries[plain].hit_ratio
+            assert summaries[mode].hit_ratio > 1.5 * summaries[plain].hit_ratio
 
 
 def test_and_its_first_tokens_come_sooner(summaries: dict[SimulatedMode, Summary]) -> None:
     for mode in KV_MODES:
-        assert summaries[mode].ttft_mean_s < 0.9 * min(summaries[plain].ttft_mean_s for plain in PLAIN_MODES)
+        assert summaries[mode].ttft_mean_s < 0.75 * min(summaries[plain].ttft_mean_s for plain in PLAIN_MODES)
 
 
 def test_no_worker_gets_all(summaries: dict[SimulatedMode, Summary]) -> None:
     for mode, summary in summaries.items():
-        assert 1 <= summary.requests_spread < 1.5, mode
+        assert 1 <= summary.requests_spread < 1.3, mode
     assert summaries[SimulatedMode.ROUND_ROBIN].requests_spread == pytest.approx(1, abs=0.01)
 
 
