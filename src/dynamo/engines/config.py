@@ -30,10 +30,7 @@ class WorkerConfig(RuntimeConfig):
 
     def endpoint_id(self) -> EndpointId:
         """Raises ConfigError when --endpoint or --namespace is not of the right form."""
-        try:
-            return EndpointId.parse(self.endpoint or f"{self.worker_namespace}.backend.generate")
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return self.workers_endpoint(self.endpoint)
 
     def chat_template(self) -> Path | None:
         """Raises ConfigError when there is none at --custom-jinja-template."""

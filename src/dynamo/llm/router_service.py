@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import uvloop
 
 from dynamo.config import group, option, parse
-from dynamo.errors import ConfigError, DynamoError, InvalidRequestError
+from dynamo.errors import DynamoError, InvalidRequestError
 from dynamo.llm.kv_router import KvRouter
 from dynamo.protocols.generation import PreprocessedRequest
 from dynamo.protocols.routing import BestWorkerRequest, PotentialLoad, RequestIdMessage, RoutingReport
@@ -51,10 +51,7 @@ class RouterConfig(RuntimeConfig):
 
     def endpoint_id(self) -> EndpointId:
         """Raises ConfigError when --endpoint or --namespace is not of the right form."""
-        try:
-            return EndpointId.parse(self.endpoint or f"{self.worker_namespace}.backend.generate")
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return self.workers_endpoint(self.endpoint)
 
 
 class RouterService:

@@ -13,7 +13,7 @@ A credit of 1 is what a cached block saves this request. It saves more: the time
 block is missing to all that wait there, the more the busier the fleet is. Hence the default of 8, and no lower bound at
 0, under which workers that have much and workers that have more would look alike. A block is prefilled once and decoded
 from for a short while: prefill_load_scale, 32 by default, is the price of the one in the other. Both were found with
-`benchmarks/router.py`; docs/routing.md shows them against other values.
+`benchmarks/router.py`; docs/adr/0004 says what others give.
 """
 
 import math

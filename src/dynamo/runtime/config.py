@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynamo.config import option
+from dynamo.errors import ConfigError
 from dynamo.runtime.discovery.file import default_directory
+from dynamo.runtime.instance import EndpointId
 
 DEFAULT_NAMESPACE = "dynamo"
 
@@ -63,6 +65,13 @@ class RuntimeConfig:
     @property
     def worker_namespace(self) -> str:
         return self.namespace or DEFAULT_NAMESPACE
+
+    def workers_endpoint(self, path: str | None) -> EndpointId:
+        """Where workers serve: at `path`, or where they do when nothing is said. ConfigError for another form."""
+        try:
+            return EndpointId.parse(path or f"{self.worker_namespace}.backend.generate")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def discovery_directory(self) -> Path:
         return Path(self.file_kv) if self.file_kv else default_directory()
