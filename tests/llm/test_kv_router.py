@@ -90,11 +90,11 @@ class Fleet:
         self.routers.append(router)
         expected = {worker.id for worker in workers}
         await eventually(lambda: known(router) == expected)
-        await eventually(lambda: all(map(router._placer._has_feed, expected)))
+        await eventually(lambda: all(map(router.placer._has_feed, expected)))
 
 
 def known(router: KvRouter) -> set[int]:
-    return {worker.instance_id for worker in router._placer.scheduler.workers()}
+    return {worker.instance_id for worker in router.placer.scheduler.workers()}
 
 
 @pytest.fixture
@@ -108,14 +108,14 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 def load(router: KvRouter) -> dict[int, tuple[int, int]]:
     """Of each instance: tokens to prefill, blocks in use."""
-    return {figures.instance_id: (figures.prefill_tokens, figures.blocks) for figures in router.source.worker_figures()}
+    return {figures.instance_id: (figures.prefill_tokens, figures.blocks) for figures in router.placer.worker_figures()}
 
 
 async def stored(router: KvRouter, worker: Worker, tokens: list[int], **of: Any) -> None:
     """The worker's cache holds two blocks, and the router knows."""
-    before = len(router._placer.indexer.tree)
+    before = len(router.placer.indexer.tree)
     worker.events.publish_stored(tokens[:8], [4, 4], [71, 72], **of)
-    await eventually(lambda: len(router._placer.indexer.tree) == before + 2)
+    await eventually(lambda: len(router.placer.indexer.tree) == before + 2)
 
 
 class TestBestWorker:
@@ -166,7 +166,7 @@ class TestBestWorker:
         with pytest.raises(ValueError, match="'a' is in use"):
             await router.best_worker(PROMPT, request_id="a")
         waiting = asyncio.create_task(router.best_worker(PROMPT, request_id="b"))
-        await eventually(lambda: router._placer.scheduler.queued == 1)
+        await eventually(lambda: router.placer.scheduler.queued == 1)
         with pytest.raises(ValueError, match="'b' is in use"):
             await within(router.best_worker(PROMPT, request_id="b"))
         router.free("a")
@@ -182,12 +182,12 @@ class TestBestWorker:
             await within(router.best_worker(PROMPT, request_id="b", context=Context(deadline_s=deadline_s)))
         context = Context()
         waiting = asyncio.create_task(router.best_worker(PROMPT, request_id="b", context=context))
-        await eventually(lambda: router._placer.scheduler.queued == 1)
+        await eventually(lambda: router.placer.scheduler.queued == 1)
         context.stop_generating()
         with pytest.raises(RequestCancelledError):
             await within(waiting)
         waiting = asyncio.create_task(router.best_worker(PROMPT, request_id="b"))
-        await eventually(lambda: router._placer.scheduler.queued == 1)
+        await eventually(lambda: router.placer.scheduler.queued == 1)
         router.free("b")
         with pytest.raises(RequestCancelledError):
             await within(waiting)
@@ -197,7 +197,7 @@ class TestBestWorker:
         router = await fleet.router(worker, router_queue_threshold=1, model_name="m")
         await router.best_worker(PROMPT, request_id="a")
         waiting = asyncio.create_task(router.best_worker(PROMPT, request_id="b"))
-        await eventually(lambda: router._placer.scheduler.queued == 1)
+        await eventually(lambda: router.placer.scheduler.queued == 1)
         await within(router.close())
         with pytest.raises(NoInstancesError):
             await within(waiting)
@@ -265,7 +265,7 @@ class TestGenerate:
     async def test_named_worker_and_rank(self, fleet: Fleet) -> None:
         plain, parallel = await fleet.worker("m"), await fleet.worker("m", data_parallel_size=2)
         router = await fleet.router(plain, parallel)
-        assert set(router._placer.scheduler.workers()) == {
+        assert set(router.placer.scheduler.workers()) == {
             WorkerId(plain.id),
             WorkerId(parallel.id),
             WorkerId(parallel.id, 1),

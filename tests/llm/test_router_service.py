@@ -48,7 +48,7 @@ class Setting:
 
     def load(self) -> tuple[int, int]:
         """The only worker's tokens to prefill and blocks in use."""
-        [figures] = self.router.source.worker_figures()
+        [figures] = self.router.placer.worker_figures()
         return figures.prefill_tokens, figures.blocks
 
 
@@ -149,7 +149,7 @@ async def test_request_id_in_use(setting: Setting) -> None:
 
 async def test_no_worker_any_more(setting: Setting) -> None:
     await within(setting.worker.close())
-    await eventually(lambda: not list(setting.router.source.worker_figures()))
+    await eventually(lambda: not list(setting.router.placer.worker_figures()))
     for endpoint in ("best_worker", "get_potential_loads"):
         with pytest.raises(NoInstancesError):
             await setting.ask(endpoint, {"token_ids": PROMPT})
@@ -161,14 +161,14 @@ class TestWaiting:
     @pytest.fixture
     async def waiting(self, setting: Setting) -> AsyncIterator[asyncio.Task[RoutingReport]]:
         limits = RuntimeLimits(kv_block_size=4, max_num_batched_tokens=1)
-        setting.router._placer.set_instances({setting.worker.instance_id: limits})
+        setting.router.placer.set_instances({setting.worker.instance_id: limits})
         await setting.best_worker(request_id="a")
         task = asyncio.create_task(setting.best_worker(request_id="b"))
-        await eventually(lambda: setting.router._placer.scheduler.queued == 1)
+        await eventually(lambda: setting.router.placer.scheduler.queued == 1)
         yield task
         task.cancel()
         await within(asyncio.wait([task]))
-        await eventually(lambda: setting.router._placer.scheduler.queued == 0)
+        await eventually(lambda: setting.router.placer.scheduler.queued == 0)
 
     async def test_turn_comes(self, setting: Setting, waiting: asyncio.Task[RoutingReport]) -> None:
         await setting.ask("mark_prefill_complete", {"request_id": "a"})
@@ -176,7 +176,7 @@ class TestWaiting:
 
     async def test_client_that_waits_and_leaves(self, setting: Setting, waiting: asyncio.Task[RoutingReport]) -> None:
         waiting.cancel()
-        await eventually(lambda: setting.router._placer.scheduler.queued == 0)
+        await eventually(lambda: setting.router.placer.scheduler.queued == 0)
         await setting.ask("free", {"request_id": "a"})
         assert setting.load() == (0, 0)
 

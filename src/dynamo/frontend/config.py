@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from dynamo.config import group, option
 from dynamo.errors import ConfigError
+from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.config import RuntimeConfig
+from dynamo.telemetry.router_metrics import RouterMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,12 @@ class FrontendConfig(RuntimeConfig):
         choices=[mode.value for mode in RouterMode],
         help="how requests are spread over workers",
     )
+    router_service: bool = option(
+        False,
+        flag="--router-service",
+        env="DYN_ROUTER_SERVICE",
+        help="kv: `python -m dynamo.router` decides, with its own flags, for all frontends that ask it",
+    )
     kv_router: KvRouterConfig = group(KvRouterConfig)
     body_limit_mb: float = option(
         45.0, flag="--http-body-limit-mb", env="DYN_HTTP_BODY_LIMIT_MB", help="largest request body in megabytes"
@@ -46,6 +54,13 @@ class FrontendConfig(RuntimeConfig):
         metavar="SECONDS",
         help="how long a client may send nothing of its request, or take nothing of its answer",
     )
+
+    def routing(self, metrics: RouterMetrics) -> RoutingSetup:
+        """Raises ConfigError for a router mode that has no service."""
+        mode = RouterMode(self.router_mode)
+        if self.router_service and mode is not RouterMode.KV:
+            raise ConfigError(f"--router-service needs --router-mode kv, not {mode.value}")
+        return RoutingSetup(mode=mode, kv=self.kv_router, service=self.router_service, metrics=metrics)
 
     def body_limit_bytes(self) -> int:
         """Raises ConfigError when --http-body-limit-mb is no size."""

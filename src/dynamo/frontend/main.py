@@ -20,8 +20,6 @@ from dynamo.frontend.tracker import access_logger
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_cache import cache_dir
 from dynamo.llm.model_manager import ModelManager
-from dynamo.llm.routing_setup import RoutingSetup
-from dynamo.router.selection import RouterMode
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.listening_socket import bind
 from dynamo.runtime.parent import follow_parent
@@ -56,9 +54,7 @@ async def _serve(config: FrontendConfig) -> None:
     models = ModelManager(
         runtime,
         namespace=config.namespace,
-        routing=RoutingSetup(
-            mode=RouterMode(config.router_mode), kv=config.kv_router, metrics=RouterMetrics(runtime.registry)
-        ),
+        routing=config.routing(RouterMetrics(runtime.registry)),
         cache=ArtifactCache(cache_dir() / "artifacts"),
     )
     frontend = Frontend(

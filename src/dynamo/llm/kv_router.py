@@ -25,7 +25,6 @@ from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
 from dynamo.runtime.discovery.base import Put
 from dynamo.runtime.stage import pulled
-from dynamo.telemetry.router_metrics import RouterSource
 from dynamo.tokens import block_seed, hashes_to_bytes, token_array
 
 logger = logging.getLogger(__name__)
@@ -57,10 +56,12 @@ class KvRouter:
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         runtime = endpoint.runtime
+        self.endpoint = endpoint
         self.block_size = block_size
+        self.model_name = model_name
         self._changed = asyncio.Event()
         self._client = runtime.client(endpoint.id)
-        self._placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig(), model_name)
+        self.placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig(), model_name)
         self._workers = FittingWorkers(
             endpoint,
             self._client,
@@ -70,20 +71,24 @@ class KvRouter:
             content_hash=content_hash,
         )
         self._workers.refresh()
-        self._router = PushRouter(self._client, self._placer, self._workers.__contains__)
+        self._router = PushRouter(self._client, self.placer, self._workers.__contains__)
         self._generate = pulled(self._router.generate)
 
     @classmethod
-    async def discover(cls, endpoint: Endpoint, kv_router_config: KvRouterConfig | None = None) -> "KvRouter":
+    async def discover(
+        cls, endpoint: Endpoint, kv_router_config: KvRouterConfig | None = None, *, model_name: str = ""
+    ) -> "KvRouter":
         """For the first model at `endpoint` that a worker announces with the size of its KV blocks; waits for it.
 
-        Raises ConfigError when discovery ends before.
+        With a `model_name` for that one and no other. Raises ConfigError when discovery ends before.
         """
         watch = endpoint.runtime.discovery.watch(announcements(endpoint))
         try:
             async for event in watch:
                 if isinstance(event, Put) and (entry := decoded(event)) is not None:
                     card = entry.card
+                    if model_name not in ("", card.name):
+                        continue
                     if card.limits.kv_block_size is not None:
                         return cls(
                             endpoint,
@@ -97,21 +102,16 @@ class KvRouter:
             watch.close()
         raise ConfigError(f"discovery ended before a worker of {endpoint} was there")
 
-    @property
-    def source(self) -> RouterSource:
-        """What there is to measure."""
-        return self._placer
-
     async def close(self) -> None:
         """Ends all subscriptions; requests under way go on."""
         await self._workers.close()
-        await self._placer.close()
+        await self.placer.close()
         await self._client.close()
 
     async def wait_for_workers(self, timeout_s: float | None = None) -> list[WorkerId]:
         """Waits for at least one that gets requests; TimeoutError after `timeout_s`."""
         async with asyncio.timeout(timeout_s):
-            while not (workers := list(self._placer.scheduler.workers())):
+            while not (workers := list(self.placer.scheduler.workers())):
                 self._changed.clear()
                 await self._changed.wait()
         return workers
@@ -164,7 +164,7 @@ class KvRouter:
     ) -> RoutingDecision:
         """Where the prompt would go now, with all candidates; without consequences. Raises NoInstancesError."""
         self._workers.refresh()
-        return self._placer.look(_routing(token_ids, cache_salt, lora_name, session_id=session_id))
+        return self.placer.look(_routing(token_ids, cache_salt, lora_name, session_id=session_id))
 
     async def best_worker(
         self,
@@ -194,9 +194,9 @@ class KvRouter:
             priority=priority,
             session_id=session_id,
         )
-        if self._placer.knows(routing.request_id):
+        if self.placer.knows(routing.request_id):
             raise ValueError(f"the request id {request_id!r} is in use")
-        return await self._placer.decide(routing, context or Context())
+        return await self.placer.decide(routing, context or Context())
 
     def get_potential_loads(
         self, token_ids: Iterable[int], *, cache_salt: str | None = None, lora_name: str | None = None
@@ -207,8 +207,8 @@ class KvRouter:
         """
         self._workers.refresh()
         routing = _routing(token_ids, cache_salt, lora_name)
-        decision = self._placer.look(routing)
-        shared = self._placer.scheduler.sequences.find_active(routing.hashes).scores
+        decision = self.placer.look(routing)
+        shared = self.placer.scheduler.sequences.find_active(routing.hashes).scores
         tokens, blocks = routing.prompt_tokens, -(-routing.prompt_tokens // self.block_size)
         return [
             PotentialLoad(
@@ -223,21 +223,21 @@ class KvRouter:
 
     def mark_prefill_complete(self, request_id: str) -> None:
         """The request's first token is there; ids that are not known are passed over."""
-        self._placer.first_token(_own(request_id))
+        self.placer.first_token(_own(request_id))
 
     def free(self, request_id: str) -> None:
         """The request has ended, or is not wanted any more; ids that are not known are passed over."""
-        self._placer.free(_own(request_id))
+        self.placer.free(_own(request_id))
 
     def dump_events(self) -> list[tuple[WorkerId, BlockStored]]:
         """All that is known of the workers' caches, as the events that would make it known."""
         return [
             (worker, BlockStored(hashes_to_bytes(hashes), tier))
-            for worker, tier, hashes in self._placer.indexer.tree.dump()
+            for worker, tier, hashes in self.placer.indexer.tree.dump()
         ]
 
     def _set_instances(self, instances: Mapping[int, RuntimeLimits]) -> None:
-        self._placer.set_instances(instances)
+        self.placer.set_instances(instances)
         self._changed.set()
 
 

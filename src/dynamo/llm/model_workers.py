@@ -44,8 +44,7 @@ class ModelWorkers:
             self._placer.set_instances(self._members)
 
     async def close(self) -> None:
-        if isinstance(self._placer, KvPlacer):
-            if self._metrics is not None:
-                self._metrics.remove(self._model, self._placer)
-            await self._placer.close()
+        if self._metrics is not None and isinstance(self._placer, KvPlacer):
+            self._metrics.remove(self._model, self._placer)
+        await self._placer.close()
         await self._client.close()

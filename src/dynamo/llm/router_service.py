@@ -1,8 +1,8 @@
 """`python -m dynamo.router`: the KV router as a service, for any client to ask.
 
-Beside the workers of NAMESPACE.backend.generate it serves NAMESPACE.router with the endpoints `generate`, which passes
+For the workers of NAMESPACE.backend.generate it serves NAMESPACE.router with the endpoints `generate`, which passes
 requests on, and `best_worker`, `mark_prefill_complete`, `free`, `get_potential_loads` for clients that call the workers
-themselves.
+themselves. Frontends with --router-service find it beside the workers, where it takes reservations.
 """
 
 import logging
@@ -19,7 +19,9 @@ from dynamo.llm.kv_router import KvRouter
 from dynamo.protocols.generation import PreprocessedRequest
 from dynamo.protocols.routing import BestWorkerRequest, PotentialLoad, RequestIdMessage, RoutingReport
 from dynamo.router.config import KvRouterConfig
+from dynamo.router.reservations import Reservations, reservations_endpoint
 from dynamo.router.routing_report import routing_report
+from dynamo.runtime.component import Endpoint
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
@@ -47,6 +49,12 @@ class RouterConfig(RuntimeConfig):
         metavar="PATH",
         help="the workers' endpoint, as dyn://namespace.component.endpoint; without it NAMESPACE.backend.generate",
     )
+    model_name: str = option(
+        "",
+        flag="--model-name",
+        metavar="NAME",
+        help="the model whose workers these are; without it the first one that is announced",
+    )
     kv_router: KvRouterConfig = group(KvRouterConfig)
 
     def endpoint_id(self) -> EndpointId:
@@ -59,9 +67,13 @@ class RouterService:
 
     def __init__(self, router: KvRouter) -> None:
         self._router = router
+        self._reservations = Reservations(router.placer)
 
     async def start(self, runtime: DistributedRuntime, namespace: str) -> None:
         """Serves all of them."""
+        router = self._router
+        reservations = Endpoint(runtime, reservations_endpoint(router.endpoint.id, router.model_name))
+        await self._reservations.start(reservations)
         component = runtime.namespace(namespace).component(COMPONENT)
         await component.endpoint("best_worker").start(self.best_worker, request_type=BestWorkerRequest)
         await component.endpoint("mark_prefill_complete").start(
@@ -69,7 +81,7 @@ class RouterService:
         )
         await component.endpoint("free").start(self.free, request_type=RequestIdMessage)
         await component.endpoint("get_potential_loads").start(self.get_potential_loads, request_type=BestWorkerRequest)
-        await component.endpoint("generate").start(self._router.serve, request_type=PreprocessedRequest)
+        await component.endpoint("generate").start(router.serve, request_type=PreprocessedRequest)
 
     async def best_worker(self, request: BestWorkerRequest, context: Context) -> AsyncIterator[RoutingReport]:
         try:
@@ -126,9 +138,11 @@ async def _serve(runtime: DistributedRuntime, config: RouterConfig) -> int:
             system_server(runtime.health, runtime.registry, host=config.system_host, port=config.system_port)
         )
         logger.info("waiting for workers at %s", endpoint_id)
-        router = await KvRouter.discover(runtime.endpoint(str(endpoint_id)), config.kv_router)
+        router = await KvRouter.discover(
+            runtime.endpoint(str(endpoint_id)), config.kv_router, model_name=config.model_name
+        )
         stack.push_async_callback(router.close)
-        RouterMetrics(runtime.registry).add(str(endpoint_id), router.source)
+        RouterMetrics(runtime.registry).add(str(endpoint_id), router.placer)
         await RouterService(router).start(runtime, endpoint_id.namespace)
         settle_memory()
         announce_ready(f"{endpoint_id.namespace}.{COMPONENT}")

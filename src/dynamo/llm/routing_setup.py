@@ -9,6 +9,7 @@ from dynamo.protocols.model_card import ModelInput
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
 from dynamo.router.placement import SelectorPlacer
+from dynamo.router.remote_placer import RemotePlacer
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.telemetry.router_metrics import RouterMetrics
@@ -22,10 +23,11 @@ class RoutingSetup:
 
     mode: RouterMode = RouterMode.ROUND_ROBIN
     kv: KvRouterConfig = field(default_factory=KvRouterConfig)
+    service: bool = False  # in mode KV: a router service decides
     metrics: RouterMetrics | None = None
 
-    def placer(self, entry: ModelEntry, runtime: DistributedRuntime) -> KvPlacer | SelectorPlacer:
-        """For the workers that are like the one that `entry` announces. A KvPlacer is to be closed."""
+    def placer(self, entry: ModelEntry, runtime: DistributedRuntime) -> KvPlacer | RemotePlacer | SelectorPlacer:
+        """For the workers that are like the one that `entry` announces. To be closed."""
         card = entry.card
         rng = random.Random()  # noqa: S311 - no secrets here
         if self.mode is not RouterMode.KV:
@@ -36,4 +38,6 @@ class RoutingSetup:
                 "%r has no KV blocks that its workers tell of: its requests go to the least loaded", card.name
             )
             return SelectorPlacer(self.mode, rng)
+        if self.service:
+            return RemotePlacer(runtime, entry.endpoint, card.name, rng)
         return KvPlacer(runtime, entry.endpoint, block_size, self.kv, card.name, rng)

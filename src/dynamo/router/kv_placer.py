@@ -5,7 +5,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dynamo.errors import DeadlineExceededError, NoInstancesError, RequestCancelledError
 from dynamo.protocols.generation import PreprocessedRequest, WorkerId
@@ -116,7 +116,7 @@ class KvPlacer:
             priority=request.priority,
             session_id=request.session_id,
             explain=explain,
-            eligible=self._eligible(instances, request.dp_rank),
+            eligible=self.eligible(instances, request.dp_rank),
         )
         decision = await self.decide(routing, context)
         report = routing_report(decision, self.scheduler.block_size) if explain else None
@@ -157,6 +157,13 @@ class KvPlacer:
     def look(self, routing: RoutingRequest) -> RoutingDecision:
         """What decide() would choose now, without waiting and without consequences. Raises NoInstancesError."""
         return self.scheduler.look(routing, _now_s())
+
+    def eligible(self, instances: Iterable[int] | None, dp_rank: int | None) -> Callable[[WorkerId], bool] | None:
+        """Which workers these are, as a RoutingRequest says it; None stands for all of them."""
+        allowed = self._instances.keys() if instances is None else frozenset(instances)
+        if dp_rank is None and allowed >= self._instances.keys():
+            return None  # all of them
+        return lambda worker: worker.instance_id in allowed and dp_rank in (None, worker.dp_rank)
 
     def first_token(self, request_id: str) -> None:
         """The request's worker has begun to answer."""
@@ -206,12 +213,6 @@ class KvPlacer:
 
     def _has_feed(self, instance_id: int) -> bool:
         return self._subscriber is not None and self._subscriber.has_feed(instance_id)
-
-    def _eligible(self, instances: Sequence[int], dp_rank: int | None) -> Callable[[WorkerId], bool] | None:
-        allowed = frozenset(instances)
-        if dp_rank is None and allowed >= self._instances.keys():
-            return None  # all of them
-        return lambda worker: worker.instance_id in allowed and dp_rank in (None, worker.dp_rank)
 
     async def _admitted(self, request_id: str, context: Context) -> RoutingDecision:
         """Waits for the request's turn in the queue."""

@@ -45,6 +45,10 @@ class Placer(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Ends what it has begun. Requests under way go on."""
+        ...
+
 
 class SelectorPlacer:
     """The modes that know of each worker only how many requests it has in flight."""
@@ -68,6 +72,9 @@ class SelectorPlacer:
                 )
             target = WorkerId(self._selector.pick(instances, self.in_flight))
         return CountedPlacement(target, self.in_flight)
+
+    async def close(self) -> None:
+        """There is nothing to end."""
 
 
 class CountedPlacement:
