@@ -16,7 +16,7 @@ from dynamo.testing.deployment import START_S, Deployment
 
 from .conversations import ASKED, BLOCK, CHAT, KV, MOCKER, Conversation, hit_ratio, said
 from .raw_http import connect, encoded, get, post
-from .served import MOCK, until_served
+from .served import MOCK
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -51,10 +51,13 @@ class Fleet:
                 await asyncio.sleep(0.02)
 
 
-async def until_routed(url: str) -> None:
-    """Waits until the frontend has heard of a router that answers."""
+async def until_routed(url: str, workers: int = 1) -> None:
+    """Waits until the frontend has heard of a router that answers and knows so many workers."""
     async with asyncio.timeout(10):
-        while "routing" not in (await post(url, CHAT, said("?"))).json()["nvext"]:  # noqa: ASYNC110 - another process
+        while True:
+            nvext = (await post(url, CHAT, said("?"))).json().get("nvext", {})
+            if len(nvext.get("routing", {}).get("candidates", ())) == workers:
+                return
             await asyncio.sleep(0.02)
 
 
@@ -68,11 +71,12 @@ async def fleet(own: Deployment, tiny_model: Path) -> AsyncIterator[Fleet]:
         own.router(*ROUTER),
     )
     for each in (url, other_url):
-        await until_served(each, 3)
+        await until_routed(each, 3)
     yield Fleet(deployment=own, router=router, frontends=[one, two], urls=[url, other_url])
 
 
 async def test_conversations_stay_with_their_history_through_both_frontends(fleet: Fleet) -> None:
+    decisions = (await fleet.figures())["decisions_total"]
     conversations = [Conversation(fleet.urls[i % 2], f"topic {i}") for i in range(4)]
     before = [await each.turn() for each in conversations]
     assert len({turn.routing.worker_id for turn in before}) > 1
@@ -85,7 +89,7 @@ async def test_conversations_stay_with_their_history_through_both_frontends(flee
             assert new.cached_tokens >= (old.prompt_tokens // BLOCK - 1) * BLOCK
         before = turns
     figures = await fleet.figures()
-    assert figures["decisions_total"] == 16
+    assert figures["decisions_total"] == decisions + 16
     assert figures["hit_ratio"] > 0.4
     assert figures["worker_active_blocks"] == figures["worker_prefill_tokens"] == 0
 
@@ -126,7 +130,7 @@ async def test_router_killed_and_started_again(fleet: Fleet) -> None:
 
     await fleet.restart_router()
     for url in fleet.urls:
-        await until_routed(url)
+        await until_routed(url, 3)
     after = [await each.turn() for each in conversations]
     assert [turn.routing.worker_id for turn in after] == [turn.routing.worker_id for turn in before]
     assert hit_ratio(after) >= hit_ratio(before) > 0.4
@@ -144,7 +148,7 @@ async def test_router_that_hangs(fleet: Fleet) -> None:
         await fleet.frontends[0].line("it does not answer")
     finally:
         fleet.router.signal(signal.SIGCONT)
-    await until_routed(fleet.urls[0])
+    await until_routed(fleet.urls[0], 3)
 
 
 async def test_router_stopped_in_order_under_load(fleet: Fleet) -> None:
@@ -155,6 +159,22 @@ async def test_router_stopped_in_order_under_load(fleet: Fleet) -> None:
         fleet.router.signal(signal.SIGTERM)
         assert await within(fleet.router.exit_code()) == 0
         assert (await post(fleet.urls[0], CHAT, said("x"))).status == 200
+
+
+async def test_all_workers_have_other_blocks(own: Deployment, tiny_model: Path) -> None:
+    (_, url), worker, router = await asyncio.gather(
+        own.frontend(*SERVICE), own.mocker(tiny_model, MOCK, *MOCKER), own.router(*ROUTER)
+    )
+    await until_routed(url)
+    worker.signal(signal.SIGTERM)
+    assert await within(worker.exit_code()) == 0
+    await own.mocker(tiny_model, MOCK, "--block-size", "32", "--speedup-ratio", "20")
+    await router.line("routing begins anew")
+    await until_routed(url)
+    conversation = Conversation(url, "other blocks")
+    turns = [await conversation.turn() for _ in range(2)]
+    assert [turn.routing.block_size for turn in turns] == [32, 32]
+    assert turns[1].cached_tokens > 0
 
 
 async def test_unknown_workers_are_refused(fleet: Fleet) -> None:

@@ -14,11 +14,14 @@ from dynamo.llm.kv_router import KvRouter
 from dynamo.llm.router_service import RouterConfig, RouterService
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.protocols.reservations import Reserve
 from dynamo.protocols.routing import BestWorkerRequest, PotentialLoad, RoutingReport
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.publisher import KvEventPublisher
+from dynamo.router.reservations import reservations_endpoint
 from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
 from dynamo.runtime.handler import closing
+from dynamo.runtime.instance import EndpointId
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
 from dynamo.tokens import token_array
@@ -32,6 +35,7 @@ DONE = LLMEngineOutput(token_ids=[2], finish_reason=FinishReason.STOP)
 @dataclass(slots=True, kw_only=True)
 class Setting:
     router: KvRouter
+    service: RouterService
     client: DistributedRuntime
     worker: DistributedRuntime
     engine: Scripted[Any, Any]
@@ -63,10 +67,11 @@ async def setting() -> AsyncIterator[Setting]:
     await events.start()
     await worker.endpoint(WORKERS).start(engine, request_type=PreprocessedRequest)
     router = KvRouter(router_runtime.endpoint(WORKERS), 4, KvRouterConfig(router_queue_threshold=0))
-    await RouterService(router).start(router_runtime, "test")
+    service = RouterService(router)
+    await service.start(router_runtime, "test")
     await eventually(lambda: len(router.dump_events()) == 1)
-    yield Setting(router=router, client=client, worker=worker, engine=engine)
-    await within(router.close())
+    yield Setting(router=router, service=service, client=client, worker=worker, engine=engine)
+    await within(service.close())
     await within(router_runtime.close(graceful=False))
 
 
@@ -153,6 +158,22 @@ async def test_no_worker_any_more(setting: Setting) -> None:
     for endpoint in ("best_worker", "get_potential_loads"):
         with pytest.raises(NoInstancesError):
             await setting.ask(endpoint, {"token_ids": PROMPT})
+
+
+async def test_another_router_takes_over(setting: Setting) -> None:
+    """What the former has sent is not counted any more, and its reservations end."""
+    reserve = Reserve(request_id="r", token_ids=token_array(PROMPT), instances=[setting.worker.instance_id])
+    client = setting.client.client(reservations_endpoint(EndpointId.parse(WORKERS), ""), RoutingReport | None)
+    stream = await client.generate(reserve, annotated=False)
+    assert await within(anext(stream)) is not None
+    other = KvRouter(setting.router.endpoint, 2, KvRouterConfig(use_kv_events=False))
+    await within(setting.service.replace(other))
+    with pytest.raises(StopAsyncIteration):
+        await within(anext(stream))
+    setting.router = other
+    assert setting.load() == (0, 0)
+    assert (await setting.best_worker()).prompt_blocks == 5
+    assert len(await setting.ask("generate", PreprocessedRequest(model="m", token_ids=token_array(PROMPT)))) == 2
 
 
 class TestWaiting:

@@ -48,6 +48,7 @@ class FittingWorkers:
         self._refused: set[int] = set()
         self._instances: list[int] = []  # that the two were made of
         self._stale = True  # there are entries that they were not made of
+        self.outlived = False  # nobody fits, but others of the model are there
         self._entries = endpoint.runtime.discovery.watch(announcements(endpoint))
         for event in self._entries.take():  # who is there can be chosen at once
             self._apply(event)
@@ -84,6 +85,7 @@ class FittingWorkers:
                 refused.add(instance_id)
                 self._complain(instance_id, cards[0])
         self._refused, self._limits = refused, limits
+        self.outlived = not limits and any(self._is_other(card) for i in refused for card in announced[i])
         self._on_change(limits)
 
     async def _follow_entries(self) -> None:
@@ -115,6 +117,10 @@ class FittingWorkers:
             and self._content_hash in ("", card.content_hash)
             and card.limits.kv_block_size == self._block_size
         )
+
+    def _is_other(self, card: ModelCard) -> bool:
+        """Whether a router for this card's workers could be made instead."""
+        return self._model in ("", card.name) and card.limits.kv_block_size is not None
 
     def _complain(self, instance_id: int, card: ModelCard) -> None:
         if instance_id in self._refused:

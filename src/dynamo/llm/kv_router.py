@@ -116,6 +116,12 @@ class KvRouter:
                 await self._changed.wait()
         return workers
 
+    async def outlived(self) -> None:
+        """Returns when no worker fits any more, but others of the model are there, with other blocks or files."""
+        while not self._workers.outlived:
+            self._changed.clear()
+            await self._changed.wait()
+
     async def generate(
         self,
         token_ids: Iterable[int],

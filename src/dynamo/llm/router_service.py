@@ -5,6 +5,7 @@ requests on, and `best_worker`, `mark_prefill_complete`, `free`, `get_potential_
 themselves. Frontends with --router-service find it beside the workers, where it takes reservations.
 """
 
+import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -16,11 +17,12 @@ import uvloop
 from dynamo.config import group, option, parse
 from dynamo.errors import DynamoError, InvalidRequestError
 from dynamo.llm.kv_router import KvRouter
-from dynamo.protocols.generation import PreprocessedRequest
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.routing import BestWorkerRequest, PotentialLoad, RequestIdMessage, RoutingReport
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.reservations import Reservations, reservations_endpoint
 from dynamo.router.routing_report import routing_report
+from dynamo.runtime.background import in_background
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.context import Context
@@ -36,6 +38,7 @@ from dynamo.telemetry.router_metrics import RouterMetrics
 logger = logging.getLogger(__name__)
 
 COMPONENT = "router"
+_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +66,17 @@ class RouterConfig(RuntimeConfig):
 
 
 class RouterService:
-    """The endpoints' handlers."""
+    """The endpoints' handlers, for one router after the other."""
 
     def __init__(self, router: KvRouter) -> None:
-        self._router = router
+        """Closes `router` with itself."""
+        self.router = router
         self._reservations = Reservations(router.placer)
 
     async def start(self, runtime: DistributedRuntime, namespace: str) -> None:
         """Serves all of them."""
-        router = self._router
-        reservations = Endpoint(runtime, reservations_endpoint(router.endpoint.id, router.model_name))
-        await self._reservations.start(reservations)
+        reservations = reservations_endpoint(self.router.endpoint.id, self.router.model_name)
+        await self._reservations.start(Endpoint(runtime, reservations))
         component = runtime.namespace(namespace).component(COMPONENT)
         await component.endpoint("best_worker").start(self.best_worker, request_type=BestWorkerRequest)
         await component.endpoint("mark_prefill_complete").start(
@@ -81,11 +84,23 @@ class RouterService:
         )
         await component.endpoint("free").start(self.free, request_type=RequestIdMessage)
         await component.endpoint("get_potential_loads").start(self.get_potential_loads, request_type=BestWorkerRequest)
-        await component.endpoint("generate").start(router.serve, request_type=PreprocessedRequest)
+        await component.endpoint("generate").start(self.generate, request_type=PreprocessedRequest)
+
+    async def replace(self, router: KvRouter) -> None:
+        """From now on this router decides, for the same model. What the former has sent goes on, but is not counted."""
+        former, self.router = self.router, router
+        self._reservations.use(router.placer)
+        await former.close()
+
+    async def close(self) -> None:
+        await self.router.close()
+
+    def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
+        return self.router.serve(request, context)
 
     async def best_worker(self, request: BestWorkerRequest, context: Context) -> AsyncIterator[RoutingReport]:
         try:
-            decision = await self._router.best_worker(
+            decision = await self.router.best_worker(
                 request.token_ids,
                 request_id=request.request_id,
                 cache_salt=request.cache_salt,
@@ -96,18 +111,18 @@ class RouterService:
             )
         except ValueError as error:
             raise InvalidRequestError(str(error), param="request_id") from error
-        yield routing_report(decision, self._router.block_size)
+        yield routing_report(decision, self.router.block_size)
 
     async def mark_prefill_complete(self, request: RequestIdMessage) -> AsyncIterator[bool]:
-        self._router.mark_prefill_complete(request.request_id)
+        self.router.mark_prefill_complete(request.request_id)
         yield True
 
     async def free(self, request: RequestIdMessage) -> AsyncIterator[bool]:
-        self._router.free(request.request_id)
+        self.router.free(request.request_id)
         yield True
 
     async def get_potential_loads(self, request: BestWorkerRequest) -> AsyncIterator[list[PotentialLoad]]:
-        yield self._router.get_potential_loads(
+        yield self.router.get_potential_loads(
             request.token_ids, cache_salt=request.cache_salt, lora_name=request.lora_name
         )
 
@@ -137,15 +152,33 @@ async def _serve(runtime: DistributedRuntime, config: RouterConfig) -> int:
         await stack.enter_async_context(
             system_server(runtime.health, runtime.registry, host=config.system_host, port=config.system_port)
         )
+        workers = runtime.endpoint(str(endpoint_id))
+        metrics = RouterMetrics(runtime.registry)
+
+        async def discovered(model_name: str) -> KvRouter:
+            router = await KvRouter.discover(workers, config.kv_router, model_name=model_name)
+            metrics.add(router.model_name, router.placer)  # in the place of the one before
+            return router
+
+        async def follow() -> None:
+            """Begins anew when all workers were replaced by such as have other blocks or files."""
+            while True:
+                former = service.router
+                await former.outlived()
+                logger.warning(
+                    "all workers of %r have other blocks or files now, routing begins anew", former.model_name
+                )
+                await asyncio.sleep(_RETRY_S)
+                await service.replace(await discovered(former.model_name))
+
         logger.info("waiting for workers at %s", endpoint_id)
-        router = await KvRouter.discover(
-            runtime.endpoint(str(endpoint_id)), config.kv_router, model_name=config.model_name
-        )
-        stack.push_async_callback(router.close)
-        RouterMetrics(runtime.registry).add(str(endpoint_id), router.placer)
-        await RouterService(router).start(runtime, endpoint_id.namespace)
+        service = RouterService(await discovered(config.model_name))
+        stack.push_async_callback(service.close)
+        await service.start(runtime, endpoint_id.namespace)
+        follower = in_background(follow(), "router-follow")
         settle_memory()
         announce_ready(f"{endpoint_id.namespace}.{COMPONENT}")
         await runtime.wait_for_shutdown()
+        follower.cancel()
         await runtime.close()
         return 0

@@ -34,6 +34,11 @@ class Reservations:
         await endpoint.start(self.serve, request_type=ReservationMessage)
         self._closing = in_background(self._close_with(endpoint), f"close-{endpoint}")
 
+    def use(self, placer: KvPlacer) -> None:
+        """From now on this one decides. What the former has decided is forgotten."""
+        self._placer = placer
+        self._end_all()
+
     async def serve(self, message: ReservationMessage, context: Context) -> AsyncIterator[RoutingReport | None]:
         """The endpoint's handler. Raises what KvPlacer.decide() raises, InvalidRequestError for an id in use."""
         if isinstance(message, Prefilled):
@@ -42,26 +47,26 @@ class Reservations:
         if message.request_id in self._held:
             raise InvalidRequestError(f"the request id {message.request_id!r} is in use", param="request_id")
         held = self._held[message.request_id] = _Held(message)
+        placer = self._placer
         try:
-            deciding = asyncio.create_task(self._placer.decide(self._routing(message), context))
+            deciding = asyncio.create_task(placer.decide(_routing(placer, message), context))
             try:
                 while not deciding.done():
                     await asyncio.wait([deciding], timeout=self._sign_of_life_s)
                     if not deciding.done():
                         yield None
-                yield routing_report(deciding.result(), self._placer.scheduler.block_size)
+                yield routing_report(deciding.result(), placer.scheduler.block_size)
                 if not self._closed:
                     await held.until_ended(context)
             finally:
-                await self._undo(deciding, _key(message.request_id))
+                await _undo(placer, deciding, _key(message.request_id))
         finally:
             del self._held[message.request_id]
 
     def close(self) -> None:
         """Ends all reservations; the requests go on, at their workers."""
         self._closed = True
-        for held in self._held.values():
-            held.end()
+        self._end_all()
 
     def _prefilled(self, message: Prefilled) -> None:
         held = self._held.get(message.request_id)
@@ -69,23 +74,9 @@ class Reservations:
             self._placer.first_token(_key(message.request_id))
             self._placer.figures.prefilled(held.prompt_tokens, message.cached_tokens)
 
-    def _routing(self, message: Reserve) -> RoutingRequest:
-        return RoutingRequest(
-            request_id=_key(message.request_id),
-            token_ids=message.token_ids,
-            seed=block_seed(cache_salt=message.cache_salt),
-            priority=message.priority,
-            session_id=message.session_id,
-            explain=message.explain,
-            eligible=self._placer.eligible(message.instances, message.dp_rank),
-        )
-
-    async def _undo(self, deciding: asyncio.Task[RoutingDecision], request_id: str) -> None:
-        """Whoever leaves while the decision is made may get it all the same."""
-        deciding.cancel()
-        await asyncio.wait([deciding])
-        if not deciding.cancelled() and deciding.exception() is None:
-            self._placer.free(request_id)
+    def _end_all(self) -> None:
+        for held in self._held.values():
+            held.end()
 
     async def _close_with(self, endpoint: Endpoint) -> None:
         """Streams that others end would hold up the shutdown, which waits for requests under way."""
@@ -118,6 +109,26 @@ def reservations_endpoint(workers: EndpointId, model: str) -> EndpointId:
     """Where a router service for a model's workers takes reservations."""
     slug = sha256(model.encode()).hexdigest()[:16]  # a name may hold any character
     return workers.beside(f"{workers.name}_router_{slug}")
+
+
+def _routing(placer: KvPlacer, message: Reserve) -> RoutingRequest:
+    return RoutingRequest(
+        request_id=_key(message.request_id),
+        token_ids=message.token_ids,
+        seed=block_seed(cache_salt=message.cache_salt),
+        priority=message.priority,
+        session_id=message.session_id,
+        explain=message.explain,
+        eligible=placer.eligible(message.instances, message.dp_rank),
+    )
+
+
+async def _undo(placer: KvPlacer, deciding: asyncio.Task[RoutingDecision], request_id: str) -> None:
+    """Whoever leaves while the decision is made may get it all the same."""
+    deciding.cancel()
+    await asyncio.wait([deciding])
+    if not deciding.cancelled() and deciding.exception() is None:
+        placer.free(request_id)
 
 
 def _key(request_id: str) -> str:
