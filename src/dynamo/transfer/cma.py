@@ -1,0 +1,142 @@
+"""Cross memory attach: the kernel copies from one process's memory to another's, without a buffer in between.
+
+process_vm_readv(2) and process_vm_writev(2), between processes of one user on one host. A probe tells whether they
+work here: other users, other PID namespaces, Yama and seccomp can forbid it.
+"""
+
+import ctypes
+import errno
+import os
+import secrets
+from array import array
+from pathlib import Path
+
+from dynamo.errors import ConnectionLostError, InvalidRequestError
+from dynamo.transfer.job import Job, RegionKey
+from dynamo.transfer.metadata import CmaOffer
+
+REGIONS_MAX = 4096
+
+_COOKIE_BYTES = 16
+_CALL_BYTES_MAX = 16 << 20  # of one call of the kernel, which nothing can interrupt
+_INLINE_BYTES_MAX = 256 << 10
+_PR_SET_PTRACER = 0x59616D61
+_PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
+_YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+
+
+class CmaTarget:
+    """The side whose memory is read and written: it has nothing to do but to say where."""
+
+    def __init__(self) -> None:
+        self._cookie = ctypes.create_string_buffer(secrets.token_bytes(_COOKIE_BYTES), _COOKIE_BYTES)
+        self._keys = (ctypes.c_uint64 * REGIONS_MAX)()
+        self.offer = CmaOffer(
+            pid=os.getpid(),
+            cookie_address=ctypes.addressof(self._cookie),
+            cookie=self._cookie.raw,
+            keys_address=ctypes.addressof(self._keys),
+        )
+        _allow_others()
+
+    def set_key(self, region_id: int, key: int) -> None:
+        """The region is registered, or with 0 it is no longer."""
+        self._keys[region_id] = key
+
+    def close(self) -> None:
+        """Peers take this for the end of the process."""
+        ctypes.memset(self._cookie, 0, _COOKIE_BYTES)
+
+
+class CmaLink:
+    """As Link."""
+
+    name = "cma"
+    lanes = 1
+    inline_bytes_max = _INLINE_BYTES_MAX
+
+    def __init__(self, offer: CmaOffer) -> None:
+        """Raises ConnectionLostError where it does not work."""
+        self._pid = offer.pid
+        self._cookie = offer.cookie
+        self._cookie_address = offer.cookie_address
+        self._keys_address = offer.keys_address
+        self._closed = False
+        self._check(())
+
+    def copy(self, job: Job) -> None:
+        call = _write if job.write else _read
+        if job.write:
+            self._check(job.keys)
+        local, remote = job.local, job.remote
+        while len(local):
+            job.control.check()
+            if self._closed:
+                raise ConnectionLostError("the link was closed")
+            pieces, size_bytes = local.take(_CALL_BYTES_MAX)
+            copied = call(self._pid, local.pointer, pieces, remote.pointer, pieces, 0)
+            if copied < 0:
+                self._check(job.keys)  # which knows better what is wrong
+                raise _failure(ctypes.get_errno())
+            local.advance(copied)
+            remote.advance(copied)
+            job.done_bytes += copied
+            if copied < size_bytes:
+                self._check(job.keys)  # and then once more, for the error
+        self._check(job.keys)  # or it was somebody else's memory by the end
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _check(self, keys: tuple[RegionKey, ...]) -> None:
+        """Raises ConnectionLostError if this is not the peer any more, InvalidRequestError if not its regions."""
+        cookie = ctypes.create_string_buffer(_COOKIE_BYTES)
+        found = (ctypes.c_uint64 * len(keys))()
+        here = array("Q", [ctypes.addressof(cookie), _COOKIE_BYTES])
+        there = array("Q", [self._cookie_address, _COOKIE_BYTES])
+        for i, (region_id, _) in enumerate(keys):
+            here.extend((ctypes.addressof(found) + 8 * i, 8))
+            there.extend((self._keys_address + 8 * region_id, 8))
+        count = 1 + len(keys)
+        expected_bytes = _COOKIE_BYTES + 8 * len(keys)
+        read = _read(self._pid, here.buffer_info()[0], count, there.buffer_info()[0], count, 0)
+        if read < 0:
+            raise _failure(ctypes.get_errno())
+        if read != expected_bytes or cookie.raw != self._cookie:
+            raise ConnectionLostError("the peer's process is gone")
+        for (region_id, key), value in zip(keys, found, strict=True):
+            if value != key:
+                raise InvalidRequestError(f"the peer's region {region_id} is not registered any more")
+
+
+def _failure(number: int) -> ConnectionLostError:
+    text = {
+        errno.ESRCH: "the peer's process is gone",
+        errno.EPERM: "this process may not reach the peer's memory",
+        errno.EFAULT: "the memory is not there any more",
+    }.get(number, os.strerror(number))
+    return ConnectionLostError(f"cma: {text}")
+
+
+def _allow_others() -> None:
+    """Where Yama lets only parents look into a process, this one lets any of its user's."""
+    try:
+        restricted = _YAMA_SCOPE.read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        return  # no Yama here
+    if restricted:
+        _libc.prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_read, _write = _libc.process_vm_readv, _libc.process_vm_writev
+for _function in (_read, _write):
+    _function.restype = ctypes.c_ssize_t
+    _function.argtypes = (
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_ulong,
+        ctypes.c_void_p,
+        ctypes.c_ulong,
+        ctypes.c_ulong,
+    )

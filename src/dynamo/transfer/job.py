@@ -1,0 +1,38 @@
+"""What a link is asked to do: copy these pieces, as long as it is wanted. For threads."""
+
+import time
+from dataclasses import dataclass, field
+from threading import Event
+
+from dynamo.errors import DeadlineExceededError, RequestCancelledError
+from dynamo.transfer.vector import Vector
+
+RegionKey = tuple[int, int]  # a region's id, and what tells it from others that had the id before
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Control:
+    """Whether a transfer is still wanted; shared by all its jobs."""
+
+    deadline_s: float  # on time.monotonic()
+    cancelled: Event = field(default_factory=Event)
+
+    def check(self) -> None:
+        """Raises RequestCancelledError or DeadlineExceededError."""
+        if self.cancelled.is_set():
+            raise RequestCancelledError("the transfer was cancelled")
+        if time.monotonic() >= self.deadline_s:
+            raise DeadlineExceededError("the transfer's deadline passed")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """Copies the pieces of `remote` to those of `local`, which have the same sizes, or with `write` the other way."""
+
+    write: bool
+    local: Vector
+    remote: Vector
+    keys: tuple[RegionKey, ...]  # of the regions of `remote`
+    control: Control
+    keep: object = None  # what holds the local memory
+    done_bytes: int = 0

@@ -1,0 +1,58 @@
+"""What an agent tells its peers of itself: `Agent.metadata()`. Plain msgpack, nothing in it is executed."""
+
+import msgspec
+
+from dynamo.errors import InvalidRequestError
+from dynamo.runtime.request_plane.base import Address
+
+VERSION = 1
+
+
+class RegionInfo(msgspec.Struct, array_like=True, frozen=True):
+    """A registered region."""
+
+    id: int
+    key: int  # stands at `key_address` + 8 * id as long as the region is registered
+    address: int
+    size_bytes: int
+    writable: bool
+
+
+class CmaOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes of the same host and user may read and write each other's memory: process_vm_readv."""
+
+    pid: int
+    cookie_address: int
+    cookie: bytes  # what stands there: another process of this number has something else
+    keys_address: int
+
+
+class TcpOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """A socket that serves reads and writes."""
+
+    host: str
+    port: int
+    secret: bytes
+
+
+class AgentMetadata(msgspec.Struct, omit_defaults=True, kw_only=True):
+    version: int = VERSION
+    name: str
+    address: Address  # for notifications and checksums
+    regions: list[RegionInfo] = []
+    cma: CmaOffer | None = None
+    tcp: TcpOffer | None = None
+
+    def encode(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "AgentMetadata":
+        """Raises InvalidRequestError for what is no metadata, or of another version."""
+        try:
+            metadata = msgspec.msgpack.decode(data, type=cls)
+        except msgspec.DecodeError as error:
+            raise InvalidRequestError(f"this is no agent's metadata: {error}") from error
+        if metadata.version != VERSION:
+            raise InvalidRequestError(f"the agent's metadata has version {metadata.version}, not {VERSION}")
+        return metadata

@@ -1,0 +1,293 @@
+"""Reads and writes over TCP: the bytes go from the memory of one side into that of the other, with no copy between.
+
+A connection carries one request at a time: the caller says what it wants and where, the other side agrees or refuses,
+and then come the bytes. Both ends use a blocking socket in a thread; the sockets' own timeouts let them look up.
+"""
+
+import ctypes
+import errno
+import hmac
+import logging
+import os
+import secrets
+import socket
+import struct
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from dynamo.errors import (
+    ConnectionLostError,
+    DeadlineExceededError,
+    ErrorInfo,
+    InvalidRequestError,
+    from_info,
+    to_info,
+)
+from dynamo.runtime.listening_socket import bind
+from dynamo.transfer.blocks import MAX_BLOCKS
+from dynamo.transfer.job import Control, Job, RegionKey
+from dynamo.transfer.metadata import TcpOffer
+from dynamo.transfer.vector import IOV_MAX, Vector
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Located = tuple[Vector, object]
+LANES = 2
+CONNECTIONS_MAX = 64  # that a target serves at the same time
+_TICK_S = 0.1  # how long a thread may wait before it looks whether it is still wanted
+_CONNECT_TIMEOUT_S = 5.0
+_MESSAGE_BYTES_MAX = 32 * MAX_BLOCKS
+_LENGTH = struct.Struct("<I")
+_TIMEVAL = struct.Struct("ll")
+
+
+class _Request(msgspec.Struct, array_like=True, frozen=True):
+    """What follows the handshake, again and again."""
+
+    write: bool
+    keys: tuple[RegionKey, ...]
+    vector: bytes  # of the target's memory
+
+
+class TcpTarget:
+    """The side whose memory is read and written: serves connections in threads of its own."""
+
+    def __init__(self, locate: Callable[[tuple[RegionKey, ...], bytes, bool], Located], host: str) -> None:
+        """`locate` turns keys and vector of a request into the target's own memory, and what keeps it there.
+
+        It raises InvalidRequestError for what is not registered. Raises ConfigError when `host` cannot be bound.
+        """
+        self._locate = locate
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        self._listening = bind(host, 0)
+        self._listening.setblocking(True)
+        self._listening.listen(CONNECTIONS_MAX)
+        self.offer = TcpOffer(host=host, port=self._listening.getsockname()[1], secret=secrets.token_bytes(16))
+        self._acceptor = threading.Thread(target=self._accept, name="transfer-tcp", daemon=True)
+        self._acceptor.start()
+
+    def close(self) -> None:
+        """Callers see ConnectionLostError. Idempotent."""
+        self._closed.set()
+        _shut(self._listening)
+        self._acceptor.join()
+        self._listening.close()
+        with self._lock:
+            for sock in self._sockets:
+                _shut(sock)
+
+    def _accept(self) -> None:
+        while not self._closed.is_set():
+            try:
+                sock, _ = self._listening.accept()
+            except OSError:
+                continue  # closed, or out of files for a moment
+            with self._lock:
+                crowded = len(self._sockets) >= CONNECTIONS_MAX
+                if not crowded:
+                    self._sockets.add(sock)
+            if crowded:
+                logger.warning("a transfer connection is refused: there are %d already", CONNECTIONS_MAX)
+                sock.close()
+            else:
+                threading.Thread(target=self._serve, args=(sock,), name="transfer-tcp-peer", daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        stream = _Stream(sock, Control(deadline_s=time.monotonic() + _CONNECT_TIMEOUT_S).check)
+        try:
+            if not hmac.compare_digest(stream.receive_exactly(len(self.offer.secret)), self.offer.secret):
+                raise ConnectionLostError("the secret is wrong")
+            stream.check = self._still_serving
+            while True:
+                self._answer(stream, stream.receive(_Request))
+        except (ConnectionLostError, DeadlineExceededError, msgspec.DecodeError) as error:
+            logger.debug("a transfer connection has ended: %s", error)
+        finally:
+            with self._lock:
+                self._sockets.discard(sock)
+            sock.close()
+
+    def _answer(self, stream: "_Stream", request: _Request) -> None:
+        try:
+            vector, _keep = self._locate(request.keys, request.vector, request.write)
+        except InvalidRequestError as error:
+            stream.send(to_info(error))
+            return
+        stream.send(None)
+        if request.write:
+            stream.read_into(vector)
+            stream.send(None)
+        else:
+            stream.write_from(vector)
+
+    def _still_serving(self) -> None:
+        if self._closed.is_set():
+            raise ConnectionLostError("the agent is closing")
+
+
+class TcpLink:
+    """As Link: a connection for each job under way, kept for the next one."""
+
+    name = "tcp"
+    lanes = LANES
+    inline_bytes_max = 0
+
+    def __init__(self, offer: TcpOffer) -> None:
+        """Raises ConnectionLostError when nobody is there."""
+        self._offer = offer
+        self._lock = threading.Lock()
+        self._idle: list[_Stream] = []
+        self._open: set[_Stream] = set()
+        self._closed = False
+        self._put_back(self._connect())
+
+    def copy(self, job: Job) -> None:
+        stream = self._take()
+        stream.check = job.control.check
+        try:
+            self._copy(stream, job)
+        except InvalidRequestError:
+            self._put_back(stream)  # refused before any byte was sent
+            raise
+        except BaseException:
+            self._discard(stream)
+            raise
+        self._put_back(stream)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            streams = [*self._open]
+        for stream in streams:
+            stream.shut()
+
+    def _copy(self, stream: "_Stream", job: Job) -> None:
+        size_bytes = job.local.size_bytes
+        stream.send(_Request(job.write, job.keys, job.remote.tobytes()))
+        stream.receive_agreement()
+        if job.write:
+            stream.write_from(job.local)
+            stream.receive_agreement()
+        else:
+            stream.read_into(job.local)
+        job.done_bytes = size_bytes
+
+    def _connect(self) -> "_Stream":
+        try:
+            sock = socket.create_connection((self._offer.host, self._offer.port), _CONNECT_TIMEOUT_S)
+        except OSError as error:
+            raise ConnectionLostError(f"tcp: cannot connect to the peer: {error}") from error
+        stream = _Stream(sock, lambda: None)
+        with self._lock:
+            self._open.add(stream)
+        stream.send_exactly(self._offer.secret)
+        return stream
+
+    def _take(self) -> "_Stream":
+        with self._lock:
+            if self._closed:
+                raise ConnectionLostError("the link was closed")
+            if self._idle:
+                return self._idle.pop()
+        return self._connect()
+
+    def _put_back(self, stream: "_Stream") -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(stream)
+                return
+        self._discard(stream)
+
+    def _discard(self, stream: "_Stream") -> None:
+        with self._lock:
+            self._open.discard(stream)
+        stream.close()
+
+
+class _Stream:
+    """A blocking socket that looks up at times; for one thread."""
+
+    def __init__(self, sock: socket.socket, check: Callable[[], None]) -> None:
+        """`check` raises when nobody waits for this any more."""
+        self.check = check
+        self._sock = sock
+        sock.settimeout(None)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tick = _TIMEVAL.pack(0, int(_TICK_S * 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
+
+    def send(self, message: Any) -> None:
+        data = msgspec.msgpack.encode(message)
+        self.send_exactly(_LENGTH.pack(len(data)) + data)
+
+    def receive(self, kind: type[T]) -> T:
+        (size_bytes,) = _LENGTH.unpack(self.receive_exactly(_LENGTH.size))
+        if size_bytes > _MESSAGE_BYTES_MAX:
+            raise ConnectionLostError(f"tcp: a message of {size_bytes} bytes is too large")
+        return msgspec.msgpack.decode(self.receive_exactly(size_bytes), type=kind)
+
+    def receive_agreement(self) -> None:
+        """Raises the error that the other side has instead."""
+        try:
+            refusal = self.receive(ErrorInfo | None)  # type: ignore[arg-type]
+        except msgspec.DecodeError as error:
+            raise ConnectionLostError("tcp: the peer does not speak our protocol") from error
+        if refusal is not None:
+            raise from_info(refusal)
+
+    def send_exactly(self, data: bytes) -> None:
+        buffer = ctypes.create_string_buffer(data, len(data))
+        self.write_from(Vector(array("Q", [ctypes.addressof(buffer), len(data)])))
+
+    def receive_exactly(self, size_bytes: int) -> bytes:
+        buffer = ctypes.create_string_buffer(size_bytes)
+        self.read_into(Vector(array("Q", [ctypes.addressof(buffer), size_bytes])))
+        return buffer.raw
+
+    def read_into(self, vector: Vector) -> None:
+        self._move(_readv, vector)
+
+    def write_from(self, vector: Vector) -> None:
+        self._move(_writev, vector)
+
+    def shut(self) -> None:
+        """Whoever waits for it sees its end."""
+        _shut(self._sock)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _move(self, call: Any, vector: Vector) -> None:
+        while len(vector):
+            self.check()
+            moved = call(self._sock.fileno(), vector.pointer, min(len(vector), IOV_MAX))
+            if moved > 0:
+                vector.advance(moved)
+            elif moved == 0:
+                raise ConnectionLostError("tcp: the peer has closed the connection")
+            elif (number := ctypes.get_errno()) not in (errno.EAGAIN, errno.EINTR):
+                raise ConnectionLostError(f"tcp: {os.strerror(number)}")
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        logger.debug("a socket was shut already: %s", error)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_readv, _writev = _libc.readv, _libc.writev
+for _function in (_readv, _writev):
+    _function.restype = ctypes.c_ssize_t
+    _function.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)

@@ -1,0 +1,117 @@
+"""struct iovec[]: where the pieces of a transfer lie, in the form in which the kernel takes it."""
+
+import itertools
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+from dynamo.errors import InvalidRequestError
+from dynamo.transfer.blocks import Blocks, lengths_of, offsets_of
+
+PIECE_BYTES_MAX = 4 << 20  # larger blocks are cut, so that a transfer can stop, and be shared out, in between
+IOV_MAX = 1024  # pieces that the kernel takes in one call
+
+
+class Place(Protocol):
+    """A region of this process or of another one."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
+
+
+class Vector:
+    """Pieces in memory, consumed from the front."""
+
+    __slots__ = ("_at", "_cells", "_end")
+
+    def __init__(self, cells: "array[int]", begin: int = 0, end: int | None = None) -> None:
+        """`cells`: address and length of each piece, by turns; changed as pieces are consumed."""
+        self._cells = cells
+        self._at = begin
+        self._end = len(cells) // 2 if end is None else end
+
+    def __len__(self) -> int:
+        """Pieces that are left."""
+        return self._end - self._at
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Address and length of each."""
+        cells = self._cells
+        return ((cells[2 * i], cells[2 * i + 1]) for i in range(self._at, self._end))
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(self._cells[2 * self._at + 1 : 2 * self._end : 2])
+
+    @property
+    def pointer(self) -> int:
+        """Of the first piece's struct iovec."""
+        address, _ = self._cells.buffer_info()
+        return address + 16 * self._at
+
+    def take(self, size_bytes: int, pieces: int = IOV_MAX) -> tuple[int, int]:
+        """How many of the first pieces come to at most `size_bytes`, at least one; and how many bytes these have."""
+        cells, count, total = self._cells, 0, 0
+        for i in range(self._at, min(self._end, self._at + pieces)):
+            length = cells[2 * i + 1]
+            if count and total + length > size_bytes:
+                break
+            count, total = count + 1, total + length
+        return count, total
+
+    def advance(self, size_bytes: int) -> None:
+        """The first `size_bytes` are done with."""
+        cells = self._cells
+        while self._at < self._end and size_bytes >= (length := cells[2 * self._at + 1]):
+            size_bytes -= length
+            self._at += 1
+        if size_bytes:
+            cells[2 * self._at] += size_bytes
+            cells[2 * self._at + 1] -= size_bytes
+
+    def parts(self, count: int) -> "list[Vector]":
+        """The same pieces in at most `count` vectors of about as many bytes."""
+        share, sizes, total = self.size_bytes / count, [0], 0
+        for _, length in self:
+            if total >= share * len(sizes):
+                sizes.append(0)
+            sizes[-1] += 1
+            total += length
+        return self.split(sizes)
+
+    def split(self, sizes: Iterable[int]) -> "list[Vector]":
+        """The same pieces in vectors of so many pieces each."""
+        ends = list(itertools.accumulate(sizes, initial=self._at))
+        return [Vector(self._cells, begin, end) for begin, end in itertools.pairwise(ends)]
+
+    def tobytes(self) -> bytes:
+        return self._cells[2 * self._at : 2 * self._end].tobytes()
+
+
+def locate(blocks: Blocks, places: Mapping[int, Place], *, write: bool) -> Vector:
+    """Where the blocks lie. Raises InvalidRequestError for those that are not registered, or not writable."""
+    cells = array("Q")
+    for span in blocks.spans:
+        place = places.get(span.region)
+        if place is None:
+            raise InvalidRequestError(f"{blocks.agent!r} has no region {span.region} registered")
+        if write and not place.writable:
+            raise InvalidRequestError(f"region {span.region} of {blocks.agent!r} is read-only")
+        base, size_bytes = place.address, place.size_bytes
+        for offset, length in zip(offsets_of(span), lengths_of(span), strict=True):
+            if offset + length > size_bytes:
+                raise InvalidRequestError(f"region {span.region} of {blocks.agent!r} has {size_bytes} bytes")
+            address = base + offset
+            while length > PIECE_BYTES_MAX:
+                cells.append(address)
+                cells.append(PIECE_BYTES_MAX)
+                address += PIECE_BYTES_MAX
+                length -= PIECE_BYTES_MAX
+            if length:
+                cells.append(address)
+                cells.append(length)
+    return Vector(cells)
