@@ -31,7 +31,7 @@ from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane.base import Listener
 from dynamo.runtime.request_plane.call import PayloadHandler
 from dynamo.runtime.request_plane.tcp import TcpPlane
-from dynamo.transfer.blocks import Blocks, block_lengths
+from dynamo.transfer.blocks import Blocks
 from dynamo.transfer.cma import REGIONS_MAX, CmaLink, CmaTarget
 from dynamo.transfer.job import Control, Job, RegionKey
 from dynamo.transfer.link import Link
@@ -213,7 +213,7 @@ class Agent:
         peer = self._peer(remote.agent)
         if local.agent != self.name:
             raise InvalidRequestError(f"the local blocks are {local.agent!r}'s, not {self.name!r}'s")
-        if list(block_lengths(local)) != list(block_lengths(remote)):
+        if not local.matches(remote):
             raise InvalidRequestError("local and remote blocks differ in number or in size")
         if self._under_way >= TRANSFERS_MAX:
             raise OverloadedError(f"{self._under_way} transfers are under way")
@@ -229,7 +229,7 @@ class Agent:
         )
         context = Context(deadline_s=deadline_s)
         transfer = Transfer(here.size_bytes, job.control, context)
-        if peer.link is not None and not checksum and transfer.size_bytes <= peer.link.inline_bytes_max:
+        if peer.link is not None and not checksum and 0 < transfer.size_bytes <= peer.link.inline_bytes_max:
             self._copy_at_once(transfer, peer, peer.link, job)
         else:
             sums = (local, remote) if checksum else None

@@ -1,7 +1,7 @@
 """Descriptor lists: which bytes of which registered memory a transfer reads or writes."""
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 
@@ -65,6 +65,10 @@ class Blocks(msgspec.Struct, array_like=True, frozen=True):
             raise InvalidRequestError(f"blocks of {self.agent!r} and of {other.agent!r} are no list")
         return Blocks(self.agent, self.spans + other.spans)
 
+    def matches(self, other: "Blocks") -> bool:
+        """Whether the others are as many, and of the same sizes."""
+        return b"".join(span.lengths for span in self.spans) == b"".join(span.lengths for span in other.spans)
+
     @property
     def size_bytes(self) -> int:
         return sum(sum(lengths_of(span)) for span in self.spans)
@@ -76,12 +80,6 @@ def offsets_of(span: Span) -> "array[int]":
 
 def lengths_of(span: Span) -> "array[int]":
     return _u64(span.lengths)
-
-
-def block_lengths(blocks: Blocks) -> Iterator[int]:
-    """Of each block, in order."""
-    for span in blocks.spans:
-        yield from lengths_of(span)
 
 
 def _u64(data: bytes) -> "array[int]":

@@ -78,10 +78,13 @@ class CmaLink:
             if copied < 0:
                 self._check(job.keys)  # which knows better what is wrong
                 raise _failure(ctypes.get_errno())
-            local.advance(copied)
-            remote.advance(copied)
             job.done_bytes += copied
-            if copied < size_bytes:
+            if copied == size_bytes:
+                local.skip(pieces)
+                remote.skip(pieces)
+            else:
+                local.advance(copied)
+                remote.advance(copied)
                 self._check(job.keys)  # and then once more, for the error
         self._check(job.keys)  # or it was somebody else's memory by the end
 

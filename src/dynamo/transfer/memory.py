@@ -37,7 +37,11 @@ class Region:
     def blocks(self, offsets: Iterable[int], size_bytes: int) -> Blocks:
         """Blocks of one size, at these offsets in bytes. Raises InvalidRequestError for those that lie outside."""
         offsets = list(offsets)
-        if size_bytes < 0 or any(not 0 <= offset <= self.size_bytes - size_bytes for offset in offsets):
+        if (
+            size_bytes < 0
+            or min(offsets, default=0) < 0
+            or max(offsets, default=-size_bytes) + size_bytes > self.size_bytes
+        ):
             raise InvalidRequestError(f"the region has {self.size_bytes} bytes, blocks lie outside of it")
         return Blocks.of(self._agent, self.id, offsets, [size_bytes] * len(offsets))
 

@@ -166,9 +166,12 @@ class TcpLink:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            streams = [*self._open]
-        for stream in streams:
-            stream.shut()
+            idle, self._idle = self._idle, []
+            busy = self._open.difference(idle)
+        for stream in idle:
+            self._discard(stream)
+        for stream in busy:
+            stream.shut()  # their threads close them
 
     def _copy(self, stream: "_Stream", job: Job) -> None:
         size_bytes = job.local.size_bytes

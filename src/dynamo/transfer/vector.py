@@ -1,6 +1,7 @@
 """struct iovec[]: where the pieces of a transfer lie, in the form in which the kernel takes it."""
 
 import itertools
+import operator
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
@@ -45,7 +46,7 @@ class Vector:
 
     @property
     def size_bytes(self) -> int:
-        return sum(self._cells[2 * self._at + 1 : 2 * self._end : 2])
+        return self._size(len(self))
 
     @property
     def pointer(self) -> int:
@@ -53,15 +54,19 @@ class Vector:
         address, _ = self._cells.buffer_info()
         return address + 16 * self._at
 
-    def take(self, size_bytes: int, pieces: int = IOV_MAX) -> tuple[int, int]:
-        """How many of the first pieces come to at most `size_bytes`, at least one; and how many bytes these have."""
-        cells, count, total = self._cells, 0, 0
-        for i in range(self._at, min(self._end, self._at + pieces)):
-            length = cells[2 * i + 1]
-            if count and total + length > size_bytes:
-                break
-            count, total = count + 1, total + length
+    def take(self, size_bytes: int) -> tuple[int, int]:
+        """How many of the first pieces to do in one call, at least one, and how many bytes they have.
+
+        These are at most IOV_MAX pieces, of about `size_bytes` at most.
+        """
+        count = min(len(self), IOV_MAX)
+        while (total := self._size(count)) > size_bytes and count > 1:
+            count = max(count * size_bytes // total, 1)
         return count, total
+
+    def skip(self, pieces: int) -> None:
+        """The first so many pieces are done with."""
+        self._at += pieces
 
     def advance(self, size_bytes: int) -> None:
         """The first `size_bytes` are done with."""
@@ -75,6 +80,8 @@ class Vector:
 
     def parts(self, count: int) -> "list[Vector]":
         """The same pieces in at most `count` vectors of about as many bytes."""
+        if count == 1:
+            return [self]
         share, sizes, total = self.size_bytes / count, [0], 0
         for _, length in self:
             if total >= share * len(sizes):
@@ -91,6 +98,9 @@ class Vector:
     def tobytes(self) -> bytes:
         return self._cells[2 * self._at : 2 * self._end].tobytes()
 
+    def _size(self, pieces: int) -> int:
+        return sum(self._cells[2 * self._at + 1 : 2 * (self._at + pieces) : 2])
+
 
 def locate(blocks: Blocks, places: Mapping[int, Place], *, write: bool) -> Vector:
     """Where the blocks lie. Raises InvalidRequestError for those that are not registered, or not writable."""
@@ -101,17 +111,28 @@ def locate(blocks: Blocks, places: Mapping[int, Place], *, write: bool) -> Vecto
             raise InvalidRequestError(f"{blocks.agent!r} has no region {span.region} registered")
         if write and not place.writable:
             raise InvalidRequestError(f"region {span.region} of {blocks.agent!r} is read-only")
-        base, size_bytes = place.address, place.size_bytes
-        for offset, length in zip(offsets_of(span), lengths_of(span), strict=True):
-            if offset + length > size_bytes:
-                raise InvalidRequestError(f"region {span.region} of {blocks.agent!r} has {size_bytes} bytes")
-            address = base + offset
-            while length > PIECE_BYTES_MAX:
-                cells.append(address)
-                cells.append(PIECE_BYTES_MAX)
-                address += PIECE_BYTES_MAX
-                length -= PIECE_BYTES_MAX
-            if length:
-                cells.append(address)
-                cells.append(length)
+        offsets, lengths = offsets_of(span), lengths_of(span)
+        if max(map(operator.add, offsets, lengths), default=0) > place.size_bytes:
+            raise InvalidRequestError(f"region {span.region} of {blocks.agent!r} has {place.size_bytes} bytes")
+        addresses = array("Q", map(place.address.__add__, offsets))
+        if max(lengths, default=0) > PIECE_BYTES_MAX or not all(lengths):
+            addresses, lengths = _cut(addresses, lengths)
+        cells.extend(_by_turns(addresses, lengths))
     return Vector(cells)
+
+
+def _cut(addresses: "array[int]", lengths: "array[int]") -> "tuple[array[int], array[int]]":
+    """The same memory in pieces that are not too large, and not empty."""
+    pieces = [
+        (address + begin, min(PIECE_BYTES_MAX, length - begin))
+        for address, length in zip(addresses, lengths, strict=True)
+        for begin in range(0, length, PIECE_BYTES_MAX)
+    ]
+    return array("Q", [address for address, _ in pieces]), array("Q", [length for _, length in pieces])
+
+
+def _by_turns(addresses: "array[int]", lengths: "array[int]") -> "array[int]":
+    cells = array("Q", bytes(16 * len(addresses)))
+    cells[0::2] = addresses
+    cells[1::2] = lengths
+    return cells

@@ -1,0 +1,228 @@
+"""Agents beside their backends: metadata, notifications, what can be registered, and the choice of a backend."""
+
+import contextlib
+import mmap
+import socket
+from array import array
+from typing import Any
+
+import msgspec
+import pytest
+
+from dynamo.errors import (
+    ConfigError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+    UnsupportedFeatureError,
+)
+from dynamo.testing import within
+from dynamo.transfer import Agent, Blocks, agent, cma
+from dynamo.transfer.metadata import AgentMetadata
+
+
+async def test_what_can_be_registered() -> None:
+    mapped = mmap.mmap(-1, 4096)
+    async with Agent("a") as near:
+        for memory in (b"abcd", bytearray(b"abcd"), memoryview(b"abcd"), array("B", b"abcd"), mapped):
+            region = near.register(memory)
+            assert bytes(region.view()[:4]) == bytes(memory[:4])
+            assert region.size_bytes == len(memory)
+            assert region.writable == (not memoryview(memory).readonly)
+            near.deregister(region)
+            near.deregister(region)
+        empty = near.register(b"")
+        assert len(empty.blocks([], 5)) == 0
+
+
+@pytest.mark.parametrize("memory", [None, 5, "text", [1, 2], memoryview(b"abcdef")[::2]])
+async def test_what_cannot(memory: Any) -> None:
+    async with Agent("a") as near:
+        with pytest.raises(InvalidRequestError):
+            near.register(memory)
+
+
+class Tensor:
+    """As much of torch.Tensor as an agent looks at."""
+
+    def __init__(self, data: bytearray, device: str = "cpu", *, contiguous: bool = True) -> None:
+        self.device = type("Device", (), {"type": device})()
+        self._memory = array("H", bytes(data))
+        self._contiguous = contiguous
+
+    def data_ptr(self) -> int:
+        return self._memory.buffer_info()[0]
+
+    def is_contiguous(self) -> bool:
+        return self._contiguous
+
+    def element_size(self) -> int:
+        return 2
+
+    def numel(self) -> int:
+        return len(self._memory)
+
+
+async def test_tensors() -> None:
+    async with Agent("a") as near:
+        assert bytes(near.register(Tensor(bytearray(b"bfloat16"))).view()) == b"bfloat16"
+        with pytest.raises(InvalidRequestError, match="contiguous"):
+            near.register(Tensor(bytearray(4), contiguous=False))
+        with pytest.raises(UnsupportedFeatureError, match="cuda"):
+            near.register(Tensor(bytearray(4), "cuda"))
+
+
+async def test_registered_memory_stays_where_it_is() -> None:
+    async with Agent("a") as near:
+        memory = bytearray(8)
+        region = near.register(memory)
+        with pytest.raises(BufferError):
+            memory.extend(b"more")
+        near.deregister(region)
+        del region
+        memory.extend(b"more")
+
+
+async def test_regions_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "REGIONS_MAX", 3)
+    async with Agent("a") as near:
+        regions = [near.register(b"x") for _ in range(3)]
+        with pytest.raises(OverloadedError):
+            near.register(b"x")
+        near.deregister(regions[1])
+        assert near.register(b"x").id == 1
+
+
+def test_backends_that_there_are_not() -> None:
+    with pytest.raises(ConfigError, match="carrier pigeon"):
+        Agent("a", ["carrier pigeon"])
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"nonsense", msgspec.msgpack.encode({"name": "x"})])
+async def test_metadata_that_is_none(data: bytes) -> None:
+    async with Agent("a") as near:
+        with pytest.raises(InvalidRequestError):
+            near.add_peer(data)
+
+
+async def test_metadata_of_another_version() -> None:
+    async with Agent("a") as near, Agent("b") as far:
+        later = msgspec.structs.replace(AgentMetadata.decode(far.metadata()), version=2)
+        with pytest.raises(InvalidRequestError, match="version 2"):
+            near.add_peer(later.encode())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode(["a", [[0, b"1234567", b"1234567"]]]),
+        msgspec.msgpack.encode(["a", [[0, b"12345678", b""]]]),
+        msgspec.msgpack.encode(["a", [["x", b"", b""]]]),
+    ],
+)
+def test_lists_of_blocks_that_are_none(data: bytes) -> None:
+    with pytest.raises(InvalidRequestError):
+        Blocks.decode(data)
+
+
+def test_lists_of_blocks_travel() -> None:
+    blocks = Blocks.of("a", 3, [0, 2**63], [1, 2]) + Blocks.of("a", 4, [5], [6])
+    assert Blocks.decode(blocks.encode()) == blocks
+    assert (len(blocks), blocks.size_bytes) == (3, 9)
+    with pytest.raises(InvalidRequestError):
+        blocks + Blocks.of("b", 0, [], [])
+
+
+@pytest.mark.parametrize("offsets", [[-1], [2**64], ["x"], [0.5]])
+def test_offsets_that_are_none(offsets: list[Any]) -> None:
+    with pytest.raises(InvalidRequestError):
+        Blocks.of("a", 0, offsets, [1])
+
+
+async def test_notifications_come_in_order() -> None:
+    async with Agent("a") as near, Agent("b") as far:
+        near.add_peer(far.metadata())
+        for i in range(5):
+            await within(near.notify("b", bytes([i])))
+        received = far.notifications()
+        for i in range(5):
+            notification = await within(anext(received))
+            assert (notification.sender, notification.payload) == ("a", bytes([i]))
+        await received.aclose()  # type: ignore[attr-defined]
+        with pytest.raises(InvalidRequestError, match="'c'"):
+            await near.notify("c", b"")
+
+
+async def test_notifications_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "NOTIFICATIONS_MAX", 2)
+    async with Agent("a") as near, Agent("b") as far:
+        near.add_peer(far.metadata())
+        for _ in range(2):
+            await within(near.notify("b", b""))
+        with pytest.raises(OverloadedError):
+            await within(near.notify("b", b""))
+
+
+async def test_notifications_to_who_is_gone() -> None:
+    async with Agent("a") as near:
+        async with Agent("b") as far:
+            near.add_peer(far.metadata())
+        with pytest.raises((ConnectionLostError, DeadlineExceededError)):
+            await within(near.notify("b", b"", timeout_s=2))
+
+
+async def test_what_does_not_work_is_said_and_the_next_one_taken(caplog: pytest.LogCaptureFixture) -> None:
+    async with Agent("a") as near, Agent("b") as far:
+        metadata = AgentMetadata.decode(far.metadata())
+        assert metadata.cma is not None
+        metadata.cma = msgspec.structs.replace(metadata.cma, cookie=b"another process.")
+        ours = near.register(bytearray(8))
+        theirs = far.register(b"by tcp..")
+        metadata.regions = AgentMetadata.decode(far.metadata()).regions
+        near.add_peer(metadata.encode())
+        for _ in range(2):
+            transfer = near.read(ours.all(), theirs.all())
+            await within(transfer)
+        assert (transfer.backend, bytes(ours.view())) == ("tcp", b"by tcp..")
+        assert caplog.text.count("transfers with 'b' go by tcp (the peer's process is gone)") == 1
+
+
+async def test_backends_that_only_one_has() -> None:
+    async with Agent("a", ["cma"]) as near, Agent("b", ["tcp"]) as far:
+        near.add_peer(far.metadata())
+        ours, theirs = near.register(bytearray(8)), far.register(bytearray(8))
+        near.add_peer(far.metadata())
+        with pytest.raises(ConnectionLostError, match="no transfer backend reaches 'b'"):
+            await within(near.read(ours.all(), theirs.all()))
+
+
+async def test_checksums_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Agent("a") as near, Agent("b") as far:
+        ours, theirs = near.register(bytearray(8)), far.register(bytearray(8))
+        near.add_peer(far.metadata())
+        copy = cma.CmaLink.copy
+
+        def copy_badly(self: cma.CmaLink, job: Any) -> None:
+            copy(self, job)
+            ours.view()[3] ^= 1
+
+        monkeypatch.setattr(cma.CmaLink, "copy", copy_badly)
+        with pytest.raises(InternalError, match="not those at 'b'"):
+            await within(near.read(ours.all(), theirs.all(), checksum=True))
+
+
+async def test_strangers_get_nothing() -> None:
+    async with Agent("a", ["tcp"]) as far:
+        offer = AgentMetadata.decode(far.metadata()).tcp
+        assert offer is not None
+        for greeting in (b"", b"x" * 16, b"GET / HTTP/1.1\r\n\r\n"):
+            with socket.create_connection((offer.host, offer.port), 5) as stranger:
+                stranger.sendall(greeting)
+                stranger.shutdown(socket.SHUT_WR)
+                stranger.settimeout(5)
+                with contextlib.suppress(ConnectionResetError):
+                    assert stranger.recv(1) == b""
