@@ -270,7 +270,7 @@ class KvPlacer:
             lost = self.scheduler.on_load(WorkerId(instance_id, load.dp_rank), load, _now_s())
             if lost:
                 logger.warning(
-                    "instance %x has been idle, rank %d: %d requests that it was given no longer count as load",
+                    "instance %x, rank %d, has been idle: %d requests that it was given no longer count as load",
                     instance_id,
                     load.dp_rank,
                     len(lost),
