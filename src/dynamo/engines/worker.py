@@ -10,6 +10,7 @@ import uvloop
 
 from dynamo.engines.base import EngineInfo, LLMEngine
 from dynamo.engines.config import WorkerConfig
+from dynamo.engines.pending_prompts import PendingPrompts
 from dynamo.errors import DynamoError, InternalError
 from dynamo.llm.model_card import default_name
 from dynamo.llm.register import register_model
@@ -120,20 +121,28 @@ class EngineEndpoint:
 
     def __init__(self, engine: LLMEngine) -> None:
         self._engine = engine
+        self._pending = PendingPrompts()
         self._aborts: set[asyncio.Task[None]] = set()
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         unfollow = context.on_stop(self._abort)
+        self._pending.add(request)
+        pending = True
         try:
             async with closing(self._engine.generate(request, context)) as outputs:
                 async for output in outputs:
+                    if pending:
+                        self._pending.remove(request)
+                        pending = False
                     yield output
         finally:
+            if pending:
+                self._pending.remove(request)
             unfollow()
 
     async def load(self, request: object) -> AsyncIterator[list[WorkerLoad]]:
         """The load at this moment."""
-        yield self._engine.load()
+        yield self._pending.fill_in(self._engine.load())
 
     def _abort(self, context: Context) -> None:
         """Turns the caller's stop into the engine's abort, so that the stream ends with a finish reason."""
