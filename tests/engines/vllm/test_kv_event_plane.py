@@ -83,7 +83,9 @@ async def test_nobody_relies_on_events_that_are_not_heard_any_more(
     log, never_broken = KvEventLog(), KvEventLog()
     planes = [KvEventPlane(log), KvEventPlane(never_broken)]
     for plane in planes:
-        plane.start({0: KVEventsConfig(endpoint=f"ipc://{tmp_path}/events")}, 16)
+        assert plane.figures() == {}
+        plane.start({rank: KVEventsConfig(endpoint=f"ipc://{tmp_path}/events-{rank}") for rank in (0, 2)}, 16)
+        assert plane.figures().keys() == {0, 2}
     await planes[1].close()
     assert not log.closed
     broken.set()

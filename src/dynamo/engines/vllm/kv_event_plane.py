@@ -12,6 +12,7 @@ from vllm.config.kv_events import KVEventsConfig
 from dynamo.engines.base import KvEventSink
 from dynamo.engines.vllm.kv_event_source import KvEventSource
 from dynamo.engines.vllm.kv_events import KvEventTranslator
+from dynamo.telemetry.kv_event_metrics import KvEventFigures
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class KvEventPlane:
         self._sink = sink
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._context: zmq.asyncio.Context | None = None
-        self._sources: list[KvEventSource] = []
+        self._sources: dict[int, KvEventSource] = {}  # by data-parallel rank
         self._tasks: list[asyncio.Task[None]] = []
 
     def configure(self, config: EngineConfig) -> bool:
@@ -67,9 +68,13 @@ class KvEventPlane:
                 replay_endpoint=_reachable(config.replay_endpoint) if config.replay_endpoint else None,
                 topic=config.topic,
             )
-            self._sources.append(source)
+            self._sources[dp_rank] = source
             self._tasks.append(asyncio.create_task(source.run(), name=f"vllm-kv-events-{dp_rank}"))
             self._tasks[-1].add_done_callback(self._ended)
+
+    def figures(self) -> dict[int, KvEventFigures]:
+        """What has become of the events so far, by rank; nothing while it does not listen."""
+        return {dp_rank: source.figures() for dp_rank, source in self._sources.items()}
 
     async def close(self) -> None:
         """Idempotent; also for one that was never started."""
@@ -77,9 +82,9 @@ class KvEventPlane:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for source in self._sources:
+        for source in self._sources.values():
             source.close()
-        self._tasks, self._sources = [], []
+        self._tasks, self._sources = [], {}
         if self._context is not None:
             self._context.destroy(linger=0)
             self._context = None
