@@ -17,6 +17,7 @@ class Turn:
     worker_id: int
     dp_rank: int
     overlap_blocks: int  # of the prompt, that the router knew to be there
+    host_blocks: int  # of those, in host memory
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
@@ -44,10 +45,17 @@ async def ask(openai: AsyncOpenAI, messages: list[ChatCompletionMessageParam]) -
     assert last is not None
     assert last.usage is not None
     details, nvext = last.usage.prompt_tokens_details, (last.model_extra or {})["nvext"]
+    worker, routing = nvext["worker_id"], nvext["routing"]
+    (chosen,) = (
+        candidate
+        for candidate in routing["candidates"]
+        if (candidate["worker_id"], candidate["dp_rank"]) == (worker["decode_worker_id"], worker["decode_dp_rank"])
+    )
     return Turn(
-        worker_id=nvext["worker_id"]["decode_worker_id"],
-        dp_rank=nvext["worker_id"]["decode_dp_rank"],
-        overlap_blocks=nvext["routing"]["overlap_blocks"],
+        worker_id=worker["decode_worker_id"],
+        dp_rank=worker["decode_dp_rank"],
+        overlap_blocks=routing["overlap_blocks"],
+        host_blocks=chosen["host_blocks"],
         prompt_tokens=last.usage.prompt_tokens,
         cached_tokens=(details.cached_tokens if details else 0) or 0,
         generated_tokens=last.usage.completion_tokens,
@@ -56,10 +64,15 @@ async def ask(openai: AsyncOpenAI, messages: list[ChatCompletionMessageParam]) -
     )
 
 
+def question(number: int) -> ChatCompletionMessageParam:
+    """Of about 370 tokens."""
+    story = " ".join(f"In chapter {number}-{i} the traveller meets somebody new." for i in range(25))
+    return {"role": "user", "content": f"{story} Who is it?"}
+
+
 async def converse(openai: AsyncOpenAI, number: int, count: int, room: asyncio.Semaphore) -> list[Turn]:
     """`count` turns about story `number`, each asked when there is `room`."""
-    story = " ".join(f"In chapter {number}-{i} the traveller meets somebody new." for i in range(25))
-    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": f"{story} Who is it?"}]
+    messages = [question(number)]
     turns: list[Turn] = []
     for turn in range(1, count + 1):
         async with room:

@@ -51,7 +51,10 @@ class KvEventPlane:
                 replay_endpoint=f"{address}-replay",
             )
         events = config.kv_events_config
-        return bool(events.enable_kv_cache_events and events.publisher == "zmq" and _is_bound(events.endpoint))
+        if not (events.enable_kv_cache_events and events.publisher == "zmq" and _is_bound(events.endpoint)):
+            return False
+        _name_all_offloaded_blocks(config)
+        return True
 
     def start(self, sources: Mapping[int, KVEventsConfig], block_size: int) -> None:
         """Listens to a started vLLM: `sources` by rank, as AsyncLLM.get_kv_event_sources() gives them."""
@@ -96,6 +99,13 @@ class KvEventPlane:
         if not task.cancelled():
             logger.error("vLLM's KV events are not heard any more", exc_info=task.exception())
             self._sink.close()
+
+
+def _name_all_offloaded_blocks(config: EngineConfig) -> None:
+    """By itself vLLM names the last block of each chunk that it offloads, and those before it are missed."""
+    transfer = config.kv_transfer_config
+    if transfer is not None and transfer.kv_connector == "OffloadingConnector":
+        transfer.kv_connector_extra_config.setdefault("self_describing_kv_events", True)
 
 
 def _is_bound(address: str) -> bool:
