@@ -94,6 +94,10 @@ class KvScheduler:
             activity = worker.activity
             activity.foreign_blocks = max(0, load.kv_used_blocks - activity.blocks)
 
+    def believed_blocks(self, now_s: float) -> int:
+        """Different blocks that workers without events are believed to have."""
+        return self._caches.believed_blocks(now_s)
+
     # Requests
 
     @property
