@@ -11,6 +11,7 @@ from dynamo.testing.deployment import Deployment
 
 from .conversation import MODEL, converse
 from .load import loads
+from .raw_http import get
 from .served import until_served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="session")]
@@ -21,7 +22,8 @@ BLOCK_TOKENS = 32
 
 async def test_later_turns_go_to_the_rank_that_has_the_history(own: Deployment, smollm2_dir: Path) -> None:
     worker = await own.python(
-        "-m", "dynamo.vllm", "--model", str(smollm2_dir), "--served-model-name", MODEL, "--data-parallel-size", "2"
+        *("-m", "dynamo.vllm", "--model", str(smollm2_dir), "--served-model-name", MODEL, "--data-parallel-size", "2"),
+        environ={"DYN_SYSTEM_PORT": "0"},
     )
     _, url = await own.frontend("--router-mode", "kv")
     await worker.line(READY, START_S)
@@ -42,3 +44,8 @@ async def test_later_turns_go_to_the_rank_that_has_the_history(own: Deployment, 
             assert second.cached_tokens >= whole_blocks * BLOCK_TOKENS
             generated[rank] += first.generated_tokens + second.generated_tokens
         await asked.until_generated(generated, 5)  # by the ranks that the router says
+    system = (await worker.line("system server on")).split()[-1]
+    metrics = (await get(system, "/metrics")).body.decode()
+    for rank in ranks:
+        assert f'dynamo_worker_kv_events_messages_total{{dp_rank="{rank}"}}' in metrics
+        assert f'dynamo_worker_kv_events_gaps_total{{dp_rank="{rank}"}} 0.0' in metrics
