@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
 
 from dynamo.engines import worker as worker_module
 from dynamo.engines.base import EngineInfo, KvEventSink
@@ -223,6 +224,17 @@ class TestRun:
         engines[1].start_error = ConfigError("no such device")
         assert run_workers(config, [Worker(engine=engine, model_path=str(model)) for engine in engines]) == 1
         assert [engine.calls for engine in engines] == [["start", "cleanup"], ["start", "cleanup"], []]
+
+    def test_what_the_engine_measures_is_shown(
+        self, config: WorkerConfig, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = CollectorRegistry()
+        monkeypatch.setattr(DistributedRuntime, "registry", registry)
+        engine = FakeEngine()
+        engine.failure.set()
+        gauge = Gauge("fire", "Whether it burns", registry=None)
+        run_workers(config, [Worker(engine=engine, model_path=str(model), metrics=[gauge])])
+        assert registry.get_sample_value("fire") == 0
 
     @pytest.mark.parametrize(
         ("wrong", "reason"),

@@ -203,6 +203,8 @@ async def test_without_events_from_what_was_sent(cluster: Cluster) -> None:
     later = [await router.report(request([*PROMPT, *range(100, 100 + turn)])) for turn in range(8)]
     assert {report.worker_id for report in later} == {first.worker_id}
     assert all(report.overlap_blocks >= 10 for report in later)
+    index = router.placer.index_figures()
+    assert (index.blocks, index.believed_blocks) == (0, 12)
 
 
 async def test_siblings_of_a_burst_stay_together(cluster: Cluster) -> None:
@@ -499,6 +501,7 @@ async def test_figures(cluster: Cluster) -> None:
     assert figures.chosen_cost < figures.mean_cost
     index = router.placer.index_figures()
     assert (index.blocks, index.events, index.malformed_events, index.gaps) == (6, 1, 0, 0)
+    assert index.believed_blocks == 0  # the worker will say itself what it has prefilled
     assert {f.instance_id for f in router.placer.worker_figures()} == {worker.id for worker in workers}
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Tier
-from dynamo.router.radix_tree import NO_OVERLAP, Overlap, RadixTree
+from dynamo.router.radix_tree import Overlap, RadixTree
 from dynamo.tokens import HASH_SEED, hash_array, hashes_to_bytes, sequence_hashes, token_array
 
 A, B, A1 = WorkerId(10), WorkerId(2**63), WorkerId(10, 1)
@@ -26,7 +26,6 @@ def test_events(tree: RadixTree) -> None:
     found = tree.find_matches(hash_array([1, 2, 3, 4]))
     assert found.overlaps == {A: Overlap(3, 0, 0), B: Overlap(0, 2, 0), A1: Overlap(1, 0, 0)}
     assert found.scores == {A: 3, B: 2, A1: 1}
-    assert found.of(WorkerId(99)) == NO_OVERLAP
 
     tree.apply(A, BlockRemoved(data(2, 7)))
     assert tree.find_matches(hash_array([1, 2, 3])).scores == {A: 1, B: 2, A1: 1}

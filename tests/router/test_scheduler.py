@@ -349,6 +349,15 @@ class TestWithoutEvents:
         fleet.now_s = 120.0
         assert {fleet.look(prompt(0, 44)).worker for _ in range(50)} == {A, B, C}
 
+    def test_what_is_believed_is_counted_until_it_lapses(self) -> None:
+        fleet = make_fleet(A, B, feeds=False, router_ttl_secs=120.0)
+        for request_id, worker in (("a", A), ("b", B)):  # the same blocks
+            fleet.sent(request_id, prompt(0), eligible=only(worker))
+            fleet.scheduler.first_token(request_id, 0.0)
+            fleet.scheduler.free(request_id)
+        assert fleet.scheduler.believed_blocks(119.0) == 10
+        assert fleet.scheduler.believed_blocks(120.0) == 0  # though nobody has asked for the prompt
+
     def test_for_one_worker_among_others_with_events(self) -> None:
         fleet = make_fleet(A, B)
         fleet.feeds.discard(B.instance_id)

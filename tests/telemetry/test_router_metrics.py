@@ -9,7 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo.telemetry.router_metrics import IndexFigures, RouterFigures, RouterMetrics, WorkerFigures
 
-INDEX = IndexFigures(blocks=1, pruned=2, events=3, malformed_events=4, gaps=5, recoveries=6, queued_requests=7)
+INDEX = IndexFigures(
+    blocks=1, believed_blocks=8, pruned=2, events=3, malformed_events=4, gaps=5, recoveries=6, queued_requests=7
+)
 WORKERS = tuple(
     WorkerFigures(
         instance_id=2**53 - 1,
@@ -77,6 +79,7 @@ def test_every_figure(registry: CollectorRegistry, metrics: RouterMetrics) -> No
         "dynamo_router_mean_cost_blocks_total m": 6,
         "dynamo_router_hit_ratio m": 0.125,
         "dynamo_router_blocks m": 1,
+        "dynamo_router_believed_blocks m": 8,
         "dynamo_router_pruned_blocks_total m": 2,
         "dynamo_router_events_total m": 3,
         "dynamo_router_malformed_events_total m": 4,

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import uvloop
+from prometheus_client.registry import Collector
 
 from dynamo.engines.base import EngineInfo, LLMEngine
 from dynamo.engines.config import WorkerConfig
@@ -39,6 +40,7 @@ class Worker:
     model_path: str
     model_name: str | None = None  # None: the last part of the path
     model_type: ModelType = field(default=ModelType.Chat | ModelType.Completions)
+    metrics: Sequence[Collector] = ()  # of the engine itself, shown beside those of all workers
 
     @property
     def name(self) -> str:
@@ -72,6 +74,8 @@ async def _serve_all(runtime: DistributedRuntime, config: WorkerConfig, workers:
         waiting = [asyncio.create_task(_shut_down(runtime))]
         for position, worker in enumerate(workers):
             stack.push_async_callback(worker.engine.cleanup)
+            for collector in worker.metrics:
+                runtime.registry.register(collector)
             await _serve(runtime if position == 0 else runtime.sibling(), config, worker)
             waiting.append(asyncio.create_task(worker.engine.failed()))
         settle_memory()

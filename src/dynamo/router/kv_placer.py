@@ -203,6 +203,7 @@ class KvPlacer:
         tree, subscriber = self.scheduler.tree, self._subscriber
         return IndexFigures(
             blocks=len(tree),
+            believed_blocks=self.scheduler.believed_blocks(_now_s()),
             pruned=tree.pruned,
             events=self.indexer.events,
             malformed_events=self.indexer.malformed,

@@ -42,9 +42,6 @@ class OverlapScores:
         """Blocks on any tier."""
         return {worker: overlap.total for worker, overlap in self.overlaps.items()}
 
-    def of(self, worker: WorkerId) -> Overlap:
-        return self.overlaps.get(worker, NO_OVERLAP)
-
 
 class RadixTree:
     """Holds at most `max_blocks` different blocks; those that were stored or asked for longest ago make room."""

@@ -104,6 +104,10 @@ class KvScheduler:
         worker = self._workers.get(worker_id)
         return [] if worker is None else worker.reports.take(load, now_s)
 
+    def believed_blocks(self, now_s: float) -> int:
+        """Different blocks that workers without events are believed to have."""
+        return self._caches.believed_blocks(now_s)
+
     # Requests
 
     @property

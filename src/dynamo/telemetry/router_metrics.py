@@ -61,6 +61,7 @@ class IndexFigures:
     """What is known of the workers' caches at this moment, and how it came."""
 
     blocks: int
+    believed_blocks: int
     pruned: int
     events: int
     malformed_events: int
@@ -135,6 +136,7 @@ class RouterMetrics(Collector):
         figures = {model: source.index_figures() for model, source in self._sources.items()}
         for kind, name, documentation, attribute in (
             (GaugeMetricFamily, "blocks", "Different KV blocks that are known from events", "blocks"),
+            (GaugeMetricFamily, "believed_blocks", "Blocks that workers without events may have", "believed_blocks"),
             (GaugeMetricFamily, "queued_requests", "Requests that wait for a worker", "queued_requests"),
             (CounterMetricFamily, "pruned_blocks_total", "Blocks forgotten to bound memory", "pruned"),
             (CounterMetricFamily, "events_total", "KV events taken", "events"),
