@@ -37,6 +37,8 @@ from dynamo.testing.scripted import Scripted, answers
 from dynamo.testing.stages import outputs_of
 from dynamo.tokens import hashes_to_bytes, sequence_hashes, token_array
 
+from .feed_world import replace
+
 ENDPOINT = "test.backend.generate"
 BLOCK_SIZE = 4
 PROMPT = list(range(42))
@@ -100,7 +102,7 @@ class Router:
 
 def expected(worker: Worker) -> Iterable[Any]:
     known = KvIndexer()
-    known.replace(worker.id, worker.feed.held.dump())
+    replace(known, worker.id, worker.feed.held.dump())
     return known.tree.dump()
 
 

@@ -68,8 +68,7 @@ class KvPlacer:
             self._subscriber.follow_only(())
         self._sync: ReplicaSync | None = None
         if config.router_replica_sync:
-            sequences = self.scheduler.sequences
-            self._sync = ReplicaSync(runtime, endpoint, model, sequences, _now_s, self._admit)
+            self._sync = ReplicaSync(runtime, endpoint, model, self.scheduler, _now_s, self._admit)
         loads = runtime.client(endpoint.beside(LOAD_ENDPOINT), list[WorkerLoad])
         self._loads = LoadWatcher(loads, self._serves, self._on_ask, self._on_load)
         self._sweeper = in_background(self._sweep(), f"sweep-{endpoint}")
