@@ -1,9 +1,10 @@
 """What the workers of a deployment say they are busy with."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.runtime.client import Client
 from dynamo.testing.deployment import Deployment
 
@@ -16,13 +17,23 @@ class Loads:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def requests(self) -> int:
-        """How many requests are running or waiting, all workers together."""
-        total = 0
+    async def ranks(self) -> list[WorkerLoad]:
+        """What each data-parallel rank of each worker says."""
+        loads: list[WorkerLoad] = []
         for instance_id in await self._client.wait_for_instances():
             async for ranks in await self._client.direct(None, instance_id, annotated=False):
-                total += sum(rank.get("running_requests", 0) + rank.get("waiting_requests", 0) for rank in ranks)
-        return total
+                loads += ranks
+        return loads
+
+    async def requests(self) -> int:
+        """How many requests are running or waiting, all workers together."""
+        return sum(rank.running_requests + rank.waiting_requests for rank in await self.ranks())
+
+    async def until_generated(self, tokens: Mapping[int, int], seconds: float) -> None:
+        """TimeoutError if the ranks have not generated exactly so many tokens each, by rank, in time."""
+        async with asyncio.timeout(seconds):
+            while {rank.dp_rank: rank.generated_tokens for rank in await self.ranks()} != tokens:  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_S)
 
     async def until(self, count: int, seconds: float) -> None:
         """TimeoutError if the workers don't have exactly `count` requests in time."""
@@ -35,6 +46,8 @@ class Loads:
 async def loads(deployment: Deployment, namespace: str = "dynamo") -> AsyncIterator[Loads]:
     runtime = deployment.runtime()
     try:
-        yield Loads(await runtime.endpoint(f"{namespace}.backend.load").client())
+        yield Loads(
+            await runtime.endpoint(f"{namespace}.backend.{LOAD_ENDPOINT}").client(response_type=list[WorkerLoad])
+        )
     finally:
         await runtime.close()

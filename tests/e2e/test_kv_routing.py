@@ -4,7 +4,7 @@ import asyncio
 import re
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ import pytest_asyncio
 from msgspec import Raw
 
 from dynamo.llm import ModelInput, ModelType, register_model
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.runtime import DistributedRuntime
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.event_feed import DumpEnd, FeedEvent
-from dynamo.testing import Program, within
+from dynamo.testing import Program, eventually, within
 from dynamo.testing.deployment import START_S, Deployment, deployment
 from dynamo.testing.scripted import Scripted, answers
+from dynamo.tokens import token_array
 
 from .conversations import (
     ASKED,
@@ -336,6 +338,43 @@ async def test_frontends_share_their_load(own: Deployment, tiny_model: Path) -> 
         assert turn.routing.worker_id != worker
         first.signal(signal.SIGKILL)
         await until_metric(two, "worker_active_blocks", 0)
+
+
+async def test_requests_that_come_past_the_router(own: Deployment, tiny_model: Path) -> None:
+    """Another program calls a worker directly: first with what is decoded for long, then with a prompt that is long."""
+    slow = ("--speedup-ratio", "0.05", "--max-num-batched-tokens", "64", "--max-num-seqs", "8")
+    (_, url), _ = await asyncio.gather(
+        own.frontend(*KV), own.mocker(tiny_model, MOCK, *MOCKER, *slow, "--num-workers", "2")
+    )
+    worker, _ = await until_served(url, 2)
+    runtime = own.runtime()
+    try:
+        client = await runtime.endpoint("dynamo.backend.generate").client(response_type=LLMEngineOutput)
+        await eventually(lambda: worker in client.instance_ids())
+        async with AsyncExitStack() as stack:
+
+            async def call(tokens: int) -> AsyncIterator[LLMEngineOutput]:
+                asked = PreprocessedRequest(model=MOCK, token_ids=token_array([7] * tokens))
+                answer: Any = await client.direct(asked, worker, annotated=False)
+                return await stack.enter_async_context(aclosing(answer))
+
+            await within(anext(await call(40)))
+            await until_metric(url, "worker_foreign_requests", 1)
+            assert (await metrics(url))["worker_foreign_prefill_tokens"] == 0
+            await call(4000)
+            await until_metric(url, "worker_foreign_prefill_tokens", 4000)
+            after = await metrics(url)
+            assert after["worker_foreign_requests"] == 2
+            assert after["worker_prefill_tokens"] == 4000
+            assert after["worker_active_blocks"] == after["worker_foreign_blocks"] > 0
+            turn = turn_of(await post(url, CHAT, said("avoids it", max_tokens=1)))
+            assert turn.routing.worker_id != worker
+            busy = next(each for each in turn.routing.candidates if each.worker_id == worker)
+            assert busy.prefill_tokens == 4000
+        await until_metric(url, "worker_foreign_requests", 0)
+        assert (await metrics(url))["worker_foreign_prefill_tokens"] == 0
+    finally:
+        await runtime.close()
 
 
 async def test_queue(own: Deployment, tiny_model: Path) -> None:

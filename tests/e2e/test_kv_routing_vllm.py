@@ -2,40 +2,26 @@
 
 import asyncio
 import itertools
-import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletionMessageParam
 
 from dynamo.runtime.process import READY
 from dynamo.testing.deployment import deployment
 
+from .conversation import MODEL, converse
 from .served import until_served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="session")]
 
-MODEL = "smollm2"
 START_S = 400.0  # two at once, on two cores
 CONVERSATIONS = 10
 TURNS = 3
 AT_ONCE = 2
 BLOCK_TOKENS = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """What became of one turn."""
-
-    worker_id: int
-    prompt_tokens: int
-    cached_tokens: int
-    ttft_s: float
-    answer: str
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -51,52 +37,11 @@ async def openai(smollm2_dir: Path) -> AsyncIterator[AsyncOpenAI]:
             yield client
 
 
-async def ask(openai: AsyncOpenAI, messages: list[ChatCompletionMessageParam]) -> Turn:
-    started_s = time.perf_counter()
-    ttft_s, text, last = 0.0, "", None
-    stream = await openai.chat.completions.create(
-        model=MODEL,
-        messages=messages,
-        max_tokens=12,
-        temperature=0,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body={"nvext": {"extra_fields": ["worker_id"]}},
-    )
-    async for chunk in stream:
-        if chunk.choices and chunk.choices[0].delta.content:
-            ttft_s = ttft_s or time.perf_counter() - started_s
-            text += chunk.choices[0].delta.content
-        last = chunk
-    assert last is not None
-    assert last.usage is not None
-    details, nvext = last.usage.prompt_tokens_details, (last.model_extra or {})["nvext"]
-    return Turn(
-        worker_id=nvext["worker_id"]["decode_worker_id"],
-        prompt_tokens=last.usage.prompt_tokens,
-        cached_tokens=(details.cached_tokens if details else 0) or 0,
-        ttft_s=ttft_s,
-        answer=text,
-    )
-
-
-async def converse(openai: AsyncOpenAI, number: int, room: asyncio.Semaphore) -> list[Turn]:
-    story = " ".join(f"In chapter {number}-{i} the traveller meets somebody new." for i in range(25))
-    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": f"{story} Who is it?"}]
-    turns: list[Turn] = []
-    for turn in range(1, TURNS + 1):
-        async with room:
-            turns.append(await ask(openai, messages))
-        messages.append({"role": "assistant", "content": turns[-1].answer})
-        messages.append({"role": "user", "content": f"And what happens after that, in part {turn}?"})
-    return turns
-
-
 async def test_later_turns_go_to_the_worker_that_has_the_history(
     openai: AsyncOpenAI, capsys: pytest.CaptureFixture[str]
 ) -> None:
     room = asyncio.Semaphore(AT_ONCE)
-    conversations = await asyncio.gather(*(converse(openai, number, room) for number in range(CONVERSATIONS)))
+    conversations = await asyncio.gather(*(converse(openai, number, TURNS, room) for number in range(CONVERSATIONS)))
     for turns in conversations:
         assert len({turn.worker_id for turn in turns}) == 1
         for before, turn in itertools.pairwise(turns):

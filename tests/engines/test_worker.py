@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
 
 from dynamo.engines import worker as worker_module
 from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.worker import EngineEndpoint, Worker, _serve, run_workers
-from dynamo.errors import ConfigError, InternalError
+from dynamo.errors import ConfigError, InternalError, OverloadedError
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.kv_events import BlockStored, KvEventBatch
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
@@ -35,6 +36,9 @@ class FakeEngine:
         self.calls: list[str] = []
         self.has_kv_events = False
         self.start_error: Exception | None = None
+        self.refusal: Exception | None = None
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.failure = asyncio.Event()
         self.aborted = asyncio.Event()
 
@@ -50,6 +54,9 @@ class FakeEngine:
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         try:
+            await self.answers.wait()
+            if self.refusal is not None:
+                raise self.refusal
             yield LLMEngineOutput(token_ids=[1])
             await self.aborted.wait()
             yield LLMEngineOutput(finish_reason=FinishReason.CANCELLED)
@@ -121,6 +128,35 @@ class TestEndpoint:
         engine = FakeEngine()
         assert [load async for load in EngineEndpoint(engine).load(None)] == [engine.load()]
 
+    async def test_prompts_are_load_until_the_first_output(self) -> None:
+        engine = FakeEngine()
+        engine.answers.clear()
+        endpoint = EngineEndpoint(engine)
+
+        async def pending() -> list[int]:
+            [loads] = [loads async for loads in endpoint.load(None)]
+            return [load.prefill_tokens for load in loads]
+
+        request = PreprocessedRequest(model="m", token_ids=token_array(range(7)), dp_rank=1)
+        stream: Any = endpoint.generate(request, Context())
+        assert await pending() == [0, 0]
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        assert await pending() == [0, 7]
+        engine.answers.set()
+        await within(first)
+        assert await pending() == [0, 0]
+        await stream.aclose()
+        assert await pending() == [0, 0]
+
+    async def test_prompts_that_never_get_an_output_are_no_load(self) -> None:
+        engine = FakeEngine()
+        engine.refusal = OverloadedError("full")
+        endpoint = EngineEndpoint(engine)
+        with pytest.raises(OverloadedError):
+            await anext(endpoint.generate(REQUEST, Context()))
+        assert [loads async for loads in endpoint.load(None)] == [engine.load()]
+
 
 class TestName:
     def test_own(self) -> None:
@@ -188,6 +224,17 @@ class TestRun:
         engines[1].start_error = ConfigError("no such device")
         assert run_workers(config, [Worker(engine=engine, model_path=str(model)) for engine in engines]) == 1
         assert [engine.calls for engine in engines] == [["start", "cleanup"], ["start", "cleanup"], []]
+
+    def test_what_the_engine_measures_is_shown(
+        self, config: WorkerConfig, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = CollectorRegistry()
+        monkeypatch.setattr(DistributedRuntime, "registry", registry)
+        engine = FakeEngine()
+        engine.failure.set()
+        gauge = Gauge("fire", "Whether it burns", registry=None)
+        run_workers(config, [Worker(engine=engine, model_path=str(model), metrics=[gauge])])
+        assert registry.get_sample_value("fire") == 0
 
     @pytest.mark.parametrize(
         ("wrong", "reason"),

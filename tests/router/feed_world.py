@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from typing import Any
+
+from msgspec import Raw
 
 from dynamo.protocols.kv_events import BlockRemoved, BlockStored, KvEventBatch, Tier
 from dynamo.router.held_blocks import HeldBlocks
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.radix_tree import MAX_BLOCKS
-from dynamo.runtime.codec import payload_decoder
+from dynamo.router.subscriber import hand_on
+from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.event_feed import EventFeed, FeedCursor, FeedEvent, FeedItem, Step, Subscribe
 from dynamo.tokens import hash_array, hashes_from_bytes, hashes_to_bytes
 
 Places = set[tuple[int, int, Tier, int]]  # instance, rank, tier, hash
+Finds = set[tuple[int, int, int]]  # instance, rank, hash
 
 
 def stored(*hashes: int, tier: Tier = Tier.DEVICE) -> BlockStored:
@@ -26,6 +31,22 @@ def removed(*hashes: int, tier: Tier = Tier.DEVICE) -> BlockRemoved:
 def known(indexer: KvIndexer) -> Places:
     """All that an index says."""
     return {(w.instance_id, w.dp_rank, tier, block) for w, tier, held in indexer.tree.dump() for block in held}
+
+
+def found(indexer: KvIndexer, blocks: Iterable[int]) -> Finds:
+    """All that a search for one block after the other finds."""
+    return {
+        (worker.instance_id, worker.dp_rank, block)
+        for block in blocks
+        for worker in indexer.tree.find_matches(hash_array([block])).overlaps
+    }
+
+
+def replace(indexer: KvIndexer, instance_id: int, parts: Iterable[Any]) -> None:
+    """A whole dump."""
+    for part in parts:
+        indexer.add_part(instance_id, Raw(encode_payload(part)))
+    indexer.end_dump(instance_id)
 
 
 class Wire:
@@ -62,10 +83,12 @@ class Worker:
         self.instance_id = instance_id
         self.held = HeldBlocks()
         self.feed = EventFeed(lambda: self.held.dump(part_blocks=2), events_max=events_max)
+        self.held_after: list[Places] = [set()]  # by the id of an event
 
     def publish(self, batch: KvEventBatch) -> None:
         self.held.apply(batch)
         self.feed.publish(batch)
+        self.held_after.append(self.holds())
 
     def holds(self) -> Places:
         return {
@@ -109,9 +132,12 @@ class World:
         self.indexer.forget(worker.instance_id)
 
     def disconnect(self, worker: Worker) -> None:
-        wire = self._wires.pop(worker.instance_id, None)
+        key = worker.instance_id
+        wire = self._wires.pop(key, None)
         if wire is not None:
             wire.close()
+            self._cursors[key].disconnected()
+            self.indexer.drop_dump(key)
 
     def carry(self, worker: Worker, fault: str | None = None) -> bool:
         """Brings one item from a worker to the router, connecting them first; False when there is none.
@@ -122,7 +148,6 @@ class World:
         cursor = self._cursors.setdefault(key, FeedCursor())
         if key not in self._wires:
             self._wires[key] = Wire(worker.feed, cursor.last_id)
-            cursor.reconnected()
         item = self._wires[key].pull()
         if item is None:
             return False
@@ -149,14 +174,19 @@ class World:
         step = cursor.accept(item)
         if isinstance(item, FeedEvent):
             self._seen.setdefault(key, {})[item.id] = item
-        if step is Step.APPLY:
-            assert isinstance(item, FeedEvent)
-            self.indexer.apply_payload(key, item.payload)
-        elif step is Step.REPLACE:
-            self.indexer.replace_payloads(key, cursor.take_dump())
-        elif step is Step.GAP:
+        hand_on(item, step, key, self.indexer)
+        if step is Step.GAP:
             self.disconnect(worker)
         return step
+
+    def should_know(self) -> Places:
+        """Of each worker what it held after the event that the router has come to, and nothing in between."""
+        places: Places = set()
+        for worker in self.workers:
+            cursor = self._cursors.get(worker.instance_id)
+            if cursor is not None and cursor.last_id is not None:
+                places |= worker.held_after[cursor.last_id]
+        return places
 
     def close(self) -> None:
         for worker in self.workers:

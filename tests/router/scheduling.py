@@ -7,6 +7,7 @@ from typing import Any
 
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import Tier
+from dynamo.protocols.load import WorkerLoad
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.radix_tree import RadixTree
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
@@ -87,8 +88,13 @@ class Fleet:
     def set_workers(self, *workers: WorkerId) -> None:
         self.scheduler.set_workers(dict.fromkeys(workers, WorkerLimits(max_num_batched_tokens=BATCH_TOKENS)))
 
+    def says(self, worker: WorkerId, load: WorkerLoad) -> list[str]:
+        """All are asked, and this one answers at once; the requests that it cannot have any more."""
+        self.scheduler.expect_loads()
+        return self.scheduler.on_load(worker, load, self.now_s)
+
     def loads(self) -> dict[WorkerId, tuple[int, int, int]]:
-        """Requests, tokens to prefill and blocks of each worker."""
+        """Requests, tokens to prefill and blocks of each worker, foreign ones included."""
         return {w: (a.requests, a.prefill_tokens, a.blocks) for w, a in self.scheduler.activities()}
 
 

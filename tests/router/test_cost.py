@@ -28,14 +28,16 @@ def cost(
     overlap: Overlap | None = None,
     *,
     prefill_tokens: int = 0,
+    foreign_prefill_tokens: int = 0,
     blocks: int = 0,
-    foreign_blocks: int = 0,
     active: int = 0,
     in_flight: int = 0,
     config: KvRouterConfig = UNIT,
 ) -> float:
     """Without the prompt's own ten blocks, which every worker would have to hold."""
-    activity = WorkerActivity(worker=A, prefill_tokens=prefill_tokens, blocks=blocks, foreign_blocks=foreign_blocks)
+    activity = WorkerActivity(
+        worker=A, prefill_tokens=prefill_tokens, foreign_prefill_tokens=foreign_prefill_tokens, blocks=blocks
+    )
     match = PromptMatch(
         {A: overlap} if overlap else {}, {A: active} if active else {}, {A: in_flight} if in_flight else {}
     )
@@ -48,7 +50,7 @@ class TestCost:
         assert cost() == 10
         assert cost(prefill_tokens=56) == 13.5
         assert cost(blocks=7) == 17
-        assert cost(blocks=7, foreign_blocks=2) == 19
+        assert cost(prefill_tokens=56, foreign_prefill_tokens=40, blocks=7) == 20.5  # whoever has sent it
 
     def test_cached_blocks_are_credited_by_tier(self) -> None:
         assert cost(Overlap(device=4)) == 6
@@ -105,6 +107,8 @@ class TestCost:
         """Its prefill may have ended, and no event has told yet."""
         assert cost(Overlap(device=4), active=4, in_flight=4) == 6 - 4
         assert cost(Overlap(device=4), prefill_tokens=16, active=4, in_flight=4) == 6 - 4
+        foreign = cost(Overlap(device=4), prefill_tokens=96, foreign_prefill_tokens=80, active=4, in_flight=4)
+        assert foreign == 6 + 5 - 4
 
 
 def chosen(costs: Sequence[float], temperature: float, times: int, seed: int = 0) -> Counter[int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -11,12 +12,14 @@ from msgspec import Raw
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, KvEventBatch, Tier
 from dynamo.router import indexer as indexer_module
+from dynamo.router import retired_slots
 from dynamo.router.indexer import RANKS_MAX, KvIndexer
 from dynamo.router.radix_tree import Overlap
 from dynamo.runtime.codec import encode_payload
-from dynamo.tokens import hash_array
+from dynamo.runtime.event_feed import FeedItem, Step
+from dynamo.tokens import hash_array, token_array
 
-from .feed_world import Worker, World, known, removed, stored
+from .feed_world import Worker, World, found, known, removed, replace, stored
 
 A, B = 0xA, 0xB  # instances
 
@@ -54,11 +57,11 @@ class TestEvents:
         indexer.apply(A, batch(stored(1, 2)))
         indexer.apply(A, batch(stored(3), dp_rank=1))
         indexer.apply(B, batch(stored(1)))
-        indexer.replace(A, [batch(stored(2)), batch(stored(4, tier=Tier.DISK))])
+        replace(indexer, A, [batch(stored(2)), batch(stored(4, tier=Tier.DISK))])
         assert known(indexer) == {(A, 0, Tier.DEVICE, 2), (A, 0, Tier.DISK, 4), (B, 0, Tier.DEVICE, 1)}
-        indexer.replace_payloads(A, [])
+        replace(indexer, A, [])
         assert known(indexer) == {(B, 0, Tier.DEVICE, 1)}
-        assert indexer.dumps == 2
+        assert (indexer.dumps, indexer.events) == (2, 3)
 
     def test_instance_that_is_gone(self) -> None:
         indexer = KvIndexer()
@@ -69,6 +72,61 @@ class TestEvents:
         indexer.forget(A)
         assert known(indexer) == {(B, 0, Tier.DEVICE, 2)}
         assert indexer.tree.workers() == [WorkerId(B)]
+
+
+class TestDumpUnderWay:
+    FORMER = {(A, 0, 1), (A, 0, 2), (B, 0, 2)}
+
+    @pytest.fixture
+    def indexer(self) -> KvIndexer:
+        """A has 1 and 2, and half a dump of 2 and 3, on another rank too; B has 2."""
+        indexer = KvIndexer()
+        indexer.apply(A, batch(stored(1, 2)))
+        indexer.apply(B, batch(stored(2)))
+        indexer.add_part(A, payload(batch(stored(2))))
+        indexer.add_part(A, payload(batch(stored(3), dp_rank=1)))
+        return indexer
+
+    def test_nobody_finds_half_of_it(self, indexer: KvIndexer) -> None:
+        assert found(indexer, range(5)) == self.FORMER
+        assert known(indexer) == {(a, rank, Tier.DEVICE, block) for a, rank, block in self.FORMER}
+        assert indexer.tree.workers() == [WorkerId(A), WorkerId(B)]
+        assert indexer.tree.hash_and_match(token_array([1, 2, 3]), 1)[1].scores == {}
+
+    def test_its_end(self, indexer: KvIndexer) -> None:
+        indexer.end_dump(A)
+        assert found(indexer, range(5)) == {(A, 0, 2), (A, 1, 3), (B, 0, 2)}
+        indexer.apply(A, batch(stored(4)))
+        assert found(indexer, range(5)) == {(A, 0, 2), (A, 0, 4), (A, 1, 3), (B, 0, 2)}
+
+    def test_events_go_on_about_the_former_state(self, indexer: KvIndexer) -> None:
+        indexer.apply(A, batch(removed(2), stored(4)))
+        assert found(indexer, range(5)) == {(A, 0, 1), (A, 0, 4), (B, 0, 2)}
+        indexer.apply(A, batch(AllBlocksCleared()))
+        assert found(indexer, range(5)) == {(B, 0, 2)}
+        indexer.end_dump(A)
+        assert found(indexer, range(5)) == {(A, 0, 2), (A, 1, 3), (B, 0, 2)}
+
+    def test_rest_of_it_that_does_not_come(self, indexer: KvIndexer) -> None:
+        indexer.drop_dump(A)
+        indexer.drop_dump(A)
+        assert found(indexer, range(5)) == self.FORMER
+        replace(indexer, A, [batch(stored(1))])
+        assert found(indexer, range(5)) == {(A, 0, 1), (B, 0, 2)}
+        assert len(indexer.tree) == 2
+
+    def test_instance_that_goes(self, indexer: KvIndexer) -> None:
+        indexer.forget(A)
+        assert found(indexer, range(5)) == {(B, 0, 2)}
+        indexer.end_dump(A)  # should it come back under its name
+        assert found(indexer, range(5)) == {(B, 0, 2)}
+        assert len(indexer.tree) == 1
+
+    def test_of_instance_never_heard_of(self, indexer: KvIndexer) -> None:
+        indexer.add_part(0xC, payload(batch(stored(1))))
+        assert found(indexer, range(5)) == self.FORMER
+        indexer.drop_dump(0xC)
+        assert found(indexer, range(5)) == self.FORMER
 
 
 class TestNonsense:
@@ -137,8 +195,9 @@ class TestNonsense:
         """The rest of it is better than nothing."""
         indexer = KvIndexer()
         indexer.apply(A, batch(stored(9)))
-        indexer.replace_payloads(A, [payload(batch(stored(1))), payload(17), payload(batch(BlockStored(b"1")))])
-        assert (known(indexer), indexer.malformed) == ({(A, 0, Tier.DEVICE, 1)}, 2)
+        changes = batch(removed(1), AllBlocksCleared())
+        replace(indexer, A, [batch(stored(1)), 17, batch(BlockStored(b"1")), changes, batch(stored(1), dp_rank=-1)])
+        assert (known(indexer), indexer.malformed) == ({(A, 0, Tier.DEVICE, 1)}, 5)
 
     def test_each_instance_is_warned_about_once(self, caplog: pytest.LogCaptureFixture) -> None:
         indexer = KvIndexer()
@@ -154,13 +213,15 @@ class TestNonsense:
     def test_never_raises(self, data: bytes, dp_rank: int) -> None:
         indexer = KvIndexer()
         indexer.apply_payload(A, Raw(data))
-        indexer.replace_payloads(A, [Raw(data)])
+        indexer.add_part(A, Raw(data))
+        indexer.end_dump(A)
         indexer.apply(A, batch(BlockStored(data), BlockRemoved(data), dp_rank=dp_rank))
         indexer.forget(A)
         assert known(indexer) == set()
 
 
-HASHES = st.lists(st.integers(0, 9), min_size=1, max_size=4)
+BLOCKS = range(10)
+HASHES = st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=4)
 EVENTS = st.one_of(
     st.builds(lambda hashes, tier: stored(*hashes, tier=tier), HASHES, st.sampled_from(Tier)),
     st.builds(lambda hashes, tier: removed(*hashes, tier=tier), HASHES, st.sampled_from(Tier)),
@@ -194,16 +255,32 @@ def test_so_it_does_in_many_more_lives(steps: list[tuple[str, int, Any]], events
     live(steps, events_max)
 
 
+class Checked(World):
+    """At no moment is anything of a dump found before all of it is, nor anything of what it replaces after that."""
+
+    def take(self, worker: Worker, item: FeedItem) -> Step:
+        step = super().take(worker, item)
+        self.check()
+        return step
+
+    def check(self) -> None:
+        places = self.should_know()
+        assert known(self.indexer) == places
+        assert found(self.indexer, BLOCKS) == {(instance, rank, block) for instance, rank, _, block in places}
+
+
 def live(steps: list[tuple[str, int, Any]], events_max: int) -> None:
     async def run() -> None:  # the feed makes futures, which want a loop
-        world = World(events_max, workers=2)
+        world = Checked(events_max, workers=2)
         for action, place, detail in steps:
             act(world, world.workers[place], action, detail)
+            world.check()
         world.settle()
         assert known(world.indexer) == set().union(*(worker.holds() for worker in world.workers))
         world.close()
 
-    asyncio.run(run())
+    with mock.patch.object(retired_slots, "PORTION_BLOCKS", 1):  # most of the time something is left to be cleared
+        asyncio.run(run())
 
 
 def act(world: World, worker: Worker, action: str, detail: Any) -> None:

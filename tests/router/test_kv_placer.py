@@ -21,7 +21,7 @@ from dynamo.protocols.kv_events import AllBlocksCleared, BlockStored, KvEventBat
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.protocols.routing import RoutingReport
-from dynamo.router import kv_placer, load_watcher
+from dynamo.router import kv_placer, load_reports, load_watcher
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.kv_placer import KvPlacer
@@ -36,6 +36,8 @@ from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
 from dynamo.testing.stages import outputs_of
 from dynamo.tokens import hashes_to_bytes, sequence_hashes, token_array
+
+from .feed_world import replace
 
 ENDPOINT = "test.backend.generate"
 BLOCK_SIZE = 4
@@ -100,7 +102,7 @@ class Router:
 
 def expected(worker: Worker) -> Iterable[Any]:
     known = KvIndexer()
-    known.replace(worker.id, worker.feed.held.dump())
+    replace(known, worker.id, worker.feed.held.dump())
     return known.tree.dump()
 
 
@@ -203,6 +205,8 @@ async def test_without_events_from_what_was_sent(cluster: Cluster) -> None:
     later = [await router.report(request([*PROMPT, *range(100, 100 + turn)])) for turn in range(8)]
     assert {report.worker_id for report in later} == {first.worker_id}
     assert all(report.overlap_blocks >= 10 for report in later)
+    index = router.placer.index_figures()
+    assert (index.blocks, index.believed_blocks) == (0, 12)
 
 
 async def test_siblings_of_a_burst_stay_together(cluster: Cluster) -> None:
@@ -240,8 +244,14 @@ def load(router: Router) -> tuple[int, int]:
     return figures.prefill_tokens, figures.blocks
 
 
-async def test_workers_that_others_keep_busy_cost_more(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_watcher.LoadWatcher.__init__, "__defaults__", (0.01,))
+@pytest.fixture
+def often_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers say many times a second how busy they are."""
+    monkeypatch.setattr(load_watcher.LoadWatcher.__init__, "__defaults__", (0.05,))
+
+
+@pytest.mark.usefixtures("often_asked")
+async def test_workers_that_others_keep_busy_cost_more(cluster: Cluster) -> None:
     busy, free = await cluster.worker(), await cluster.worker()
     router = await cluster.router(KvRouterConfig(), busy, free)
     busy.load.publish(WorkerLoad(kv_used_blocks=500))
@@ -253,6 +263,44 @@ async def test_workers_that_others_keep_busy_cost_more(cluster: Cluster, monkeyp
 
     await eventually(lambda: seen() == {busy.id: 500, free.id: 1})
     assert (await router.report(request())).worker_id == free.id
+    figures = {f.instance_id: (f.blocks, f.foreign_blocks) for f in router.placer.worker_figures()}
+    assert figures == {busy.id: (500, 500), free.id: (1, 1)}
+
+
+@pytest.mark.usefixtures("often_asked")
+@pytest.mark.parametrize("ending", ["it is done", "it does not say any more"])
+async def test_requests_wait_while_others_keep_all_workers_busy(cluster: Cluster, ending: str) -> None:
+    """Nothing of the router's own ends, which would let them go."""
+    worker = await cluster.worker()
+    router = await cluster.router(QUEUEING, worker)
+    worker.load.publish(WorkerLoad(running_requests=1, prefill_tokens=BATCH_TOKENS + 1))
+    await eventually(lambda: load(router)[0] > BATCH_TOKENS)
+    waiting = asyncio.create_task(router.ask(request()))
+    await eventually(lambda: router.placer.scheduler.queued == 1)
+    if ending == "it is done":
+        worker.load.publish(WorkerLoad(running_requests=1))
+    else:
+        await worker.runtime.stop_serving(worker.runtime.endpoint(ENDPOINT).id.beside("load"))
+    assert await within(waiting)
+
+
+@pytest.mark.usefixtures("often_asked")
+async def test_requests_that_an_idle_worker_cannot_have(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their client is gone, and has not told of their end."""
+    monkeypatch.setattr(load_reports, "_IDLE_S", 0.2)
+    worker = await cluster.worker()
+    router = await cluster.router(QUEUEING, worker)
+    worker.load.publish(WorkerLoad(running_requests=1))
+    await eventually(lambda: router.placer.worker_figures()[0].foreign_requests == 1)
+    await router.placer.decide(RoutingRequest(request_id="lost", token_ids=token_array(PROMPT)), Context())
+    waiting = asyncio.create_task(router.ask(request()))
+    await eventually(lambda: router.placer.scheduler.queued == 1)
+    worker.load.publish(WorkerLoad())
+    assert await within(waiting)
+    assert not router.placer.knows("lost")
+    assert f"instance {worker.id:x}, rank 0, has been idle: 1 requests" in caplog.text
 
 
 async def test_ranks_are_workers_of_their_own(cluster: Cluster) -> None:
@@ -455,6 +503,7 @@ async def test_figures(cluster: Cluster) -> None:
     assert figures.chosen_cost < figures.mean_cost
     index = router.placer.index_figures()
     assert (index.blocks, index.events, index.malformed_events, index.gaps) == (6, 1, 0, 0)
+    assert index.believed_blocks == 0  # the worker will say itself what it has prefilled
     assert {f.instance_id for f in router.placer.worker_figures()} == {worker.id for worker in workers}
 
 

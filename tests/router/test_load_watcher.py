@@ -28,7 +28,8 @@ class Loads:
         self.workers: dict[int, DistributedRuntime] = {}
         self.client = self.runtime.client(LOAD, list[WorkerLoad])
         self.others: set[int] = set()  # who serve another model
-        self.watcher = LoadWatcher(self.client, lambda i: i not in self.others, self._on_load, INTERVAL_S)
+        self.rounds = 0
+        self.watcher = LoadWatcher(self.client, lambda i: i not in self.others, self._on_ask, self._on_load, INTERVAL_S)
 
     async def add(self, handler: Callable[..., Any]) -> int:
         worker = DistributedRuntime(config=self.runtime.config, shared=self.runtime.shared)
@@ -45,6 +46,9 @@ class Loads:
         for worker in self.workers.values():
             await worker.close(graceful=False)
         await self.runtime.close()
+
+    def _on_ask(self) -> None:
+        self.rounds += 1
 
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:
         self.heard.setdefault(instance_id, []).append(loads)
@@ -65,6 +69,13 @@ async def test_each_worker_is_heard_again_and_again(loads: Loads) -> None:
     await loads.says(parallel, *ranks)
     for number in range(3):
         await loads.says(counting, WorkerLoad(running_requests=number))
+
+
+async def test_who_listens_knows_when_workers_are_asked(loads: Loads) -> None:
+    worker = await loads.add(Scripted(lambda _: [[WorkerLoad(running_requests=loads.rounds)]]))
+    await eventually(lambda: len(loads.heard.get(worker, [])) > 3)
+    rounds = [load.running_requests for answer in loads.heard[worker] for load in answer]
+    assert rounds == list(range(rounds[0], rounds[0] + len(rounds)))
 
 
 async def test_a_worker_that_joins_later_is_asked_too(loads: Loads) -> None:

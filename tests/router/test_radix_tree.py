@@ -4,7 +4,8 @@ import pytest
 
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Tier
-from dynamo.router.radix_tree import NO_OVERLAP, Overlap, RadixTree
+from dynamo.router import retired_slots
+from dynamo.router.radix_tree import Overlap, RadixTree
 from dynamo.tokens import HASH_SEED, hash_array, hashes_to_bytes, sequence_hashes, token_array
 
 A, B, A1 = WorkerId(10), WorkerId(2**63), WorkerId(10, 1)
@@ -26,7 +27,6 @@ def test_events(tree: RadixTree) -> None:
     found = tree.find_matches(hash_array([1, 2, 3, 4]))
     assert found.overlaps == {A: Overlap(3, 0, 0), B: Overlap(0, 2, 0), A1: Overlap(1, 0, 0)}
     assert found.scores == {A: 3, B: 2, A1: 1}
-    assert found.of(WorkerId(99)) == NO_OVERLAP
 
     tree.apply(A, BlockRemoved(data(2, 7)))
     assert tree.find_matches(hash_array([1, 2, 3])).scores == {A: 1, B: 2, A1: 1}
@@ -60,6 +60,59 @@ def test_a_worker_that_goes_leaves_nothing_to_the_next(tree: RadixTree) -> None:
     assert tree.find_matches(hash_array([2])).scores == {A1: 1}
     tree.store(A, hash_array([1]))
     assert tree.find_matches(hash_array([1])).scores == {B: 1, A: 1}
+
+
+def test_draft(tree: RadixTree) -> None:
+    tree.store(A, hash_array([1, 2]))
+    tree.store(B, hash_array([1]))
+    tree.draft(A, hash_array([1]))
+    tree.draft(A, hash_array([2, 3]), Tier.HOST)
+    tree.draft(A1, hash_array([1]))
+    assert tree.find_matches(hash_array([1, 2, 3])).overlaps == {A: Overlap(2, 0, 0), B: Overlap(1, 0, 0)}
+    assert tree.find_matches(hash_array([3])).overlaps == {}
+    assert tree.workers() == [A, B]
+    tree.adopt(A)
+    assert tree.find_matches(hash_array([1, 2, 3])).overlaps == {A: Overlap(1, 2, 0), B: Overlap(1, 0, 0)}
+    tree.drop_draft(A1)
+    tree.adopt(A1)
+    tree.adopt(B)  # for which nothing was drafted
+    assert tree.workers() == [A]
+    tree.clear_portion()
+    assert sorted(tree.dump()) == [(A, Tier.DEVICE, hash_array([1])), (A, Tier.HOST, tree.held(A, Tier.HOST))]
+    assert len(tree) == 3
+
+
+def test_slots_are_used_again(tree: RadixTree) -> None:
+    for number in range(100):
+        tree.draft(A, hash_array([number]))
+        tree.adopt(A)
+        tree.clear_portion()
+        tree.apply(B, AllBlocksCleared())
+        tree.store(B, hash_array([number]))
+    assert len(tree._workers) <= 4
+    assert len(tree) == 1
+
+
+def test_many_blocks_that_go_are_found_no_more_at_once(tree: RadixTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And cleared away with what happens after that, whatever it is."""
+    monkeypatch.setattr(retired_slots, "PORTION_BLOCKS", 10)
+    tree.store(A, hash_array(range(100)))
+    tree.store(B, hash_array([200]))
+    tree.apply(A, AllBlocksCleared())
+    assert len(tree) == 91
+    assert not tree.held(A)
+    assert tree.find_matches(hash_array([0, 1])).scores == {}
+    assert tree.find_matches(hash_array([200])).scores == {B: 1}
+    tree.store(B, hash_array([200]))
+    tree.draft(B, hash_array([200]))
+    tree.remove(B, hash_array([8]))
+    tree.clear(A1)
+    tree.remove_worker(A1)
+    tree.clear_portion()
+    assert len(tree) == 31
+    for _ in range(4):
+        tree.clear_portion()
+    assert len(tree) == 1
 
 
 def test_what_is_known(tree: RadixTree) -> None:

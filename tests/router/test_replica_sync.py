@@ -1,7 +1,8 @@
 """Routers of the same workers see each other's load, whatever becomes of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from dynamo.errors import RequestCancelledError
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceFreed
+from dynamo.router import replica_sync
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
+from dynamo.router.radix_tree import RadixTree
 from dynamo.router.replica_sync import ReplicaSync, sync_endpoint
-from dynamo.router.routing import RoutingRequest
-from dynamo.router.sequences import ActiveSequences
+from dynamo.router.routing import RoutingDecision, RoutingRequest
+from dynamo.router.scheduler import KvScheduler
 from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.distributed import SharedParts
@@ -25,12 +28,18 @@ from dynamo.runtime.event_feed import DumpEnd, DumpPart, FeedEvent
 from dynamo.runtime.instance import EndpointId
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted
-from dynamo.tokens import token_array
+from dynamo.tokens import hash_array, token_array
 
 WORKERS = EndpointId("test", "backend", "generate")
 WORKER, OTHER = WorkerId(1), WorkerId(2, 3)
 BLOCK_SIZE = 4
 IDLE = (0, 0, 0)
+
+Load = tuple[int, int, int]  # requests, tokens to prefill, blocks
+
+
+def make_scheduler() -> KvScheduler:
+    return KvScheduler(KvRouterConfig(), BLOCK_SIZE, random.Random(0), RadixTree(), lambda _: False)
 
 
 @dataclass(slots=True)
@@ -38,25 +47,44 @@ class Router:
     """What a KvPlacer has to do with it."""
 
     runtime: DistributedRuntime
-    sequences: ActiveSequences
+    scheduler: KvScheduler
     sync: ReplicaSync
-    changes: list[None]
+    changes: list[tuple[Load, Load]]  # what its load on WORKER and OTHER was after each
 
-    def send(self, request_id: str, worker: WorkerId = WORKER, *, tokens: int = 10, prefill_tokens: int = 6) -> None:
-        self.sequences.add(request_id, worker, prompt_tokens=tokens, prefill_tokens=prefill_tokens, now_s=0)
+    def send(
+        self,
+        request_id: str,
+        worker: WorkerId = WORKER,
+        *,
+        tokens: int = 10,
+        prefill_tokens: int = 6,
+        hashes: Iterable[int] = (),
+    ) -> None:
+        self.scheduler.sequences.add(
+            request_id,
+            worker,
+            prompt_tokens=tokens,
+            prefill_tokens=prefill_tokens,
+            now_s=0,
+            hashes=hash_array(hashes),
+        )
         self.sync.publish_added(request_id)
 
     def first_token(self, request_id: str) -> None:
-        self.sequences.first_token(request_id, 0)
+        self.scheduler.first_token(request_id, 0)
         self.sync.publish(PrefillDone(request_id))
 
     def free(self, request_id: str) -> None:
-        self.sequences.free(request_id)
+        self.scheduler.free(request_id)
         self.sync.publish(SequenceFreed(request_id))
 
-    def load(self, worker: WorkerId = WORKER) -> tuple[int, int, int]:
-        activity = self.sequences.watch(worker)
+    def load(self, worker: WorkerId = WORKER) -> Load:
+        activity = self.scheduler.sequences.watch(worker)
         return activity.requests, activity.prefill_tokens, activity.blocks
+
+    def uses(self, *hashes: int) -> dict[WorkerId, int]:
+        """How many of these consecutive blocks requests use on each worker."""
+        return self.scheduler.sequences.find_active(hash_array(hashes)).scores
 
 
 @dataclass(slots=True)
@@ -71,14 +99,19 @@ class Cluster:
         return self.runtimes[-1]
 
     def router(self, model: str = "m") -> Router:
-        runtime, sequences, changes = self.runtime(), ActiveSequences(BLOCK_SIZE), list[None]()
-        sync = ReplicaSync(runtime, WORKERS, model, sequences, lambda: 0.0, lambda: changes.append(None))
-        self.syncs.append(sync)
-        return Router(runtime, sequences, sync, changes)
+        def on_change() -> None:
+            router.changes.append((router.load(), router.load(OTHER)))
 
-    async def raw_router(self, *items: Any) -> Scripted[Any, Any]:
-        """One that says whatever the test wants, at every subscription."""
-        feed = Scripted[Any, Any](lambda request: items, hang=True)
+        runtime, scheduler = self.runtime(), make_scheduler()
+        sync = ReplicaSync(runtime, WORKERS, model, scheduler, lambda: 0.0, on_change)
+        self.syncs.append(sync)
+        router = Router(runtime, scheduler, sync, [])
+        return router
+
+    async def raw_router(self, *answers: list[Any]) -> Scripted[Any, Any]:
+        """One that says whatever the test wants, from one subscription to the next, and again and again in the end."""
+        left = list(answers)
+        feed = Scripted[Any, Any](lambda request: left.pop(0) if len(left) > 1 else left[0], hang=True)
         await self.runtime().endpoint(str(sync_endpoint(WORKERS, "m"))).start(feed)
         return feed
 
@@ -122,11 +155,65 @@ async def test_who_joins_late_gets_all_of_it(cluster: Cluster) -> None:
     for number in range(1500):  # more than a part of a dump holds
         one.send(f"r{number}")
     one.first_token("r7")
-    one.sequences.output("r7", 5, 0)  # which makes its blocks four
+    one.scheduler.output("r7", 5, 0)  # which makes its blocks four
     late = cluster.router()
     await eventually(lambda: late.load() == one.load() == (1500, 1499 * 6, 1499 * 3 + 4))
     one.free("r7")
     await eventually(lambda: late.load() == one.load() == (1499, 1499 * 6, 1499 * 3))
+
+
+async def test_blocks_that_requests_of_several_routers_share_count_once(cluster: Cluster) -> None:
+    one, two = cluster.router(), cluster.router()
+    one.send("a", hashes=[1, 2])
+    two.send("a", hashes=[1, 3])
+    for router in (one, two):
+        await eventually(lambda: router.load() == (2, 12, 5))  # noqa: B023 - awaited at once
+        assert router.uses(1, 2) == router.uses(1, 3) == {WORKER: 2}
+    one.free("a")
+    await eventually(lambda: two.load() == one.load() == (1, 6, 3))
+    assert one.uses(1, 2) == two.uses(1, 2) == {WORKER: 1}
+    late = cluster.router()
+    await eventually(lambda: late.load() == (1, 6, 3))
+    assert late.uses(1, 3) == {WORKER: 2}
+
+
+async def test_dump_in_parts(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many requests, and so many bytes, unless one alone has more."""
+    monkeypatch.setattr(replica_sync, "_PART_SEQUENCES", 3)
+    monkeypatch.setattr(replica_sync, "_PART_BYTES", 32)
+    one = cluster.router()
+    for name, blocks in [("a", 2), ("b", 2), ("c", 1), ("d", 9), ("e", 0), ("f", 0), ("g", 0), ("h", 0)]:
+        one.send(name, tokens=40, hashes=range(blocks))
+    parts = [[added.request_id for added in part] for part in one.sync._dump()]
+    assert parts == [["a", "b"], ["c"], ["d"], ["e", "f", "g"], ["h"]]
+    late = cluster.router()
+    await eventually(lambda: late.load() == one.load())
+    assert late.uses(*range(10)) == {WORKER: 9}
+
+
+async def test_dump_after_a_gap(cluster: Cluster) -> None:
+    """No request counts twice, or for a moment not at all; those it does not name have ended."""
+
+    def part(number: int, *added: SequenceAdded) -> DumpPart:
+        return DumpPart(5, number, Raw(encode_payload(list(added))))
+
+    former = part(
+        0, SequenceAdded("a", WORKER, 8, 4), SequenceAdded("b", WORKER, 8, 8), SequenceAdded("c", OTHER, 8, 8)
+    )
+    b, d = SequenceAdded("b", WORKER, 8, 0), SequenceAdded("d", WORKER, 4, 4)
+    await cluster.raw_router(
+        [former, DumpEnd(5, 1), event(9, PrefillDone("a"))],
+        [part(0, b), DumpEnd(5, 2)],
+        [part(0, b), part(1, d), DumpEnd(5, 2)],
+    )
+    router = cluster.router()
+    await eventually(lambda: len(router.changes) == 6)
+    assert router.changes == [
+        *[((2, 12, 4), (1, 8, 2))] * 2,
+        *[((2, 4, 4), (1, 8, 2))] * 2,  # between the two of them the dump has broken off
+        ((3, 8, 5), (1, 8, 2)),
+        ((2, 4, 3), IDLE),
+    ]
 
 
 async def test_nobody_passes_on_what_it_has_heard(cluster: Cluster) -> None:
@@ -176,6 +263,9 @@ def event(number: int, payload: Any) -> FeedEvent:
         [1, 5],
         SequenceAdded("a", WORKER, -1, 6),
         SequenceAdded("a", WORKER, 10, -6),
+        SequenceAdded("a", WORKER, 10, 6, b"1234567"),
+        SequenceAdded("a", WORKER, 11, 6, b"12345678" * 3),
+        [0, "a", [1, 0], 10, 6, "12345678"],
     ],
 )
 async def test_nonsense_from_another(cluster: Cluster, nonsense: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -183,7 +273,8 @@ async def test_nonsense_from_another(cluster: Cluster, nonsense: Any, caplog: py
     good = SequenceAdded("b", WORKER, 10, 6)
     dump = DumpPart(0, 0, Raw(encode_payload([nonsense])))
     rest = DumpPart(0, 1, Raw(encode_payload([SequenceAdded("c", WORKER, 4, 4)])))
-    await cluster.raw_router(dump, rest, DumpEnd(0, 2), event(1, nonsense), event(2, good), event(3, PrefillDone("?")))
+    events = event(1, nonsense), event(2, good), event(3, PrefillDone("?"))
+    await cluster.raw_router([dump, rest, DumpEnd(0, 2), *events])
     one, two = cluster.router(), cluster.router()
     one.send("d")
     for router in (one, two):
@@ -211,12 +302,43 @@ async def test_placers_share_their_load_and_their_queues_move(cluster: Cluster) 
     one.first_token("first")
     assert (await within(waiting)).worker == WORKER
     for placer in placers:
-        await eventually(lambda: placer.worker_figures()[0].blocks == 20)  # noqa: B023 - awaited at once
+        await eventually(lambda: len(placer.scheduler.sequences) == 2)  # noqa: B023 - awaited at once
+        assert placer.worker_figures()[0].blocks == 10  # one prompt's: they have the same
     one.free("first")
     two.free("second")
     for placer in placers:
         await eventually(lambda: placer.worker_figures()[0].blocks == 0)  # noqa: B023 - awaited at once
     await within(asyncio.gather(*(placer.close() for placer in placers)))
+
+
+async def test_burst_over_two_routers_stays_together_as_over_one(cluster: Cluster) -> None:
+    """And what it has left in a worker's cache is known to both of them, though the worker says nothing."""
+    config = KvRouterConfig(router_replica_sync=True, use_kv_events=False)
+    workers = {number: RuntimeLimits() for number in range(1, 9)}
+    one, two = placers = [KvPlacer(cluster.runtime(), WORKERS, BLOCK_SIZE, config, "m") for _ in range(2)]
+    for placer in placers:
+        placer.set_instances(workers)
+    prefix = list(range(40))
+
+    async def decide(number: int) -> RoutingDecision:
+        prompt = token_array([*prefix, number, 1, 2, 3])
+        decision = await placers[number % 2].decide(RoutingRequest(request_id=str(number), token_ids=prompt), Context())
+        await eventually(lambda: all(len(placer.scheduler.sequences) == number + 1 for placer in placers))
+        return decision
+
+    decisions = [await decide(number) for number in range(4)]
+    assert len({decision.worker for decision in decisions}) == 1
+    assert [decision.overlap.total for decision in decisions] == [0, 10, 10, 10]
+    busy = [figures for figures in two.worker_figures() if figures.blocks]
+    assert busy == [figures for figures in one.worker_figures() if figures.blocks]
+    assert [(figures.prefill_tokens, figures.blocks) for figures in busy] == [(44 + 3 * 4, 10 + 4)]
+    one.first_token("0")
+    for number in range(4):
+        placers[number % 2].free(str(number))
+    await eventually(lambda: all(len(placer.scheduler.sequences) == 0 for placer in placers))
+    last = two.look(RoutingRequest(request_id="last", token_ids=token_array(prefix)))
+    assert (last.worker, last.overlap.total) == (decisions[0].worker, 10)
+    await within(asyncio.gather(one.close(), two.close()))
 
 
 async def test_request_that_is_freed_the_moment_it_has_its_worker(cluster: Cluster) -> None:
@@ -243,7 +365,7 @@ async def test_a_router_that_cannot_serve_its_feed_does_without(
 ) -> None:
     runtime = cluster.runtime()
     runtime.shutdown()
-    sync = ReplicaSync(runtime, WORKERS, "m", ActiveSequences(BLOCK_SIZE), lambda: 0.0, lambda: None)
+    sync = ReplicaSync(runtime, WORKERS, "m", make_scheduler(), lambda: 0.0, lambda: None)
     cluster.syncs.append(sync)
     await eventually(lambda: "this router's load is not shared" in caplog.text)
     sync.publish(SequenceFreed("a"))

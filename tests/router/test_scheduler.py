@@ -200,19 +200,62 @@ class TestLoad:
     def test_what_others_send_shows_in_the_workers_own_load(self) -> None:
         fleet = make_fleet(A, B)
         fleet.busy(B, 8)
-        fleet.scheduler.on_load(A, WorkerLoad(kv_used_blocks=20))
+        fleet.says(A, WorkerLoad(kv_used_blocks=20))
         assert fleet.worker("r", prompt(0)) == B
-        fleet.scheduler.on_load(A, WorkerLoad(kv_used_blocks=0))
+        fleet.says(A, WorkerLoad(kv_used_blocks=0))
         assert fleet.worker("s", prompt(100)) == A
 
     def test_what_was_sent_from_here_is_not_counted_twice(self) -> None:
         fleet = make_fleet(A, B)
         fleet.busy(A, 40)
         before = fleet.look(prompt(0), explain=True).candidates
-        fleet.scheduler.on_load(A, WorkerLoad(kv_used_blocks=10))
-        fleet.scheduler.on_load(B, WorkerLoad(kv_used_blocks=0))
-        fleet.scheduler.on_load(WorkerId(9), WorkerLoad(kv_used_blocks=9))
+        fleet.says(A, WorkerLoad(kv_used_blocks=10))
+        fleet.says(B, WorkerLoad(kv_used_blocks=0))
+        fleet.says(WorkerId(9), WorkerLoad(kv_used_blocks=9))
         assert fleet.look(prompt(0), explain=True).candidates == before
+
+    def test_prompts_of_others_are_to_be_prefilled_before_this_one(self) -> None:
+        fleet = make_fleet(A, B)
+        fleet.busy(B, 8)
+        fleet.says(A, WorkerLoad(waiting_requests=1, prefill_tokens=16))
+        assert fleet.worker("r", prompt(0)) == B
+        fleet.says(A, WorkerLoad(running_requests=1))
+        assert fleet.worker("s", prompt(100)) == A
+
+    def test_requests_of_others_can_be_too_many(self) -> None:
+        """Whatever is cached there: with 9 of 9 it has more than half as many again as the mean of 3, and 4."""
+        fleet = make_fleet(A, B, C, overlap_score_weight=1000.0)
+        fleet.stored(A, prompt(0))
+        fleet.says(A, WorkerLoad(running_requests=8))
+        assert fleet.look(prompt(0)).worker == A
+        fleet.says(A, WorkerLoad(running_requests=8, waiting_requests=1))
+        decision = fleet.look(prompt(0), explain=True)
+        assert decision.worker != A
+        assert {c.worker for c in decision.candidates if c.has_too_many} == {A}
+        for worker in (B, C):
+            fleet.says(worker, WorkerLoad(running_requests=1))  # and so they raise the mean
+        assert fleet.look(prompt(0)).worker == A
+
+    def test_it_is_forgotten_when_the_worker_says_no_more(self) -> None:
+        fleet = make_fleet(A, B)
+        fleet.says(A, WorkerLoad(running_requests=1, kv_used_blocks=20))
+        assert fleet.loads()[A] == (1, 0, 20)
+        for _ in range(4):
+            fleet.scheduler.expect_loads()
+        assert fleet.loads()[A] == (0, 0, 0)
+
+    def test_requests_that_an_idle_worker_cannot_have(self) -> None:
+        fleet = make_fleet(A, B)
+        fleet.says(A, WorkerLoad(running_requests=1))
+        fleet.sent("lost", prompt(0), eligible=only(A))
+        fleet.sent("elsewhere", prompt(0), eligible=only(B))
+        lost = []
+        for second in range(1, 10):
+            fleet.now_s = second
+            lost += fleet.says(A, WorkerLoad())
+        assert lost == ["lost"]
+        assert fleet.loads() == {A: (0, 0, 0), B: (1, 40, 10)}
+        assert fleet.cached(prompt(0)) == {B: 10}
 
     def test_another_routers_requests_count(self) -> None:
         fleet = make_fleet(A, B)
@@ -306,6 +349,15 @@ class TestWithoutEvents:
         fleet.now_s = 120.0
         assert {fleet.look(prompt(0, 44)).worker for _ in range(50)} == {A, B, C}
 
+    def test_what_is_believed_is_counted_until_it_lapses(self) -> None:
+        fleet = make_fleet(A, B, feeds=False, router_ttl_secs=120.0)
+        for request_id, worker in (("a", A), ("b", B)):  # the same blocks
+            fleet.sent(request_id, prompt(0), eligible=only(worker))
+            fleet.scheduler.first_token(request_id, 0.0)
+            fleet.scheduler.free(request_id)
+        assert fleet.scheduler.believed_blocks(119.0) == 10
+        assert fleet.scheduler.believed_blocks(120.0) == 0  # though nobody has asked for the prompt
+
     def test_for_one_worker_among_others_with_events(self) -> None:
         fleet = make_fleet(A, B)
         fleet.feeds.discard(B.instance_id)
@@ -351,7 +403,7 @@ class TestWorkersComeAndGo:
     def test_one_that_returns_has_nothing(self) -> None:
         fleet = make_fleet(A, B)
         fleet.sent("old", prompt(0), eligible=only(A))
-        fleet.scheduler.on_load(A, WorkerLoad(kv_used_blocks=99))
+        fleet.says(A, WorkerLoad(kv_used_blocks=99))
         fleet.set_workers(B)
         fleet.set_workers(A, B)
         assert fleet.loads()[A] == (0, 0, 0)
@@ -543,6 +595,14 @@ class TestQueue:
         fleet.submit("0", prompt(0))
         assert len(fleet.scheduler.sweep(61.0)) == 2
         assert fleet.admitted().keys() == {"0"}
+
+    def test_others_keep_workers_busy_too(self) -> None:
+        fleet = make_fleet(A, router_queue_threshold=1.0)
+        fleet.says(A, WorkerLoad(prefill_tokens=BATCH_TOKENS + 1))
+        assert fleet.submit("r", prompt(0)) is None
+        assert fleet.admitted() == {}
+        fleet.says(A, WorkerLoad(prefill_tokens=BATCH_TOKENS))
+        assert fleet.admitted() == {"r": A}
 
     def test_without_a_threshold_nobody_waits(self) -> None:
         fleet = make_fleet(A)

@@ -118,9 +118,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.present = present
         self.placed = {request_id: worker for request_id, worker in self.placed.items() if worker in present}
 
-    @rule(worker=workers, blocks=st.integers(0, 30))
-    def load(self, worker: WorkerId, blocks: int) -> None:
-        self.fleet.scheduler.on_load(worker, WorkerLoad(kv_used_blocks=blocks))
+    @rule()
+    def loads_are_asked(self) -> None:
+        self.fleet.scheduler.expect_loads()
+
+    @rule(
+        worker=workers,
+        load=st.just(WorkerLoad())
+        | st.builds(
+            WorkerLoad,
+            running_requests=st.integers(0, 5),
+            prefill_tokens=st.integers(0, 60),
+            kv_used_blocks=st.integers(0, 30),
+        ),
+    )
+    def load(self, worker: WorkerId, load: WorkerLoad) -> None:
+        for request_id in self.fleet.scheduler.on_load(worker, load, self.fleet.now_s):
+            assert self.placed.pop(request_id) == worker
 
     @rule(instance_id=st.sampled_from([1, 2, 3]))
     def feed_comes_or_goes(self, instance_id: int) -> None:
@@ -134,6 +148,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert scheduler.queued == len(self.waiting) <= QUEUE_SIZE
         assert {request_id: s.worker for request_id, s in scheduler.sequences.of_source("")} == self.placed
         assert set(scheduler.workers()) == self.present
+        requests = sum(activity.requests for _, activity in scheduler.activities())
+        assert scheduler.sequences.requests == requests >= len(self.placed)
 
     def teardown(self) -> None:
         if not hasattr(self, "fleet"):
@@ -142,6 +158,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request_id in "abcdefgh":
             scheduler.free(request_id)
         assert scheduler.queued == 0
+        for worker in scheduler.workers():
+            assert self.fleet.says(worker, WorkerLoad()) == []
+        assert scheduler.sequences.requests == 0
         assert all(load == (0, 0, 0) for load in self.fleet.loads().values())
         assert scheduler.sequences.active_blocks == 0
         scheduler._caches._approx.expire(self.fleet.now_s + 31)

@@ -71,6 +71,54 @@ def test_nothing_is_left_of_what_has_ended(sequences: ActiveSequences) -> None:
     assert "r" not in sequences
 
 
+def test_whole_prompts_are_pending_until_the_first_token(sequences: ActiveSequences) -> None:
+    add(sequences, "a", tokens=10, prefill=1)
+    add(sequences, "b", tokens=20, prefill=20)
+    add(sequences, "begun", tokens=30, prefill=0)  # as another router tells of it late
+    activity = sequences.watch(A)
+    pending = [activity.pending_prompt_tokens]
+    sequences.first_token("a", 1.0)
+    pending.append(activity.pending_prompt_tokens)
+    for request_id in ("a", "b"):
+        sequences.free(request_id)
+        pending.append(activity.pending_prompt_tokens)
+    assert pending == [30, 20, 20, 0]
+
+
+def test_peaks(sequences: ActiveSequences) -> None:
+    activity = sequences.watch(A)
+
+    def peaks() -> tuple[int, int, int]:
+        return activity.requests_peak, activity.pending_prompt_tokens_peak, activity.blocks_peak
+
+    add(sequences, "a", tokens=8)
+    add(sequences, "b", tokens=8)
+    sequences.output("b", 9, 0.0)
+    sequences.free("a")
+    sequences.free("b")
+    add(sequences, "c", tokens=12)
+    assert peaks() == (2, 16, 7)
+    activity.reset_peaks()
+    sequences.free("c")
+    assert peaks() == (1, 12, 3)
+    activity.reset_peaks()
+    assert peaks() == (0, 0, 0)
+
+
+def test_what_is_foreign_counts_like_the_rest(sequences: ActiveSequences) -> None:
+    activity = sequences.watch(A)
+    add(sequences, "r", tokens=10, prefill=6)
+    sequences.set_foreign(activity, requests=5, prefill_tokens=50, blocks=20)
+    assert sums(sequences) == (6, 56, 23)
+    assert (sequences.requests, len(sequences)) == (6, 1)
+    sequences.set_foreign(activity, requests=2, prefill_tokens=0, blocks=30)
+    assert sums(sequences) == (3, 6, 33)
+    assert (activity.requests_peak, activity.blocks_peak) == (3, 33)
+    sequences.drop_worker(A)
+    assert (sequences.requests, activity.requests, activity.blocks) == (0, 0, 0)
+    assert sums(sequences) == (0, 0, 0)
+
+
 def test_workers_and_their_ranks_are_counted_apart(sequences: ActiveSequences) -> None:
     add(sequences, "a", WorkerId(1, 0))
     add(sequences, "b", WorkerId(1, 1), tokens=1, prefill=1)
@@ -118,6 +166,16 @@ def test_stale_ones_are_swept(sequences: ActiveSequences) -> None:
     assert sequences.sweep(0.0) == []
     assert sequences.sweep(5.0) == ["silent"]
     assert sums(sequences)[0] == 2
+
+
+def test_stale_ones_of_one_worker(sequences: ActiveSequences) -> None:
+    add(sequences, "silent", now_s=0.0)
+    add(sequences, "talking", now_s=0.0)
+    add(sequences, "elsewhere", B, now_s=0.0)
+    sequences.output("talking", 1, 5.0)
+    assert sequences.sweep_worker(sequences.watch(A), 0.0) == []
+    assert sequences.sweep_worker(sequences.watch(A), 5.0) == ["silent"]
+    assert "elsewhere" in sequences
 
 
 def test_a_worker_takes_its_sequences_along(sequences: ActiveSequences) -> None:
@@ -172,6 +230,7 @@ class Known:
 
     worker: WorkerId
     prefill: int
+    pending: int
     tokens: int
     path: Path
     source: str
@@ -217,7 +276,8 @@ class SequencesMachine(RuleBasedStateMachine):
             source=source,
         )
         self.model.pop(request_id, None)
-        self.model[request_id] = Known(worker, prefill, tokens, path or (), source, self.now_s)
+        pending = tokens if prefill else 0
+        self.model[request_id] = Known(worker, prefill, pending, tokens, path or (), source, self.now_s)
 
     @rule(request_id=ids)
     def first_token(self, request_id: str) -> None:
@@ -225,7 +285,7 @@ class SequencesMachine(RuleBasedStateMachine):
         sequence = self.sequences.first_token(request_id, self.now_s)
         assert (sequence is not None) == (known is not None and known.prefill > 0)
         if known is not None:
-            known.prefill, known.seen_s = 0, self.now_s
+            known.prefill, known.pending, known.seen_s = 0, 0, self.now_s
 
     @rule(request_id=ids, tokens=st.integers(0, 9))
     def output(self, request_id: str, tokens: int) -> None:
@@ -241,6 +301,12 @@ class SequencesMachine(RuleBasedStateMachine):
     def sweep(self, age_s: int) -> None:
         before_s = self.now_s - age_s
         assert self.sequences.sweep(before_s) == self._drop(lambda known: known.seen_s < before_s)
+
+    @rule(worker=workers, age_s=st.integers(0, 4))
+    def sweep_worker(self, worker: WorkerId, age_s: int) -> None:
+        before_s = self.now_s - age_s
+        swept = self.sequences.sweep_worker(self.sequences.watch(worker), before_s)
+        assert swept == self._drop(lambda known: known.worker == worker and known.seen_s < before_s)
 
     @rule(worker=workers)
     def drop_worker(self, worker: WorkerId) -> None:
@@ -270,6 +336,10 @@ class SequencesMachine(RuleBasedStateMachine):
             assert activity.watched or worker in expected, "nobody needs it"
             found = (activity.requests, activity.prefill_tokens, activity.blocks)
             assert found == expected.pop(worker, (0, 0, 0))
+            pending = sum(known.pending for known in self.model.values() if known.worker == worker)
+            assert activity.pending_prompt_tokens == pending <= activity.pending_prompt_tokens_peak
+            assert activity.requests <= activity.requests_peak
+            assert activity.blocks <= activity.blocks_peak
         assert not expected
 
     def teardown(self) -> None:

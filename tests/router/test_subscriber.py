@@ -19,12 +19,12 @@ from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.distributed import SharedParts
-from dynamo.runtime.event_feed import DumpEnd, FeedCursor, FeedEvent, FeedItem, Resumed
+from dynamo.runtime.event_feed import DumpEnd, DumpPart, FeedCursor, FeedEvent, FeedItem, Resumed
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted
 from dynamo.tokens import hash_array
 
-from .feed_world import removed, stored
+from .feed_world import removed, replace, stored
 
 GENERATE = "test.backend.generate"
 KV_EVENTS = f"test.backend.{KV_EVENTS_ENDPOINT}"
@@ -71,7 +71,7 @@ def contents(indexer: KvIndexer, instance_id: int) -> set[tuple[int, Tier, int]]
 
 def held(worker: Worker) -> set[tuple[int, Tier, int]]:
     known = KvIndexer()
-    known.replace(worker.id, worker.feed.held.dump())
+    replace(known, worker.id, worker.feed.held.dump())
     return contents(known, worker.id)
 
 
@@ -230,6 +230,69 @@ async def test_dump_that_is_too_large(
     await eventually(lambda: router.subscriber.gaps > 2)
     assert caplog.text.count(f"the feed of instance {worker.id:x} is asked for once more: its dump is too large") == 1
     assert not router.subscriber.has_feed(worker.id)
+
+
+def part(of: int, number: int, *blocks: int) -> DumpPart:
+    return DumpPart(of, number, Raw(encode_payload(batch(stored(*blocks)))))
+
+
+async def test_dump_begun_anew(cluster: Cluster, router: Router) -> None:
+    """Nothing of the one that has no end is left over."""
+    items = [part(5, 0, 1), part(5, 1, 2), part(6, 0, 3), DumpEnd(6, 1)]
+    worker = await cluster.raw_worker(Scripted[Any, Any](lambda request: items, hang=True))
+    await eventually(lambda: router.subscriber.has_feed(worker))
+    assert contents(router.indexer, worker) == {(0, Tier.DEVICE, 3)}
+    assert router.subscriber.gaps == 0
+
+
+@pytest.mark.parametrize("end", [OverloadedError("later"), part(5, 2, 9), DumpEnd(5, 2)])
+async def test_dump_that_breaks_off(cluster: Cluster, router: Router, end: Any) -> None:
+    answers = iter([[part(5, 0, 1), end], [DumpEnd(7, 0)]])
+    worker = await cluster.raw_worker(Scripted[Any, Any](lambda request: next(answers), hang=True))
+    await eventually(lambda: router.subscriber.has_feed(worker))
+    assert router.subscriber.gaps + router.subscriber.disconnects == 1
+    assert len(router.indexer.tree) == 0
+
+
+@pytest.mark.parametrize("by", ["forgetting", "closing"])
+async def test_dump_whose_rest_nobody_waits_for(cluster: Cluster, router: Router, by: str) -> None:
+    worker = await cluster.raw_worker(Scripted[Any, Any](lambda request: [part(5, 0, 1)], hang=True))
+    await eventually(lambda: len(router.indexer.tree) == 1)
+    if by == "closing":
+        await within(router.subscriber.close())
+    else:
+        router.subscriber.follow_only([])
+    assert not contents(router.indexer, worker)
+    router.indexer.end_dump(worker)
+    router.indexer.apply(worker, batch(stored(2)))
+    assert contents(router.indexer, worker) == {(0, Tier.DEVICE, 2)}
+    assert len(router.indexer.tree) == 1
+
+
+async def test_no_turn_of_the_event_loop_has_more_than_one_part(
+    cluster: Cluster, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many workers' dumps have arrived at once."""
+    turn, turns_with_parts = 0, list[int]()
+    real = router.indexer.add_part
+
+    def count_turn() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count_turn)
+
+    def add_part(instance_id: int, payload: Raw) -> None:
+        turns_with_parts.append(turn)
+        real(instance_id, payload)
+
+    monkeypatch.setattr(router.indexer, "add_part", add_part)
+    loop = asyncio.get_running_loop()
+    loop.call_soon(count_turn)
+    items = [*(part(5, number, number) for number in range(20)), DumpEnd(5, 20)]
+    for _ in range(3):
+        await cluster.raw_worker(Scripted[Any, Any](lambda request: items, hang=True))
+    await eventually(lambda: router.indexer.dumps == 3)
+    assert len(turns_with_parts) == len(set(turns_with_parts)) == 60
 
 
 async def test_dump_after_a_connection_lost_for_long(cluster: Cluster, router: Router) -> None:

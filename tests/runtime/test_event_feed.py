@@ -1,7 +1,6 @@
 """A feed's subscribers: their place in it, and what they get over a request plane."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -54,11 +53,9 @@ class TestCursor:
 
     def test_dump_and_what_follows_it(self) -> None:
         cursor = FeedCursor()
-        assert [cursor.accept(item) for item in (part(0), part(1))] == [Step.NOTHING] * 2
+        assert [cursor.accept(part(number)) for number in range(3)] == [Step.FIRST_PART, Step.PART, Step.PART]
         assert cursor.last_id is None
-        assert cursor.accept(DumpEnd(7, 2)) is Step.REPLACE
-        assert [bytes(payload) for payload in cursor.take_dump()] == [encode_payload(0), encode_payload(1)]
-        assert cursor.take_dump() == []
+        assert cursor.accept(DumpEnd(7, 3)) is Step.REPLACE
         assert cursor.accept(event(8)) is Step.APPLY
         assert cursor.last_id == 8
 
@@ -97,36 +94,46 @@ class TestCursor:
     )
     def test_incomplete_dump(self, items: list[FeedItem]) -> None:
         cursor = cursor_at(5)
-        steps = [cursor.accept(item) for item in items]
-        assert steps == [Step.NOTHING] * (len(items) - 1) + [Step.GAP]
+        *before, last = [cursor.accept(item) for item in items]
+        assert Step.GAP not in before
+        assert last is Step.GAP
         assert cursor.last_id == 5
 
     def test_part_that_comes_twice(self) -> None:
         cursor = FeedCursor()
         steps = [cursor.accept(item) for item in (part(0), part(1), part(1), DumpEnd(7, 2))]
-        assert steps == [Step.NOTHING] * 3 + [Step.REPLACE]
-        assert len(cursor.take_dump()) == 2
+        assert steps == [Step.FIRST_PART, Step.PART, Step.NOTHING, Step.REPLACE]
+
+    @pytest.mark.parametrize("second", [7, 9])
+    def test_dump_that_begins_anew(self, second: int) -> None:
+        cursor = FeedCursor()
+        items = (part(0), part(1), part(0, of=second), part(1, of=second), DumpEnd(second, 2))
+        assert [cursor.accept(item) for item in items] == [Step.FIRST_PART, Step.PART] * 2 + [Step.REPLACE]
 
     def test_dump_that_the_connection_did_not_survive(self) -> None:
         cursor = FeedCursor()
         cursor.accept(part(0))
-        cursor.reconnected()
-        for item in (part(0, of=9), DumpEnd(9, 1)):
-            step = cursor.accept(item)
-        assert step is Step.REPLACE
-        assert len(cursor.take_dump()) == 1
+        cursor.disconnected()
+        assert cursor.accept(part(1)) is Step.GAP
+        cursor.disconnected()
+        assert [cursor.accept(item) for item in (part(0, of=9), DumpEnd(9, 1))] == [Step.FIRST_PART, Step.REPLACE]
+
+    def test_events_while_a_dump_is_under_way(self) -> None:
+        """They continue the former state; of the new one they are part already."""
+        cursor = cursor_at(5)
+        assert [cursor.accept(item) for item in (part(0), event(6), part(1))] == [
+            Step.FIRST_PART,
+            Step.APPLY,
+            Step.PART,
+        ]
+        assert cursor.accept(DumpEnd(7, 2)) is Step.REPLACE
+        assert cursor.accept(event(7)) is Step.NOTHING
 
     def test_dump_without_end(self) -> None:
         cursor = FeedCursor(dump_bytes_max=2)
-        assert [cursor.accept(part(number)) for number in range(3)] == [Step.NOTHING, Step.NOTHING, Step.TOO_LARGE]
-        assert cursor.take_dump() == []
-
-    def test_parts_do_not_keep_their_frames(self) -> None:
-        frame = encode_payload(DumpPart(7, 0, Raw(encode_payload("kept"))))
-        references = sys.getrefcount(frame)
-        cursor = FeedCursor()
-        cursor.accept(msgspec.msgpack.decode(frame, type=DumpPart))
-        assert sys.getrefcount(frame) == references
+        assert [cursor.accept(part(number)) for number in range(3)] == [Step.FIRST_PART, Step.PART, Step.TOO_LARGE]
+        cursor.disconnected()
+        assert cursor.accept(part(0)) is Step.FIRST_PART
 
 
 class Numbers:
@@ -155,16 +162,17 @@ class Subscriber:
         self._client = client
         self.cursor = FeedCursor()
         self.state: list[Any] = []
+        self._dumped: list[Any] = []
         self.replaced = 0
 
     @asynccontextmanager
     async def subscribed(self) -> AsyncIterator[ReplyStream[FeedItem]]:
         request = Subscribe(self.cursor.last_id)
         stream = await self._client.direct(request, self._client.instance_ids()[0], annotated=False)
-        self.cursor.reconnected()
         try:
             yield stream
         finally:
+            self.cursor.disconnected()
             await stream.aclose()
 
     def take(self, item: FeedItem) -> None:
@@ -173,9 +181,13 @@ class Subscriber:
         if step is Step.APPLY:
             assert isinstance(item, FeedEvent)
             self.state.append(msgspec.msgpack.decode(item.payload))
+        elif step in (Step.FIRST_PART, Step.PART):
+            assert isinstance(item, DumpPart)
+            former = [] if step is Step.FIRST_PART else self._dumped
+            self._dumped = former + msgspec.msgpack.decode(item.payload)
         elif step is Step.REPLACE:
             self.replaced += 1
-            self.state = [number for part in self.cursor.take_dump() for number in msgspec.msgpack.decode(part)]
+            self.state, self._dumped = self._dumped, []
 
     async def read_to(self, stream: ReplyStream[FeedItem], last_id: int) -> None:
         while self.cursor.last_id != last_id:

@@ -9,7 +9,8 @@ r2 asks 1 2 3 in session s, r2 asks 1 2 3 with priority 5
 r1 begins                               its first token
 r1 ends
 later 10                                seconds pass
-load                                    what each worker is busy with
+a says 2 requests, 30 tokens, 8 blocks  how busy it is by its own account: requests, tokens to prefill, KV blocks
+load                                    what each worker is busy with, by all accounts
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from typing import Any
 from dynamo.clock import VirtualClock
 from dynamo.config import settings
 from dynamo.protocols.generation import WorkerId
+from dynamo.protocols.load import WorkerLoad
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.radix_tree import RadixTree
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
@@ -48,6 +50,7 @@ class SchedulingWorld:
             (r"(\w+) begins", self._begin),
             (r"(\w+) ends", self._end),
             (r"later (\d+)", self._later),
+            (r"(\w+) says (\d+) requests, (\d+) tokens, (\d+) blocks", self._say),
             (r"load", self._load),
         ]
 
@@ -104,13 +107,22 @@ class SchedulingWorld:
         self._scheduler.free(request_id)
         yield from self._admitted()
 
+    def _say(self, name: str, requests: str, tokens: str, blocks: str) -> Iterator[str]:
+        self._scheduler.expect_loads()
+        load = WorkerLoad(running_requests=int(requests), prefill_tokens=int(tokens), kv_used_blocks=int(blocks))
+        for request_id in self._scheduler.on_load(self._workers[name], load, self._clock.now_s()):
+            yield f"{request_id} is lost"
+        yield from self._admitted()
+
     def _later(self, seconds: str) -> None:
         self._clock.advance(float(seconds))
 
     def _load(self) -> Iterator[str]:
         names = {worker: name for name, worker in self._workers.items()}
         for worker, activity in self._scheduler.activities():
-            yield f"{names[worker]}: {activity.prefill_tokens} tokens to prefill, {activity.blocks} blocks"
+            told = f"{names[worker]}: {activity.prefill_tokens} tokens to prefill, {activity.blocks} blocks"
+            foreign = activity.foreign_prefill_tokens, activity.foreign_blocks
+            yield f"{told}, of these {foreign[0]} and {foreign[1]} foreign" if any(foreign) else told
 
     def _admitted(self) -> Iterator[str]:
         for admitted in self._scheduler.take_admitted(self._clock.now_s()):

@@ -22,4 +22,4 @@ async def test_scenario(path: Path) -> None:
 
 
 def test_there_are_some() -> None:
-    assert {"affinity", "burst", "gap", "prune", "queue", "restart", "tier"} <= {path.stem for path in FILES}
+    assert {"affinity", "burst", "foreign", "gap", "prune", "queue", "restart", "tier"} <= {path.stem for path in FILES}

@@ -9,10 +9,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo.telemetry.router_metrics import IndexFigures, RouterFigures, RouterMetrics, WorkerFigures
 
-INDEX = IndexFigures(blocks=1, pruned=2, events=3, malformed_events=4, gaps=5, recoveries=6, queued_requests=7)
-WORKERS = (
-    WorkerFigures(instance_id=2**53 - 1, dp_rank=0, prefill_tokens=10, blocks=11),
-    WorkerFigures(instance_id=2**53 - 1, dp_rank=1, prefill_tokens=12, blocks=13),
+INDEX = IndexFigures(
+    blocks=1, believed_blocks=8, pruned=2, events=3, malformed_events=4, gaps=5, recoveries=6, queued_requests=7
+)
+WORKERS = tuple(
+    WorkerFigures(
+        instance_id=2**53 - 1,
+        dp_rank=rank,
+        prefill_tokens=10 + rank,
+        blocks=20 + rank,
+        foreign_requests=30 + rank,
+        foreign_prefill_tokens=40 + rank,
+        foreign_blocks=50 + rank,
+    )
+    for rank in (0, 1)
 )
 
 
@@ -69,6 +79,7 @@ def test_every_figure(registry: CollectorRegistry, metrics: RouterMetrics) -> No
         "dynamo_router_mean_cost_blocks_total m": 6,
         "dynamo_router_hit_ratio m": 0.125,
         "dynamo_router_blocks m": 1,
+        "dynamo_router_believed_blocks m": 8,
         "dynamo_router_pruned_blocks_total m": 2,
         "dynamo_router_events_total m": 3,
         "dynamo_router_malformed_events_total m": 4,
@@ -82,11 +93,12 @@ def test_every_figure(registry: CollectorRegistry, metrics: RouterMetrics) -> No
         "dynamo_router_decision_seconds_count m": 1,
         "dynamo_router_decision_seconds_bucket m 2.5e-05": 0,
         "dynamo_router_decision_seconds_bucket m 5e-05": 1,
-        f"dynamo_router_worker_prefill_tokens m 0 {worker}": 10,
-        f"dynamo_router_worker_prefill_tokens m 1 {worker}": 12,
-        f"dynamo_router_worker_active_blocks m 0 {worker}": 11,
-        f"dynamo_router_worker_active_blocks m 1 {worker}": 13,
     }
+    for rank in (0, 1):
+        for position, name in enumerate(
+            ("prefill_tokens", "active_blocks", "foreign_requests", "foreign_prefill_tokens", "foreign_blocks"), 1
+        ):
+            expected[f"dynamo_router_worker_{name} m {rank} {worker}"] = 10 * position + rank
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 

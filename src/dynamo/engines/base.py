@@ -58,7 +58,7 @@ class LLMEngine(Protocol):
         ...
 
     def load(self) -> list[WorkerLoad]:
-        """How busy the engine is now, one entry per data-parallel rank."""
+        """How busy the engine is now, one entry per data-parallel rank; `prefill_tokens` are filled in for it."""
         ...
 
     async def failed(self) -> str:

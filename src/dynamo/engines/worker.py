@@ -7,9 +7,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import uvloop
+from prometheus_client.registry import Collector
 
 from dynamo.engines.base import EngineInfo, LLMEngine
 from dynamo.engines.config import WorkerConfig
+from dynamo.engines.pending_prompts import PendingPrompts
 from dynamo.errors import DynamoError, InternalError
 from dynamo.llm.model_card import default_name
 from dynamo.llm.register import register_model
@@ -38,6 +40,7 @@ class Worker:
     model_path: str
     model_name: str | None = None  # None: the last part of the path
     model_type: ModelType = field(default=ModelType.Chat | ModelType.Completions)
+    metrics: Sequence[Collector] = ()  # of the engine itself, shown beside those of all workers
 
     @property
     def name(self) -> str:
@@ -71,6 +74,8 @@ async def _serve_all(runtime: DistributedRuntime, config: WorkerConfig, workers:
         waiting = [asyncio.create_task(_shut_down(runtime))]
         for position, worker in enumerate(workers):
             stack.push_async_callback(worker.engine.cleanup)
+            for collector in worker.metrics:
+                runtime.registry.register(collector)
             await _serve(runtime if position == 0 else runtime.sibling(), config, worker)
             waiting.append(asyncio.create_task(worker.engine.failed()))
         settle_memory()
@@ -120,20 +125,28 @@ class EngineEndpoint:
 
     def __init__(self, engine: LLMEngine) -> None:
         self._engine = engine
+        self._pending = PendingPrompts()
         self._aborts: set[asyncio.Task[None]] = set()
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         unfollow = context.on_stop(self._abort)
+        self._pending.add(request)
+        pending = True
         try:
             async with closing(self._engine.generate(request, context)) as outputs:
                 async for output in outputs:
+                    if pending:
+                        self._pending.remove(request)
+                        pending = False
                     yield output
         finally:
+            if pending:
+                self._pending.remove(request)
             unfollow()
 
     async def load(self, request: object) -> AsyncIterator[list[WorkerLoad]]:
         """The load at this moment."""
-        yield self._engine.load()
+        yield self._pending.fill_in(self._engine.load())
 
     def _abort(self, context: Context) -> None:
         """Turns the caller's stop into the engine's abort, so that the stream ends with a finish reason."""

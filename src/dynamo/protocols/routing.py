@@ -20,8 +20,8 @@ class CandidateReport(msgspec.Struct, frozen=True, kw_only=True):
     device_blocks: int  # of the prompt, that lie in the worker's cache on each tier
     host_blocks: int
     disk_blocks: int
-    prefill_tokens: int  # that it has yet to compute for requests before this one
-    decode_blocks: int  # that its running requests hold
+    prefill_tokens: int  # that it has yet to compute for requests before this one, of whoever has sent them
+    decode_blocks: int  # that its running requests hold, likewise
 
 
 class RoutingReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,11 +56,12 @@ def cost_blocks(
             last = overlap
             uncached = prompt_tokens if overlap is None else prompt_tokens - block_size * credit_blocks(config, overlap)
         prefill = uncached + activity.prefill_tokens
-        decode_blocks = activity.blocks + activity.foreign_blocks + prompt_blocks
+        decode_blocks = activity.blocks + prompt_blocks
         if worker in active:
             decode_blocks -= active[worker]
             if worker in in_flight:
-                prefill -= min(block_size * in_flight[worker], activity.prefill_tokens)
+                own_tokens = activity.prefill_tokens - activity.foreign_prefill_tokens
+                prefill -= min(block_size * in_flight[worker], own_tokens)
         costs.append(per_token * prefill + decode_blocks)
     return costs
 

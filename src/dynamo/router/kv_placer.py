@@ -68,10 +68,9 @@ class KvPlacer:
             self._subscriber.follow_only(())
         self._sync: ReplicaSync | None = None
         if config.router_replica_sync:
-            sequences = self.scheduler.sequences
-            self._sync = ReplicaSync(runtime, endpoint, model, sequences, _now_s, self._admit)
+            self._sync = ReplicaSync(runtime, endpoint, model, self.scheduler, _now_s, self._admit)
         loads = runtime.client(endpoint.beside(LOAD_ENDPOINT), list[WorkerLoad])
-        self._loads = LoadWatcher(loads, self._serves, self._on_load)
+        self._loads = LoadWatcher(loads, self._serves, self._on_ask, self._on_load)
         self._sweeper = in_background(self._sweep(), f"sweep-{endpoint}")
 
     async def close(self) -> None:
@@ -192,6 +191,9 @@ class KvPlacer:
                 dp_rank=worker.dp_rank,
                 prefill_tokens=activity.prefill_tokens,
                 blocks=activity.blocks,
+                foreign_requests=activity.foreign_requests,
+                foreign_prefill_tokens=activity.foreign_prefill_tokens,
+                foreign_blocks=activity.foreign_blocks,
             )
             for worker, activity in self.scheduler.activities()
         ]
@@ -200,6 +202,7 @@ class KvPlacer:
         tree, subscriber = self.scheduler.tree, self._subscriber
         return IndexFigures(
             blocks=len(tree),
+            believed_blocks=self.scheduler.believed_blocks(_now_s()),
             pruned=tree.pruned,
             events=self.indexer.events,
             malformed_events=self.indexer.malformed,
@@ -259,9 +262,21 @@ class KvPlacer:
                 logger.warning("%d requests have given no sign for long and no longer count as load", len(stale))
                 self._admit()
 
+    def _on_ask(self) -> None:
+        self.scheduler.expect_loads()
+        self._admit()
+
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:
         for load in loads:
-            self.scheduler.on_load(WorkerId(instance_id, load.dp_rank), load)
+            lost = self.scheduler.on_load(WorkerId(instance_id, load.dp_rank), load, _now_s())
+            if lost:
+                logger.warning(
+                    "instance %x, rank %d, has been idle: %d requests that it was given no longer count as load",
+                    instance_id,
+                    load.dp_rank,
+                    len(lost),
+                )
+        self._admit()
 
 
 def _now_s() -> float:

@@ -18,22 +18,25 @@ INTERVAL_S = 1.0
 class LoadWatcher:
     """Calls the `load` endpoint of every instance that serves the model, `interval_s` after `interval_s`.
 
-    One that does not answer in that time, or with anything but a load, is passed over until the next time.
+    All are asked at once. One that does not answer in that time, or with anything but a load, is passed over until the
+    next time.
     """
 
     def __init__(
         self,
         client: Client,
         serves: Callable[[int], bool],
+        on_ask: Callable[[], None],
         on_load: Callable[[int, list[WorkerLoad]], None],
         interval_s: float = INTERVAL_S,
     ) -> None:
         """`client` of the load endpoint, whose replies are decoded as list[WorkerLoad]; closed with the watcher.
 
-        `serves` says whether an instance is asked at all.
+        `serves` says whether an instance is asked at all. `on_ask` is called each time before they are.
         """
         self._client = client
         self._serves = serves
+        self._on_ask = on_ask
         self._on_load = on_load
         self._interval_s = interval_s
         self._task = in_background(self._run(), f"loads-{client.endpoint}")
@@ -46,6 +49,7 @@ class LoadWatcher:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
+            self._on_ask()
             await asyncio.gather(*(self._ask(i) for i in self._client.instance_ids() if self._serves(i)))
 
     async def _ask(self, instance_id: int) -> None:

@@ -51,6 +51,11 @@ class PrefixCaches:
         """Nothing is known to be cached anywhere."""
         return not (len(self._tree) or len(self._approx) or self._sequences.active_blocks)
 
+    def believed_blocks(self, now_s: float) -> int:
+        """Different blocks that follow from what workers have prefilled of late."""
+        self._approx.expire(now_s)
+        return len(self._approx)
+
     def match(self, request: RoutingRequest, now_s: float) -> PromptMatch:
         """Who has how much of the prompt. Fills in the request's hashes."""
         hashes, scores = self._tree.hash_and_match(request.token_ids, self._block_size, request.seed)

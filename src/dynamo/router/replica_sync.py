@@ -1,32 +1,37 @@
 """Routers of the same workers share their load: what each has sent counts with the others too.
 
 Best effort: a router that does not hear of a request for a moment decides without it. Each serves a feed of its own
-requests and follows those of the others; one that has gone takes its requests with it.
+requests, with the names of their blocks, and follows those of the others; one that has gone takes its requests with it.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import TypeVar
 
 import msgspec
 
 from dynamo.errors import DynamoError
+from dynamo.protocols.kv_events import HASH_BYTES
 from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceEvent, SequenceFreed
-from dynamo.router.sequences import ActiveSequence, ActiveSequences
+from dynamo.router.scheduler import KvScheduler
+from dynamo.router.sequences import ActiveSequence
 from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime.codec import PAYLOAD_ERRORS, payload_decoder
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.event_feed import EventFeed, FeedItem
 from dynamo.runtime.instance import EndpointId
+from dynamo.tokens import hashes_from_bytes, hashes_to_bytes
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_PART = 1024  # sequences in a part of a dump
+# A part of a dump: so many sequences, and with more than one of them so many bytes of hashes.
+_PART_SEQUENCES = 1024
+_PART_BYTES = 64 << 10
 
 
 class ReplicaSync:
@@ -37,17 +42,19 @@ class ReplicaSync:
         runtime: DistributedRuntime,
         workers: EndpointId,
         model: str,
-        sequences: ActiveSequences,
+        scheduler: KvScheduler,
         now_s: Callable[[], float],
         on_change: Callable[[], None],
     ) -> None:
         """Routers of the same endpoint of workers and the same model find each other.
 
-        `sequences` are this router's, to which those of the others are added; `on_change` is told of it.
+        `scheduler` is this router's, whose sequences those of the others are added to; `on_change` is told of it.
         """
-        self._sequences = sequences
+        self._scheduler = scheduler
+        self._sequences = scheduler.sequences
         self._now_s = now_s
         self._on_change = on_change
+        self._dumped: dict[int, set[str]] = {}  # by instance id: the keys of those in what has come of a dump
         self._feed = EventFeed(self._dump)
         self._endpoint = Endpoint(runtime, sync_endpoint(workers, model))
         self._client = runtime.client(self._endpoint.id, FeedItem)
@@ -79,21 +86,38 @@ class ReplicaSync:
         if isinstance(event, SequenceAdded):
             self._add(instance_id, event)
         elif isinstance(event, PrefillDone):
-            self._sequences.first_token(_key(instance_id, event.request_id), self._now_s())
+            self._scheduler.first_token(_key(instance_id, event.request_id), self._now_s())
         elif isinstance(event, SequenceFreed):
             self._sequences.free(_key(instance_id, event.request_id))
         self._on_change()
 
-    def replace_payloads(self, instance_id: int, payloads: Iterable[msgspec.Raw]) -> None:
-        """As FeedSink."""
-        self._sequences.drop_source(str(instance_id))
-        for payload in payloads:
-            for added in _decoded(_decode_part, instance_id, payload) or ():
-                self._add(instance_id, added)
+    def add_part(self, instance_id: int, payload: msgspec.Raw) -> None:
+        """As FeedSink.
+
+        Each sequence counts at once, in place of the one of its name: what the dump says of it is true, whether or not
+        the rest of it comes. What it does not name has ended, but that only its end can tell.
+        """
+        dumped = self._dumped.setdefault(instance_id, set())
+        for added in _decoded(_decode_part, instance_id, payload) or ():
+            self._add(instance_id, added)
+            dumped.add(_key(instance_id, added.request_id))
         self._on_change()
+
+    def end_dump(self, instance_id: int) -> None:
+        """As FeedSink."""
+        dumped = self._dumped.pop(instance_id, set())
+        for key, _ in self._sequences.of_source(str(instance_id)):
+            if key not in dumped:
+                self._sequences.free(key)
+        self._on_change()
+
+    def drop_dump(self, instance_id: int) -> None:
+        """As FeedSink."""
+        self._dumped.pop(instance_id, None)
 
     def forget(self, instance_id: int) -> None:
         """As FeedSink."""
+        self._dumped.pop(instance_id, None)
         self._sequences.drop_source(str(instance_id))
         self._on_change()
 
@@ -104,18 +128,21 @@ class ReplicaSync:
             logger.warning("this router's load is not shared: %s", error)
 
     def _add(self, instance_id: int, added: SequenceAdded) -> None:
+        if (mistake := _mistake(added, self._scheduler.block_size)) is not None:
+            _warn(instance_id, mistake)
+            return
         self._sequences.add(
             _key(instance_id, added.request_id),
             added.worker,
             prompt_tokens=added.tokens,
             prefill_tokens=added.prefill_tokens,
             now_s=self._now_s(),
+            hashes=hashes_from_bytes(added.hashes),
             source=str(instance_id),
         )
 
-    def _dump(self) -> list[list[SequenceAdded]]:
-        own = [_added(request_id, sequence) for request_id, sequence in self._sequences.of_source("")]
-        return [own[i : i + _PART] for i in range(0, len(own), _PART)]
+    def _dump(self) -> Iterator[list[SequenceAdded]]:
+        return _parts([_added(request_id, sequence) for request_id, sequence in self._sequences.of_source("")])
 
 
 def sync_endpoint(workers: EndpointId, model: str) -> EndpointId:
@@ -125,7 +152,31 @@ def sync_endpoint(workers: EndpointId, model: str) -> EndpointId:
 
 
 def _added(request_id: str, sequence: ActiveSequence) -> SequenceAdded:
-    return SequenceAdded(request_id, sequence.worker, sequence.tokens, sequence.prefill_tokens)
+    hashes = hashes_to_bytes(sequence.hold.hashes)
+    return SequenceAdded(request_id, sequence.worker, sequence.tokens, sequence.prefill_tokens, hashes)
+
+
+def _parts(sequences: list[SequenceAdded]) -> Iterator[list[SequenceAdded]]:
+    part: list[SequenceAdded] = []
+    size_bytes = 0
+    for added in sequences:
+        size_bytes += len(added.hashes)
+        if part and (len(part) == _PART_SEQUENCES or size_bytes > _PART_BYTES):
+            yield part
+            part, size_bytes = [], len(added.hashes)
+        part.append(added)
+    if part:
+        yield part
+
+
+def _mistake(added: SequenceAdded, block_size: int) -> str | None:
+    """What is wrong with the names of a sequence's blocks."""
+    blocks, rest = divmod(len(added.hashes), HASH_BYTES)
+    if rest:
+        return f"{len(added.hashes)} bytes are not a whole number of hashes"
+    if blocks > added.tokens // block_size:
+        return f"{added.tokens} tokens have no {blocks} full blocks"
+    return None
 
 
 def _key(instance_id: int, request_id: str) -> str:
@@ -136,8 +187,12 @@ def _decoded(decode: Callable[[msgspec.Raw], T], instance_id: int, payload: msgs
     try:
         return decode(payload)
     except PAYLOAD_ERRORS as error:
-        logger.warning("router %x says of its load what makes no sense: %s", instance_id, error)
+        _warn(instance_id, error)
         return None
+
+
+def _warn(instance_id: int, mistake: object) -> None:
+    logger.warning("router %x says of its load what makes no sense: %s", instance_id, mistake)
 
 
 _decode_event = payload_decoder(SequenceEvent)

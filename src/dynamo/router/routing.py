@@ -41,7 +41,7 @@ class Candidate:
     worker: WorkerId
     cost: float
     overlap: Overlap
-    prefill_tokens: int  # that it has been sent and has not prefilled, this request not included
+    prefill_tokens: int  # that it has yet to prefill, this request not included; foreign ones are, here and below
     decode_blocks: int  # that its running sequences hold
     has_too_many: bool  # requests: it is passed over where another may serve
 

@@ -14,6 +14,7 @@ from dynamo.router.affinity import Sessions
 from dynamo.router.config import Affinity, KvRouterConfig, QueuePolicy
 from dynamo.router.cost import cost_blocks, select
 from dynamo.router.explanation import no_overlap_reason
+from dynamo.router.load_reports import LoadReports
 from dynamo.router.prefix_caches import PrefixCaches, PromptMatch
 from dynamo.router.queue import RequestQueue
 from dynamo.router.radix_tree import NO_OVERLAP, Overlap, RadixTree
@@ -38,6 +39,7 @@ class _Worker:
     id: WorkerId
     limits: WorkerLimits
     activity: WorkerActivity
+    reports: LoadReports
 
 
 class KvScheduler:
@@ -72,7 +74,7 @@ class KvScheduler:
         return self._workers.keys()
 
     def activities(self) -> list[tuple[WorkerId, WorkerActivity]]:
-        """What each worker is busy with, as far as it came through here."""
+        """What each worker is busy with."""
         return [(worker.id, worker.activity) for worker in self._workers.values()]
 
     def set_workers(self, limits: Mapping[WorkerId, WorkerLimits]) -> None:
@@ -83,16 +85,28 @@ class KvScheduler:
             known = self._workers.get(worker_id)
             if known is None:
                 activity = self.sequences.watch(worker_id)
-                self._workers[worker_id] = _Worker(id=worker_id, limits=its_limits, activity=activity)
+                reports = LoadReports(self.sequences, activity)
+                self._workers[worker_id] = _Worker(id=worker_id, limits=its_limits, activity=activity, reports=reports)
             else:
                 known.limits = its_limits
 
-    def on_load(self, worker_id: WorkerId, load: WorkerLoad) -> None:
-        """What the worker says of itself. What it has in use beyond what was sent from here is somebody else's."""
+    def expect_loads(self) -> None:
+        """All workers are being asked now for their load; answers that are still missing will not come any more."""
+        for worker in self._workers.values():
+            worker.reports.expect()
+
+    def on_load(self, worker_id: WorkerId, load: WorkerLoad, now_s: float) -> list[str]:
+        """What the worker says of itself, which corrects what is known of it.
+
+        Returns the ids of requests that it cannot have any more, and which are freed. Others may be admitted then, here
+        and after expect_loads().
+        """
         worker = self._workers.get(worker_id)
-        if worker is not None:
-            activity = worker.activity
-            activity.foreign_blocks = max(0, load.kv_used_blocks - activity.blocks)
+        return [] if worker is None else worker.reports.take(load, now_s)
+
+    def believed_blocks(self, now_s: float) -> int:
+        """Different blocks that workers without events are believed to have."""
+        return self._caches.believed_blocks(now_s)
 
     # Requests
 
@@ -253,7 +267,7 @@ class KvScheduler:
 
     def _requests_max(self) -> float:
         """With more requests than this a worker has so many more than others that what it has cached is no reason."""
-        return _REQUESTS_OVER_MEAN * len(self.sequences) / len(self._workers) + _REQUESTS_SPARE
+        return _REQUESTS_OVER_MEAN * self.sequences.requests / len(self._workers) + _REQUESTS_SPARE
 
     def _session_worker(self, request: RoutingRequest, now_s: float) -> _Worker | None:
         if request.session_id is None or self._affinity is Affinity.OFF:
@@ -283,7 +297,7 @@ def _described(
             cost=cost,
             overlap=match.overlaps.get(worker.id, NO_OVERLAP),
             prefill_tokens=worker.activity.prefill_tokens,
-            decode_blocks=worker.activity.blocks + worker.activity.foreign_blocks,
+            decode_blocks=worker.activity.blocks,
             has_too_many=worker.activity.requests > requests_max,
         )
         for worker, cost in zip(candidates, costs, strict=True)

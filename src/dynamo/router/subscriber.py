@@ -10,7 +10,7 @@ import msgspec
 from dynamo.errors import ConnectionLostError, DynamoError
 from dynamo.runtime.background import in_background
 from dynamo.runtime.client import Client
-from dynamo.runtime.event_feed import FeedCursor, FeedEvent, FeedItem, Step, Subscribe
+from dynamo.runtime.event_feed import DumpPart, FeedCursor, FeedEvent, FeedItem, Step, Subscribe
 from dynamo.runtime.handler import closing
 
 logger = logging.getLogger(__name__)
@@ -26,13 +26,35 @@ class FeedSink(Protocol):
         """The next event of an instance."""
         ...
 
-    def replace_payloads(self, instance_id: int, payloads: Iterable[msgspec.Raw]) -> None:
-        """The whole state of an instance: a dump."""
+    def add_part(self, instance_id: int, payload: msgspec.Raw) -> None:
+        """The next part of an instance's whole state: a dump. What was known before stays true until its end."""
+        ...
+
+    def end_dump(self, instance_id: int) -> None:
+        """The parts, if there were any, are the state now."""
+        ...
+
+    def drop_dump(self, instance_id: int) -> None:
+        """The parts that have come, if any, are void: the rest of them will not."""
         ...
 
     def forget(self, instance_id: int) -> None:
         """The instance is gone."""
         ...
+
+
+def hand_on(item: FeedItem, step: Step, instance_id: int, sink: FeedSink) -> None:
+    """Gives a sink what an instance's cursor says of an item; the caller sees to Step.GAP and Step.TOO_LARGE."""
+    if step is Step.APPLY:
+        assert isinstance(item, FeedEvent)
+        sink.apply_payload(instance_id, item.payload)
+    elif step in (Step.FIRST_PART, Step.PART):
+        assert isinstance(item, DumpPart)
+        if step is Step.FIRST_PART:
+            sink.drop_dump(instance_id)
+        sink.add_part(instance_id, item.payload)
+    elif step is Step.REPLACE:
+        sink.end_dump(instance_id)
 
 
 class FeedSubscriber:
@@ -61,6 +83,7 @@ class FeedSubscriber:
         self._in_sync: set[int] = set()
         self._broken: set[int] = set()  # not followed at the moment, for another reason than being new
         self._warned: set[int] = set()  # whose feeds were said to have a defect
+        self._part_turn = asyncio.Lock()
         self._follower = in_background(self._follow(), f"follow-{client.endpoint}")
 
     def has_feed(self, instance_id: int) -> bool:
@@ -78,6 +101,8 @@ class FeedSubscriber:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        for instance_id in self._readers:
+            self._sink.drop_dump(instance_id)
         self._in_sync.clear()
 
     async def _follow(self) -> None:
@@ -114,6 +139,8 @@ class FeedSubscriber:
             except Exception:  # the task's boundary
                 logger.exception("the feed of instance %x could not be used", instance_id)
                 cursor = FeedCursor()  # what has become of the state is uncertain, only a dump helps
+            cursor.disconnected()
+            self._sink.drop_dump(instance_id)
             self._in_sync.discard(instance_id)
             self._broken.add(instance_id)
             backoff_s = self._backoff_min_s if cursor.last_id != before else min(2 * backoff_s, BACKOFF_MAX_S)
@@ -122,28 +149,27 @@ class FeedSubscriber:
     async def _read_stream(self, instance_id: int, cursor: FeedCursor) -> None:
         """Returns after a gap; raises the DynamoError that ended the stream."""
         stream = await self._client.direct(Subscribe(cursor.last_id), instance_id, annotated=False)
-        cursor.reconnected()
         async with closing(stream):
             async for item in stream:
-                if not self._take(instance_id, cursor, item):
+                step = cursor.accept(item)
+                if step in (Step.GAP, Step.TOO_LARGE):
+                    self._warn(instance_id, step)
                     self.gaps += 1
                     return
+                await self._take(instance_id, item, step)
         raise ConnectionLostError("the stream has ended")
 
-    def _take(self, instance_id: int, cursor: FeedCursor, item: FeedItem) -> bool:
-        """False when the item cannot be used: what is before it is missing, or it is too large."""
-        step = cursor.accept(item)
-        if step in (Step.GAP, Step.TOO_LARGE):
-            self._warn(instance_id, step)
-            return False
-        if step is Step.APPLY:
-            assert isinstance(item, FeedEvent)
-            self._sink.apply_payload(instance_id, item.payload)
-        elif step is Step.REPLACE:
-            self._sink.replace_payloads(instance_id, cursor.take_dump())
-        if step in (Step.REPLACE, Step.RESUMED):
-            self._synced(instance_id)
-        return True
+    async def _take(self, instance_id: int, item: FeedItem, step: Step) -> None:
+        if not isinstance(item, DumpPart):
+            hand_on(item, step, instance_id, self._sink)
+            if step in (Step.REPLACE, Step.RESUMED):
+                self._synced(instance_id)
+            return
+        # A part takes its time, and a router that starts gets the dumps of all workers at once: one part in each turn
+        # of the event loop, whosever it is.
+        async with self._part_turn:
+            hand_on(item, step, instance_id, self._sink)
+            await asyncio.sleep(0)
 
     def _warn(self, instance_id: int, step: Step) -> None:
         if instance_id not in self._warned:

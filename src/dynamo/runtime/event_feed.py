@@ -166,9 +166,11 @@ class Step(Enum):
     """What an item means for its subscriber."""
 
     APPLY = auto()  # the event continues the state
-    REPLACE = auto()  # a dump is complete: FeedCursor.take_dump()
+    FIRST_PART = auto()  # of a dump; what there was of another will not be finished
+    PART = auto()  # the next one
+    REPLACE = auto()  # the dump is complete: its parts are the state now
     RESUMED = auto()  # the state is the publisher's again, as far as it goes
-    NOTHING = auto()  # known already, or part of something that is not complete
+    NOTHING = auto()  # known already
     GAP = auto()  # something is missing: subscribe again after last_id
     TOO_LARGE = auto()  # a dump is, which is as good as a lost one
 
@@ -176,20 +178,21 @@ class Step(Enum):
 class FeedCursor:
     """A subscriber's place in a feed. Pure; survives the connection.
 
-    It relies on nothing about the way: items may be lost, doubled or late.
+    It relies on nothing about the way: items may be lost, doubled or late. The parts of a dump are its subscriber's to
+    keep, apart from the state until the dump is complete; after GAP and TOO_LARGE there will be no more of them.
     """
 
     def __init__(self, *, dump_bytes_max: int = DUMP_BYTES_MAX) -> None:
-        """No dump of more than `dump_bytes_max` is kept."""
+        """Of no dump more than `dump_bytes_max` is taken."""
         self.last_id: int | None = None  # of the last event that is part of the state
         self._dump_bytes_max = dump_bytes_max
         self._dump_id = 0
-        self._parts: list[msgspec.Raw] = []
+        self._parts = 0  # of the dump that has begun
         self._parts_bytes = 0
 
-    def reconnected(self) -> None:
+    def disconnected(self) -> None:
         """What was begun on the old connection will not be finished."""
-        self.take_dump()
+        self._parts = self._parts_bytes = 0
 
     def accept(self, item: FeedItem) -> Step:
         if isinstance(item, DumpPart):
@@ -207,28 +210,22 @@ class FeedCursor:
         self.last_id = item.id
         return Step.APPLY
 
-    def take_dump(self) -> list[msgspec.Raw]:
-        """The parts of the dump that is complete."""
-        parts, self._parts, self._parts_bytes = self._parts, [], 0
-        return parts
-
     def _add_part(self, part: DumpPart) -> Step:
         if part.number == 0:
-            self.take_dump()
-            self._dump_id = part.id
-        elif part.id == self._dump_id and part.number < len(self._parts):
+            self._dump_id, self._parts, self._parts_bytes = part.id, 0, 0
+        elif part.id == self._dump_id and part.number < self._parts:
             return Step.NOTHING
-        elif part.id != self._dump_id or part.number > len(self._parts):
+        elif part.id != self._dump_id or part.number > self._parts:
             return Step.GAP
-        self._parts.append(part.payload.copy())  # which would keep its whole frame in memory
         self._parts_bytes += len(memoryview(part.payload))
         if self._parts_bytes > self._dump_bytes_max:
-            self.take_dump()
             return Step.TOO_LARGE
-        return Step.NOTHING
+        self._parts += 1
+        return Step.PART if part.number else Step.FIRST_PART
 
     def _end_dump(self, end: DumpEnd) -> Step:
-        if len(self._parts) != end.parts or (end.parts and end.id != self._dump_id):
+        if self._parts != end.parts or (end.parts and end.id != self._dump_id):
             return Step.GAP
+        self._parts = self._parts_bytes = 0
         self.last_id = end.id
         return Step.REPLACE

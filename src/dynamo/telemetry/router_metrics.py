@@ -51,6 +51,9 @@ class WorkerFigures:
     dp_rank: int
     prefill_tokens: int
     blocks: int
+    foreign_requests: int  # that no router has told of, but the worker itself; included in the others, as are the next
+    foreign_prefill_tokens: int
+    foreign_blocks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class IndexFigures:
     """What is known of the workers' caches at this moment, and how it came."""
 
     blocks: int
+    believed_blocks: int
     pruned: int
     events: int
     malformed_events: int
@@ -132,6 +136,7 @@ class RouterMetrics(Collector):
         figures = {model: source.index_figures() for model, source in self._sources.items()}
         for kind, name, documentation, attribute in (
             (GaugeMetricFamily, "blocks", "Different KV blocks that are known from events", "blocks"),
+            (GaugeMetricFamily, "believed_blocks", "Blocks that workers without events may have", "believed_blocks"),
             (GaugeMetricFamily, "queued_requests", "Requests that wait for a worker", "queued_requests"),
             (CounterMetricFamily, "pruned_blocks_total", "Blocks forgotten to bound memory", "pruned"),
             (CounterMetricFamily, "events_total", "KV events taken", "events"),
@@ -145,13 +150,22 @@ class RouterMetrics(Collector):
             yield family
 
     def _workers(self) -> Iterable[Metric]:
-        labels = ("model", "worker_id", "dp_rank")
-        tokens = GaugeMetricFamily(f"{_PREFIX}worker_prefill_tokens", "Tokens that wait for prefill", labels=labels)
-        blocks = GaugeMetricFamily(f"{_PREFIX}worker_active_blocks", "KV blocks of running requests", labels=labels)
-        for model, source in self._sources.items():
-            for worker in source.worker_figures():
-                values = (model, str(worker.instance_id), str(worker.dp_rank))
-                tokens.add_metric(values, worker.prefill_tokens)
-                blocks.add_metric(values, worker.blocks)
-        yield tokens
-        yield blocks
+        figures = {model: list(source.worker_figures()) for model, source in self._sources.items()}
+        for name, documentation, attribute in (
+            ("prefill_tokens", "Tokens that wait for prefill", "prefill_tokens"),
+            ("active_blocks", "KV blocks of running requests", "blocks"),
+            ("foreign_requests", "Requests that no router has told of", "foreign_requests"),
+            (
+                "foreign_prefill_tokens",
+                "Prompt tokens of those that wait for their first token",
+                "foreign_prefill_tokens",
+            ),
+            ("foreign_blocks", "KV blocks in use that no router has told of", "foreign_blocks"),
+        ):
+            labels = ("model", "worker_id", "dp_rank")
+            family = GaugeMetricFamily(f"{_PREFIX}worker_{name}", documentation, labels=labels)
+            for model, workers in figures.items():
+                for worker in workers:
+                    values = (model, str(worker.instance_id), str(worker.dp_rank))
+                    family.add_metric(values, getattr(worker, attribute))
+            yield family

@@ -57,7 +57,16 @@ def test_the_cache_may_be_sized_by_the_environment() -> None:
     assert chosen({"VLLM_CPU_KVCACHE_SPACE": "4"}).kv_cache_memory_bytes is None
 
 
-def test_several_ranks_are_left_to_vllm() -> None:
+def test_data_parallel_ranks_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    environ: dict[str, str] = {}
+
+    chosen(environ, data_parallel_size=2)
+
+    assert environ == {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+
+
+def test_ranks_of_one_model_are_left_to_vllm() -> None:
     environ: dict[str, str] = {}
 
     chosen(environ, tensor_parallel_size=2)

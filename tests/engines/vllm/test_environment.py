@@ -96,6 +96,22 @@ def test_a_small_machine_gives_all_its_cpus() -> None:
     assert environ == {"VLLM_CPU_OMP_THREADS_BIND": "1,3"}
 
 
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        (2, {"VLLM_CPU_OMP_THREADS_BIND": "1,4|3"}),
+        (3, {"VLLM_CPU_OMP_THREADS_BIND": "1|3|4"}),
+        (4, {}),  # more than CPUs
+    ],
+)
+def test_ranks_share_a_small_machine(ranks: int, expected: dict[str, str]) -> None:
+    environ: dict[str, str] = {}
+
+    bind_threads(environ, {3, 4, 1}, ranks)
+
+    assert environ == expected
+
+
 def test_on_a_large_machine_vllm_chooses() -> None:
     environ: dict[str, str] = {}
 

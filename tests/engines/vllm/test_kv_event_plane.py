@@ -1,6 +1,7 @@
 """Whether vLLM publishes its KV events, and where. With a running vLLM: test_engine.py."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from dynamo.testing import eventually
 from dynamo.testing.kv_event_log import KvEventLog
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]  # importing vLLM and torch warns a lot
+
+
+def transfer(connector: str, **extra: object) -> str:
+    return json.dumps({"kv_connector": connector, "kv_role": "kv_both", "kv_connector_extra_config": extra})
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +70,26 @@ async def test_what_the_user_has_decided_stays(flags: list[str], expected: bool,
     await plane.close()
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--kv-offloading-size", "1"], True),
+        (["--kv-transfer-config", transfer("OffloadingConnector", blocks_per_chunk=4)], True),
+        (["--kv-transfer-config", transfer("OffloadingConnector", self_describing_kv_events=False)], False),
+        (["--kv-transfer-config", transfer("ExampleConnector")], None),
+        (["--kv-offloading-size", "1", "--kv-events-config", '{"enable_kv_cache_events": false}'], None),
+    ],
+)
+async def test_offloaded_blocks_are_all_named(flags: list[str], expected: bool | None, smollm2_dir: Path) -> None:
+    _, config = parse_command_line(["--model", str(smollm2_dir), *flags])
+    from dynamo.engines.vllm.kv_event_plane import KvEventPlane
+
+    plane = KvEventPlane(KvEventLog())
+    plane.configure(config)
+    assert config.kv_transfer_config.kv_connector_extra_config.get("self_describing_kv_events") is expected
+    await plane.close()
+
+
 async def test_nobody_relies_on_events_that_are_not_heard_any_more(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -83,7 +108,9 @@ async def test_nobody_relies_on_events_that_are_not_heard_any_more(
     log, never_broken = KvEventLog(), KvEventLog()
     planes = [KvEventPlane(log), KvEventPlane(never_broken)]
     for plane in planes:
-        plane.start({0: KVEventsConfig(endpoint=f"ipc://{tmp_path}/events")}, 16)
+        assert plane.figures() == {}
+        plane.start({rank: KVEventsConfig(endpoint=f"ipc://{tmp_path}/events-{rank}") for rank in (0, 2)}, 16)
+        assert plane.figures().keys() == {0, 2}
     await planes[1].close()
     assert not log.closed
     broken.set()

@@ -12,6 +12,7 @@ import pytest
 
 from dynamo.engines.vllm.kv_events import KvEventTranslator
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockStored, KvEventBatch
+from dynamo.telemetry.kv_event_metrics import KvEventFigures
 from dynamo.testing import eventually, within
 from dynamo.testing.waiting import DEADLINE_S
 from dynamo.tokens import hashes_from_bytes, sequence_hashes, token_array
@@ -141,7 +142,7 @@ async def test_events_in_order(vllm: Publisher, context: Any, heard: Heard) -> N
     async with listening(vllm, context, heard) as source:
         await vllm.send(0, 1, 2)
         await heard.until(0, 1, 2)
-        assert (vllm.asked, source.gaps) == ([0], 0)
+        assert (vllm.asked, source.figures().gaps) == ([0], 0)
 
 
 async def test_what_was_published_before(vllm: Publisher, context: Any, heard: Heard) -> None:
@@ -149,7 +150,7 @@ async def test_what_was_published_before(vllm: Publisher, context: Any, heard: H
     async with listening(vllm, context, heard) as source:
         await vllm.send(2)
         await heard.until(0, 1, 2)
-        assert (vllm.asked, source.gaps) == ([0], 0)
+        assert (vllm.asked, source.figures().gaps) == ([0], 0)
 
 
 async def test_gap_is_filled(vllm: Publisher, context: Any, heard: Heard) -> None:
@@ -158,7 +159,7 @@ async def test_gap_is_filled(vllm: Publisher, context: Any, heard: Heard) -> Non
         vllm.lose(1, 2)
         await vllm.send(3, 4)
         await heard.until(0, 1, 2, 3, 4)
-        assert (vllm.asked, source.gaps) == ([0, 1], 0)
+        assert (vllm.asked, source.figures().gaps) == ([0, 1], 0)
 
 
 async def test_event_that_comes_twice(vllm: Publisher, context: Any, heard: Heard) -> None:
@@ -174,7 +175,7 @@ async def test_repetition_with_a_hole(vllm: Publisher, context: Any, heard: Hear
         vllm.holes = [2, 3]
         await vllm.send(5)
         await heard.until(0, 1, 2, 3, 4, 5)
-        assert (vllm.asked, source.gaps) == ([0, 0, 2], 0)
+        assert (vllm.asked, source.figures().gaps) == ([0, 0, 2], 0)
 
 
 async def test_gap_that_cannot_be_filled(
@@ -187,7 +188,7 @@ async def test_gap_that_cannot_be_filled(
         vllm.lose(4, 5)
         await vllm.send(6)
         await heard.until(0, "cleared", 4, 5, 6)
-        assert source.gaps == 1
+        assert source.figures().gaps == 1
         assert "KV events 1 to 3 are lost" in caplog.text
     assert "were lost: 1 sequences; could not be read: 0; could not be named: 0 blocks" in caplog.text
 
@@ -203,7 +204,7 @@ async def test_gap_without_a_way_to_ask(vllm: Publisher, context: Any, heard: He
     async with listening(vllm, context, heard, answers=False) as source:
         await vllm.send(0, 2, 3)
         await heard.until(0, "cleared", 2, 3)
-        assert source.gaps == 1
+        assert source.figures().gaps == 1
 
 
 async def test_vllm_that_does_not_answer(vllm: Publisher, context: Any, heard: Heard) -> None:
@@ -211,7 +212,7 @@ async def test_vllm_that_does_not_answer(vllm: Publisher, context: Any, heard: H
     async with listening(vllm, context, heard, answers=False) as source:
         await vllm.send(5)
         await heard.until("cleared", 5)
-        assert source.gaps == 1
+        assert source.figures().gaps == 1
 
 
 async def test_many_at_once(vllm: Publisher, context: Any, heard: Heard) -> None:
@@ -223,7 +224,20 @@ async def test_many_at_once(vllm: Publisher, context: Any, heard: Heard) -> None
 
 
 async def test_message_of_another_kind(vllm: Publisher, context: Any, heard: Heard) -> None:
-    async with listening(vllm, context, heard):
+    async with listening(vllm, context, heard) as source:
         await vllm._pub.send_multipart([b"", b"hello"])
         await vllm.send(0)
         await heard.until(0)
+        assert source.figures().malformed == 1
+
+
+async def test_figures(vllm: Publisher, context: Any, heard: Heard) -> None:
+    async with listening(vllm, context, heard) as source:
+        await vllm.send(0)
+        vllm.lose(3)
+        vllm.kept[4] = b"not msgpack"
+        unnamed = {"type": "BlockStored", "block_hashes": [1, 2]}  # no tokens, and nothing is known of them
+        vllm.kept[5] = msgspec.msgpack.encode([0.0, [unnamed], 0])
+        await vllm.send(6)
+        await heard.until(0, "cleared", 3, 6)
+        assert source.figures() == KvEventFigures(messages=5, replays=2, gaps=1, malformed=1, unnamed_blocks=2)

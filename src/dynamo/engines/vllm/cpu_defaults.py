@@ -27,8 +27,8 @@ def choose(args: "AsyncEngineArgs", environ: MutableMapping[str, str]) -> None:
         args.kv_cache_memory_bytes = _KV_CACHE_BYTES
     if args.max_model_len is None and args.create_model_config().max_model_len > _CONTEXT_LENGTH:
         args.max_model_len = _CONTEXT_LENGTH
-    if args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size == 1:
-        bind_threads(environ, os.sched_getaffinity(0))
+    if args.tensor_parallel_size * args.pipeline_parallel_size == 1:
+        bind_threads(environ, os.sched_getaffinity(0), args.data_parallel_size)
     logger.info("no accelerator, vLLM runs on the CPU: %s", _description(args, environ))
 
 

@@ -23,6 +23,7 @@ from dynamo.errors import ContextLengthExceededError, InternalError, InvalidRequ
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import WorkerLoad
 from dynamo.runtime.context import Context
+from dynamo.telemetry.kv_event_metrics import KvEventFigures
 
 _HEALTH_INTERVAL_S = 0.2
 _SHUTDOWN_GRACE_S = 2.0
@@ -88,6 +89,10 @@ class VllmEngine:
 
     def load(self) -> list[WorkerLoad]:
         return [recorder.load() for recorder in self._recorders]
+
+    def kv_event_figures(self) -> dict[int, KvEventFigures]:
+        """What has become of vLLM's KV events, by data-parallel rank; nothing where there are none."""
+        return {} if self._kv_events is None else self._kv_events.figures()
 
     async def failed(self) -> str:
         """Returns the reason once the engine has died."""

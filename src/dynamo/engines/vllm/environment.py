@@ -64,15 +64,16 @@ def apply_log_level(environ: Mapping[str, str]) -> None:
         logging.getLogger("vllm").setLevel(level)
 
 
-def bind_threads(environ: MutableMapping[str, str], cpus: Iterable[int]) -> None:
-    """Chooses the CPUs of vLLM's OpenMP threads, unless the user has.
+def bind_threads(environ: MutableMapping[str, str], cpus: Iterable[int], ranks: int = 1) -> None:
+    """Chooses the CPUs of the OpenMP threads of each data-parallel rank, unless the user has.
 
-    By itself vLLM takes one CPU per core and leaves one core free. That is right on a large machine, but on a small
-    one it gives half of it away.
+    By itself vLLM takes one CPU per core and leaves one core free, and ranks on one NUMA node take the same ones. That
+    is right on a large machine, but on a small one it gives half of it away.
     """
     available = sorted(cpus)
-    if len(available) <= _FEW_CPUS:
-        environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, available)))
+    if ranks <= len(available) <= _FEW_CPUS:
+        shares = (available[rank::ranks] for rank in range(ranks))
+        environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, share)) for share in shares))
 
 
 def _directive(part: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from vllm.config.kv_events import KVEventsConfig
 from dynamo.engines.base import KvEventSink
 from dynamo.engines.vllm.kv_event_source import KvEventSource
 from dynamo.engines.vllm.kv_events import KvEventTranslator
+from dynamo.telemetry.kv_event_metrics import KvEventFigures
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class KvEventPlane:
         self._sink = sink
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._context: zmq.asyncio.Context | None = None
-        self._sources: list[KvEventSource] = []
+        self._sources: dict[int, KvEventSource] = {}  # by data-parallel rank
         self._tasks: list[asyncio.Task[None]] = []
 
     def configure(self, config: EngineConfig) -> bool:
@@ -50,7 +51,10 @@ class KvEventPlane:
                 replay_endpoint=f"{address}-replay",
             )
         events = config.kv_events_config
-        return bool(events.enable_kv_cache_events and events.publisher == "zmq" and _is_bound(events.endpoint))
+        if not (events.enable_kv_cache_events and events.publisher == "zmq" and _is_bound(events.endpoint)):
+            return False
+        _name_all_offloaded_blocks(config)
+        return True
 
     def start(self, sources: Mapping[int, KVEventsConfig], block_size: int) -> None:
         """Listens to a started vLLM: `sources` by rank, as AsyncLLM.get_kv_event_sources() gives them."""
@@ -67,9 +71,13 @@ class KvEventPlane:
                 replay_endpoint=_reachable(config.replay_endpoint) if config.replay_endpoint else None,
                 topic=config.topic,
             )
-            self._sources.append(source)
+            self._sources[dp_rank] = source
             self._tasks.append(asyncio.create_task(source.run(), name=f"vllm-kv-events-{dp_rank}"))
             self._tasks[-1].add_done_callback(self._ended)
+
+    def figures(self) -> dict[int, KvEventFigures]:
+        """What has become of the events so far, by rank; nothing while it does not listen."""
+        return {dp_rank: source.figures() for dp_rank, source in self._sources.items()}
 
     async def close(self) -> None:
         """Idempotent; also for one that was never started."""
@@ -77,9 +85,9 @@ class KvEventPlane:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for source in self._sources:
+        for source in self._sources.values():
             source.close()
-        self._tasks, self._sources = [], []
+        self._tasks, self._sources = [], {}
         if self._context is not None:
             self._context.destroy(linger=0)
             self._context = None
@@ -91,6 +99,13 @@ class KvEventPlane:
         if not task.cancelled():
             logger.error("vLLM's KV events are not heard any more", exc_info=task.exception())
             self._sink.close()
+
+
+def _name_all_offloaded_blocks(config: EngineConfig) -> None:
+    """By itself vLLM names the last block of each chunk that it offloads, and those before it are missed."""
+    transfer = config.kv_transfer_config
+    if transfer is not None and transfer.kv_connector == "OffloadingConnector":
+        transfer.kv_connector_extra_config.setdefault("self_describing_kv_events", True)
 
 
 def _is_bound(address: str) -> bool:

@@ -13,6 +13,7 @@ import zmq.asyncio
 
 from dynamo.engines.vllm.kv_events import KvEventTranslator
 from dynamo.protocols.kv_events import KvEventBatch
+from dynamo.telemetry.kv_event_metrics import KvEventFigures
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,10 @@ class KvEventSource:
         replay_timeout_s: float = _REPLAY_TIMEOUT_S,
     ) -> None:
         """`replay_timeout_s`: how long vLLM may be silent when it repeats."""
-        self.gaps = 0  # that could not be filled
+        self._messages = 0
+        self._replays = 0
+        self._gaps = 0  # that could not be filled
+        self._foreign = 0  # messages that are no KV events
         self._context = context
         self._translator = translator
         self._publish = publish
@@ -54,19 +58,30 @@ class KvEventSource:
         while True:
             message = await self._socket.recv_multipart()
             if len(message) != 3 or len(message[1]) != _NUMBER_BYTES:
+                self._foreign += 1
                 logger.warning("ignoring a message that is no KV event of vLLM's")
                 continue
             _, number, payload = message
             await self._take(int.from_bytes(number, "big"), payload)
 
+    def figures(self) -> KvEventFigures:
+        """What has become of the events so far."""
+        return KvEventFigures(
+            messages=self._messages,
+            replays=self._replays,
+            gaps=self._gaps,
+            malformed=self._foreign + self._translator.malformed,
+            unnamed_blocks=self._translator.names.unnamed,
+        )
+
     def close(self) -> None:
-        malformed, unnamed = self._translator.malformed, self._translator.names.unnamed
-        if self.gaps or malformed or unnamed:
+        figures = self.figures()
+        if figures.gaps or figures.malformed or figures.unnamed_blocks:
             logger.info(
                 "of vLLM's KV events were lost: %d sequences; could not be read: %d; could not be named: %d blocks",
-                self.gaps,
-                malformed,
-                unnamed,
+                figures.gaps,
+                figures.malformed,
+                figures.unnamed_blocks,
             )
         self._socket.close(linger=0)
 
@@ -87,6 +102,7 @@ class KvEventSource:
 
     async def _ask(self, endpoint: str) -> bool:
         """Whether the answer was complete."""
+        self._replays += 1
         socket = self._context.socket(zmq.DEALER)
         try:
             socket.set_hwm(_REPLAY_MESSAGES_MAX)  # vLLM drops what does not fit
@@ -116,11 +132,12 @@ class KvEventSource:
 
     def _apply(self, number: int, payload: bytes) -> None:
         self._next = number + 1
+        self._messages += 1
         self._publish(self._translator.translate(payload))
 
     def _give_up(self, number: int) -> None:
         """Events before `number` are lost for good. What is held may have gone with them: better to know nothing."""
-        self.gaps += 1
+        self._gaps += 1
         logger.warning(
             "vLLM's KV events %d to %d are lost: routers forget what this worker holds", self._next, number - 1
         )

@@ -2,7 +2,9 @@
 
 vLLM publishes a msgpack array [time, events, data-parallel rank]; an event is a map with its name under "type", in
 which default values are left out. It speaks of each physical block: two copies of one block have one hash and are
-stored and removed one by one. In a model with several kinds of attention, it speaks of the blocks of each kind.
+stored and removed one by one. In a model with several kinds of attention, it speaks of the blocks of each kind. Its
+offloading copies chunks of one or more blocks to host memory or a disk, and names all blocks of a chunk if it is asked
+to (see KvEventPlane).
 """
 
 import logging
@@ -134,6 +136,10 @@ class KvEventTranslator:
         return stored.group_idx in (None, self._group)
 
     def _names_of(self, stored: _Stored, tier: Tier) -> HashArray:
+        if tier is not Tier.DEVICE and stored.extra_keys is None:
+            # vLLM's offloading tells tokens at best, not what else is in a block. What it copies is in use on the
+            # device, where all has been told.
+            return self.names.stored(token_array(), 0, stored.block_hashes, tier=tier)
         if stored.token_ids and stored.block_size != self._block_size:
             self.names.drop(
                 len(stored.block_hashes),

@@ -10,6 +10,7 @@ from dynamo.engines.worker import Worker, run_workers
 from dynamo.errors import ConfigError
 from dynamo.runtime.parent import follow_parent
 from dynamo.telemetry import logging as telemetry_logging
+from dynamo.telemetry.kv_event_metrics import KvEventMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     from dynamo.engines.vllm.engine import VllmEngine  # after the environment is set, and not for --help
 
-    worker = Worker(engine=VllmEngine(engine_config), model_path=config.model_path(), model_name=config.model_name())
+    engine = VllmEngine(engine_config)
+    worker = Worker(
+        engine=engine,
+        model_path=config.model_path(),
+        model_name=config.model_name(),
+        metrics=[KvEventMetrics(engine.kv_event_figures)],
+    )
     try:
         return run_workers(config, [worker])
     finally:
