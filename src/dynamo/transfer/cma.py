@@ -9,13 +9,13 @@ import errno
 import os
 import secrets
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 from dynamo.errors import ConnectionLostError, InvalidRequestError
 from dynamo.transfer.job import Job, RegionKey
-from dynamo.transfer.metadata import CmaOffer
-
-REGIONS_MAX = 4096
+from dynamo.transfer.metadata import AgentMetadata, CmaOffer, RegionInfo
+from dynamo.transfer.regions import REGIONS_MAX
 
 _COOKIE_BYTES = 16
 _CALL_BYTES_MAX = 16 << 20  # of one call of the kernel, which nothing can interrupt
@@ -26,12 +26,12 @@ _YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
 class CmaTarget:
-    """The side whose memory is read and written: it has nothing to do but to say where."""
+    """As Target: it has nothing to do but to say where the memory is."""
 
     def __init__(self) -> None:
         self._cookie = ctypes.create_string_buffer(secrets.token_bytes(_COOKIE_BYTES), _COOKIE_BYTES)
         self._keys = (ctypes.c_uint64 * REGIONS_MAX)()
-        self.offer = CmaOffer(
+        self._offer = CmaOffer(
             pid=os.getpid(),
             cookie_address=ctypes.addressof(self._cookie),
             cookie=self._cookie.raw,
@@ -39,8 +39,10 @@ class CmaTarget:
         )
         _allow_others()
 
+    def offer(self, metadata: AgentMetadata) -> None:
+        metadata.cma = self._offer
+
     def set_key(self, region_id: int, key: int) -> None:
-        """The region is registered, or with 0 it is no longer."""
         self._keys[region_id] = key
 
     def close(self) -> None:
@@ -63,6 +65,9 @@ class CmaLink:
         self._keys_address = offer.keys_address
         self._closed = False
         self._check(())
+
+    def reaches(self, regions: Iterable[RegionInfo]) -> bool:
+        return True
 
     def copy(self, job: Job) -> None:
         call = _write if job.write else _read

@@ -36,3 +36,12 @@ class Job:
     control: Control
     keep: object = None  # what holds the local memory
     done_bytes: int = 0
+
+    def parts(self, count: int) -> "list[Job]":
+        """The same work in at most `count` jobs."""
+        local = self.local.parts(count)
+        remote = self.remote.split(map(len, local))
+        return [
+            Job(write=self.write, local=here, remote=there, keys=self.keys, control=self.control, keep=self.keep)
+            for here, there in zip(local, remote, strict=True)
+        ]

@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,7 +31,7 @@ from dynamo.errors import (
 from dynamo.runtime.listening_socket import bind
 from dynamo.transfer.blocks import MAX_BLOCKS
 from dynamo.transfer.job import Control, Job, RegionKey
-from dynamo.transfer.metadata import TcpOffer
+from dynamo.transfer.metadata import AgentMetadata, RegionInfo, TcpOffer
 from dynamo.transfer.vector import IOV_MAX, Vector
 
 logger = logging.getLogger(__name__)
@@ -57,23 +57,29 @@ class _Request(msgspec.Struct, array_like=True, frozen=True):
 
 
 class TcpTarget:
-    """The side whose memory is read and written: serves connections in threads of its own."""
+    """As Target: serves connections, each in a thread of its own."""
 
-    def __init__(self, locate: Callable[[tuple[RegionKey, ...], bytes, bool], Located], host: str) -> None:
-        """`locate` turns keys and vector of a request into the target's own memory, and what keeps it there.
+    def __init__(self, admit: Callable[[tuple[RegionKey, ...], bytes, bool], Located], host: str) -> None:
+        """`admit` turns keys and vector of a request into the target's own memory, and what keeps it there.
 
         It raises InvalidRequestError for what is not registered. Raises ConfigError when `host` cannot be bound.
         """
-        self._locate = locate
+        self._admit = admit
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._listening = bind(host, 0)
         self._listening.setblocking(True)
         self._listening.listen(CONNECTIONS_MAX)
-        self.offer = TcpOffer(host=host, port=self._listening.getsockname()[1], secret=secrets.token_bytes(16))
+        self._offer = TcpOffer(host=host, port=self._listening.getsockname()[1], secret=secrets.token_bytes(16))
         self._acceptor = threading.Thread(target=self._accept, name="transfer-tcp", daemon=True)
         self._acceptor.start()
+
+    def offer(self, metadata: AgentMetadata) -> None:
+        metadata.tcp = self._offer
+
+    def set_key(self, region_id: int, key: int) -> None:
+        """Each request is checked when it comes."""
 
     def close(self) -> None:
         """Callers see ConnectionLostError. Idempotent."""
@@ -104,7 +110,7 @@ class TcpTarget:
     def _serve(self, sock: socket.socket) -> None:
         stream = _Stream(sock, Control(deadline_s=time.monotonic() + _CONNECT_TIMEOUT_S).check)
         try:
-            if not hmac.compare_digest(stream.receive_exactly(len(self.offer.secret)), self.offer.secret):
+            if not hmac.compare_digest(stream.receive_exactly(len(self._offer.secret)), self._offer.secret):
                 raise ConnectionLostError("the secret is wrong")
             stream.check = self._still_serving
             while True:
@@ -118,7 +124,7 @@ class TcpTarget:
 
     def _answer(self, stream: "_Stream", request: _Request) -> None:
         try:
-            vector, _keep = self._locate(request.keys, request.vector, request.write)
+            vector, keep = self._admit(request.keys, request.vector, request.write)
         except InvalidRequestError as error:
             stream.send(to_info(error))
             return
@@ -128,6 +134,7 @@ class TcpTarget:
             stream.send(None)
         else:
             stream.write_from(vector)
+        del keep
 
     def _still_serving(self) -> None:
         if self._closed.is_set():
@@ -149,6 +156,9 @@ class TcpLink:
         self._open: set[_Stream] = set()
         self._closed = False
         self._put_back(self._connect())
+
+    def reaches(self, regions: Iterable[RegionInfo]) -> bool:
+        return True
 
     def copy(self, job: Job) -> None:
         stream = self._take()

@@ -1,7 +1,7 @@
 """A transfer under way, as its caller sees it."""
 
 import asyncio
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from enum import StrEnum
 from typing import Any
 
@@ -60,9 +60,10 @@ class Transfer:
     def __await__(self) -> Generator[Any, None, None]:
         return self._wait().__await__()
 
-    def run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def run(self, work: Coroutine[Any, Any, None], name: str, on_end: Callable[[], None]) -> None:
         """Runs it in a task."""
         self._task = asyncio.create_task(self._run(work), name=name)
+        self._task.add_done_callback(lambda _: on_end())
 
     def uses(self, backend: str, jobs: list[Job]) -> None:
         """What is being done."""

@@ -1,0 +1,85 @@
+"""The memory that an agent has registered."""
+
+import bisect
+import secrets
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from dynamo.errors import InvalidRequestError, OverloadedError
+from dynamo.transfer.job import RegionKey
+from dynamo.transfer.memory import Memory, Region
+from dynamo.transfer.metadata import RegionInfo
+from dynamo.transfer.vector import Vector
+
+REGIONS_MAX = 4096
+
+
+class Regions(Mapping[int, Region]):
+    """By id. Ids are used again, keys are not."""
+
+    def __init__(self, agent: str, on_change: Callable[[int, int], None]) -> None:
+        """`on_change` is told the id of a region and its key, 0 when it is registered no more."""
+        self._agent = agent
+        self._on_change = on_change
+        self._regions: dict[int, Region] = {}
+
+    def __getitem__(self, region_id: int) -> Region:
+        return self._regions[region_id]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._regions)
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+    def register(self, memory: Any) -> Region:
+        """Raises what Memory() raises, OverloadedError when there are too many."""
+        region_id = next((i for i in range(REGIONS_MAX) if i not in self._regions), None)
+        if region_id is None:
+            raise OverloadedError(f"there are {REGIONS_MAX} regions already")
+        region = Region(self._agent, region_id, secrets.randbits(63) | 1, Memory(memory))
+        self._regions[region_id] = region
+        self._on_change(region_id, region.key)
+        return region
+
+    def deregister(self, region: Region) -> None:
+        """Idempotent."""
+        if self._regions.get(region.id) is region:
+            del self._regions[region.id]
+            self._on_change(region.id, 0)
+
+    def infos(self) -> list[RegionInfo]:
+        """What peers are told of them."""
+        return [RegionInfo(r.id, r.key, r.address, r.size_bytes, r.writable) for r in self._regions.values()]
+
+    def admit(self, keys: tuple[RegionKey, ...], cells: bytes, write: bool) -> tuple[Vector, object]:
+        """A peer's request for memory, in any thread: its pieces, checked, and what keeps them where they are.
+
+        Raises InvalidRequestError when a region is not registered any more, or a piece lies outside of all.
+        """
+        places = sorted((self._admitted(key, write) for key in keys), key=lambda region: region.address)
+        starts = [region.address for region in places]
+        vector = _vector(cells)
+        for address, length in vector:
+            at = bisect.bisect_right(starts, address) - 1
+            if at < 0 or address + length > places[at].address + places[at].size_bytes:
+                raise InvalidRequestError(f"{self._agent!r} has no such memory registered")
+        return vector, places
+
+    def _admitted(self, region_key: RegionKey, write: bool) -> Region:
+        region_id, key = region_key
+        region = self._regions.get(region_id)
+        if region is None or region.key != key:
+            raise InvalidRequestError(f"{self._agent!r} has region {region_id} registered no more")
+        if write and not region.writable:
+            raise InvalidRequestError(f"region {region_id} of {self._agent!r} is read-only")
+        return region
+
+
+def _vector(cells: bytes) -> Vector:
+    if len(cells) % 16:
+        raise InvalidRequestError("a vector has an address and a length for each piece")
+    values = array("Q")
+    values.frombytes(cells)
+    return Vector(values)
