@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, Tier
-from dynamo.router.block_index import BlockIndex, SlotMatch
+from dynamo.router.block_index import BlockIndex, Hashes, SlotMatch
 from dynamo.router.kernel import make_block_index
-from dynamo.tokens import HASH_SEED, HashArray, TokenArray, hash_array, hashes_from_bytes
+from dynamo.tokens import HASH_SEED, HashArray, TokenArray, hash_array
 
 MAX_BLOCKS = 8_388_608
 
@@ -71,21 +71,21 @@ class RadixTree:
     def apply(self, worker: WorkerId, event: KvEvent) -> None:
         """Raises ValueError for an event whose hashes are no hashes."""
         if isinstance(event, BlockStored):
-            self.store(worker, hashes_from_bytes(event.hashes), event.tier)
+            self.store(worker, event.hashes, event.tier)
         elif isinstance(event, BlockRemoved):
-            self.remove(worker, hashes_from_bytes(event.hashes), event.tier)
+            self.remove(worker, event.hashes, event.tier)
         else:
             assert isinstance(event, AllBlocksCleared)
             self.clear(worker)
 
-    def store(self, worker: WorkerId, hashes: HashArray, tier: Tier = Tier.DEVICE) -> None:
+    def store(self, worker: WorkerId, hashes: Hashes, tier: Tier = Tier.DEVICE) -> None:
         """`worker` holds these blocks; known ones are no mistake."""
         slot = self._slots.get(worker)
         if slot is None:
             slot = self._take_slot(worker)
         self._index.store(slot, tier, hashes)
 
-    def remove(self, worker: WorkerId, hashes: HashArray, tier: Tier = Tier.DEVICE) -> None:
+    def remove(self, worker: WorkerId, hashes: Hashes, tier: Tier = Tier.DEVICE) -> None:
         """`worker` holds them no longer; unknown ones are no mistake."""
         slot = self._slots.get(worker)
         if slot is not None:
