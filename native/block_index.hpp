@@ -47,7 +47,9 @@ struct SlotMatch {
 // Methods throw std::bad_alloc or std::length_error when memory is short, and then have changed nothing.
 class BlockIndex {
 public:
-    explicit BlockIndex(size_t max_blocks) : max_blocks_(max_blocks), nodes_(1), table_(kTableMin) { nodes_[0] = Node(); }
+    explicit BlockIndex(size_t max_blocks) : max_blocks_(max_blocks), nodes_(1), table_(kTableMin) {
+        nodes_[0] = Node();
+    }
 
     size_t size() const { return size_; }
     size_t pruned() const { return pruned_; }
@@ -80,7 +82,7 @@ public:
         Search search(*this, hashes);
         Leaving leaving(*this);
         for (uint32_t next = 0; !search.done(); search.advance()) {
-            uint32_t node = search.find(next);  // it may have left by now, when a hash comes twice: then nobody holds it
+            uint32_t node = search.find(next);  // may have left by now, if a hash comes twice: then nobody holds it
             next = nodes_[node].older;
             if (node) take(slot, tier, node, leaving);
         }
