@@ -6,11 +6,14 @@
 // the list is read, or when it has become twice as long as need be.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
+#include "memory.hpp"
 #include "xxh3.hpp"
 
 namespace dynamo {
@@ -44,7 +47,9 @@ struct SlotMatch {
 // Methods throw std::bad_alloc or std::length_error when memory is short, and then have changed nothing.
 class BlockIndex {
 public:
-    explicit BlockIndex(size_t max_blocks) : max_blocks_(max_blocks), nodes_(1), table_(kTableMin) {}
+    explicit BlockIndex(size_t max_blocks) : max_blocks_(max_blocks), nodes_(1), table_(kTableMin) {
+        nodes_[0] = Node();
+    }
 
     size_t size() const { return size_; }
     size_t pruned() const { return pruned_; }
@@ -68,17 +73,18 @@ public:
             ++place.count;
             place.log.push_back(node);
         }
-        while (size_ > max_blocks_) prune();
+        prune();
         if (place.log.size() > 2 * place.count + kLogSlack) compact(place, tier, slot);
     }
 
     void remove(uint32_t slot, uint32_t tier, Hashes hashes) {
         if (!place_of(slot, tier).count) return;
         Search search(*this, hashes);
+        Leaving leaving(*this);
         for (uint32_t next = 0; !search.done(); search.advance()) {
-            uint32_t node = search.find(next);
+            uint32_t node = search.find(next);  // may have left by now, if a hash comes twice: then nobody holds it
             next = nodes_[node].older;
-            if (node) take(slot, tier, node);
+            if (node) take(slot, tier, node, leaving);
         }
     }
 
@@ -87,7 +93,8 @@ public:
             if (!place_of(slot, tier).count) continue;
             std::vector<uint32_t> log;
             log.swap(places_[kTiers * slot + tier].log);
-            for (uint32_t node : log) take(slot, tier, node);
+            Leaving leaving(*this);
+            for (uint32_t node : log) take(slot, tier, node, leaving);
         }
     }
 
@@ -119,12 +126,14 @@ public:
     }
 
 private:
-    static constexpr size_t kTableMin = 64, kAhead = 32, kLogSlack = 1024, kNodesMax = INT32_MAX;  // the table has twice as many entries
+    static constexpr size_t kTableMin = 64, kLogSlack = 1024;
+    static constexpr size_t kAhead = 16;             // so much memory can be on its way at one time
+    static constexpr size_t kNodesMax = INT32_MAX;  // the table has twice as many entries
 
     // Node 0 is none; it closes the ring, and is what an empty place in the table stands for.
     struct Node {
-        uint64_t hash;
-        uint32_t older, newer;  // the ring; of a free node, `newer` is the next free one
+        uint64_t hash = 0;
+        uint32_t older = 0, newer = 0;  // the ring; of a free node, `newer` is the next free one
     };
 
     struct Place {
@@ -133,7 +142,8 @@ private:
     };
 
     // Finds hashes one after the other. Neighbours in a prompt are mostly neighbours in the ring, and in memory: a look
-    // there comes first. When it was in vain, the next ones are looked for in the table too.
+    // there comes first. Where it is in vain the table is asked, and so it will be for the next ones: their entries are
+    // brought nearer meanwhile, and half as far ahead the nodes that these name.
     class Search {
     public:
         Search(const BlockIndex& index, Hashes hashes) : index_(index), hashes_(hashes) {}
@@ -142,21 +152,50 @@ private:
         void advance() { ++at_; }
         uint64_t hash() const { return hashes_[at_]; }
 
-        // The node of hash(), or 0; `guess` may be any node of the ring.
+        // The node of hash(), or 0; `guess` may be any node.
         uint32_t find(uint32_t guess) {
             if (guess && index_.nodes_[guess].hash == hash()) return guess;
-            if (at_ && at_ >= prefetched_) {
-                size_t left = hashes_.size() - at_;
-                prefetched_ = at_ + (left < kAhead ? left : kAhead);
-                index_.prefetch(hashes_, at_, prefetched_);
-            }
+            if (at_) look_ahead();
             return index_.find(hash());
         }
 
     private:
+        void look_ahead() {
+            size_t end = std::min(at_ + kAhead, hashes_.size()), half = at_ + kAhead / 2;
+            for (prefetched_ = std::max(prefetched_, at_); prefetched_ < end; ++prefetched_) {
+                index_.prefetch_entry(hashes_[prefetched_]);
+            }
+            if (half < end) index_.prefetch_node(hashes_[half]);
+        }
+
         const BlockIndex& index_;
         Hashes hashes_;
         size_t at_ = 0, prefetched_ = 0;
+    };
+
+    // Nodes that nobody holds any more. They are forgotten some at a time, when their entries have been brought near.
+    class Leaving {
+    public:
+        explicit Leaving(BlockIndex& index) : index_(index) {}
+        Leaving(const Leaving&) = delete;
+        Leaving& operator=(const Leaving&) = delete;
+        ~Leaving() { drop(); }
+
+        void add(uint32_t node) {
+            if (count_ == kAhead) drop();
+            index_.prefetch_entry(index_.nodes_[node].hash);
+            nodes_[count_++] = node;
+        }
+
+    private:
+        void drop() {
+            for (size_t i = 0; i < count_; ++i) index_.drop(nodes_[i]);
+            count_ = 0;
+        }
+
+        BlockIndex& index_;
+        uint32_t nodes_[kAhead];
+        size_t count_ = 0;
     };
 
     // A match under way: who holds all blocks up to here.
@@ -225,7 +264,7 @@ private:
 
     // Rows of bits.
 
-    uint64_t* row(uint32_t tier, uint32_t node) { return rows_[tier].data() + words_ * node; }
+    uint64_t* row(uint32_t tier, uint32_t node) { return &rows_[tier][words_ * node]; }
     uint64_t word(uint32_t tier, uint32_t node, size_t w) const {
         return rows_[tier].empty() ? 0 : rows_[tier][words_ * node + w];
     }
@@ -247,12 +286,12 @@ private:
     }
 
     // `slot` no longer holds `node` on `tier`, if it does.
-    void take(uint32_t slot, uint32_t tier, uint32_t node) {
+    void take(uint32_t slot, uint32_t tier, uint32_t node, Leaving& leaving) {
         uint64_t& word = row(tier, node)[slot / 64];
         if (!(word & bit_of(slot))) return;
         word ^= bit_of(slot);
         --places_[kTiers * slot + tier].count;
-        if (is_free(node)) drop(node);
+        if (is_free(node)) leaving.add(node);
     }
 
     // Leaves what is held, once: a bit is taken down when its node is met first, and put up again in the end.
@@ -288,6 +327,9 @@ private:
             free_ = nodes_[node].newer;
         } else {
             node = next_node_++;
+            for (auto& rows : rows_) {
+                if (!rows.empty()) std::memset(&rows[words_ * node], 0, words_ * sizeof(uint64_t));
+            }
         }
         nodes_[node].hash = hash;
         link(node);
@@ -340,8 +382,21 @@ private:
         --size_;
     }
 
+    // As many as are too many, the oldest.
     void prune() {
-        uint32_t node = nodes_[0].newer;
+        if (size_ <= max_blocks_) return;
+        size_t excess = size_ - max_blocks_;
+        pruned_ += excess;
+        Leaving leaving(*this);
+        for (uint32_t node = nodes_[0].newer; excess; --excess) {
+            release(node);
+            leaving.add(node);
+            node = nodes_[node].newer;
+        }
+    }
+
+    // Nobody holds it any more.
+    void release(uint32_t node) {
         for (uint32_t tier = 0; tier < kTiers; ++tier) {
             if (rows_[tier].empty()) continue;
             for (size_t w = 0; w < words_; ++w) {
@@ -349,8 +404,6 @@ private:
                 for (; slots; slots &= slots - 1) --places_[kTiers * slot_of(w, slots) + tier].count;
             }
         }
-        drop(node);
-        ++pruned_;
     }
 
     // The table. An entry is a tag, which says where it belongs, and a node; never 0, for node 0 is none.
@@ -382,12 +435,12 @@ private:
         table_[gap] = 0;
     }
 
-    // Has what find() will read brought nearer, all of it at once.
-    void prefetch(Hashes hashes, size_t begin, size_t end) const {
-        for (size_t i = begin; i < end; ++i) __builtin_prefetch(&table_[home(tag_of(hashes[i]))]);
-        for (size_t i = begin; i < end; ++i) {
-            __builtin_prefetch(&nodes_[node_of(table_[home(tag_of(hashes[i]))])]);
-        }
+    // Have what find() will read brought nearer.
+    void prefetch_entry(uint64_t hash) const { __builtin_prefetch(&table_[home(tag_of(hash))]); }
+    void prefetch_node(uint64_t hash) const {
+        uint32_t tag = tag_of(hash);
+        uint64_t entry = table_[home(tag)];
+        if (entry >> 32 == tag) __builtin_prefetch(&nodes_[node_of(entry)]);
     }
 
     // Growing. All of it happens before anything else does, so that running out of memory changes nothing.
@@ -395,7 +448,7 @@ private:
     Place& reserve(uint32_t slot, uint32_t tier, size_t more) {
         reserve_slots(slot);
         size_t needed = nodes_needed(more);
-        if (rows_[tier].empty()) rows_[tier].resize(words_ * nodes_.size());
+        if (rows_[tier].empty()) reserve_rows(tier);
         if (needed > nodes_.size()) reserve_nodes(needed);
         while (2 * (size_ + more) > table_.size()) grow_table();
         Place& place = places_[kTiers * slot + tier];
@@ -413,13 +466,9 @@ private:
         size_t words = words_;
         while (slot >= 64 * words) words *= 2;
         if (words > words_) {
-            std::vector<uint64_t> wider[kTiers];
+            Memory<uint64_t> wider[kTiers];
             for (uint32_t tier = 0; tier < kTiers; ++tier) {
-                if (rows_[tier].empty()) continue;
-                wider[tier].resize(rows_[tier].size() / words_ * words);
-                for (size_t i = 0; i < rows_[tier].size(); ++i) {
-                    wider[tier][i / words_ * words + i % words_] = rows_[tier][i];
-                }
+                if (!rows_[tier].empty()) widened(rows_[tier], words).swap(wider[tier]);
             }
             for (uint32_t tier = 0; tier < kTiers; ++tier) rows_[tier].swap(wider[tier]);
             words_ = words;
@@ -427,32 +476,49 @@ private:
         if (kTiers * (slot + 1) > places_.size()) places_.resize(kTiers * (slot + 1));
     }
 
+    Memory<uint64_t> widened(const Memory<uint64_t>& rows, size_t words) const {
+        Memory<uint64_t> wider(words * nodes_.size());
+        for (size_t node = 0; node < next_node_; ++node) {
+            for (size_t w = 0; w < words; ++w) wider[words * node + w] = w < words_ ? rows[words_ * node + w] : 0;
+        }
+        return wider;
+    }
+
+    void reserve_rows(uint32_t tier) {
+        Memory<uint64_t> rows(words_ * nodes_.size());
+        for (size_t i = 0; i < words_ * next_node_; ++i) rows[i] = 0;
+        rows_[tier].swap(rows);
+    }
+
     void reserve_nodes(size_t needed) {
         size_t twice = 2 * nodes_.size(), nodes = needed > twice ? needed : twice;
         for (auto& rows : rows_) {
-            if (!rows.empty()) rows.resize(words_ * nodes);
+            if (!rows.empty()) rows.grow(words_ * nodes);
         }
-        nodes_.resize(nodes);
+        nodes_.grow(nodes);
     }
 
     void grow_table() {
         std::vector<uint64_t> old(2 * table_.size());
         old.swap(table_);
         --tag_shift_;
+        size_t entries = 0;  // moved together first, without a branch: it would be mispredicted at every other place
         for (uint64_t entry : old) {
-            if (entry) enter(entry);
+            old[entries] = entry;
+            entries += entry != 0;
         }
+        for (size_t i = 0; i < entries; ++i) enter(old[i]);
     }
 
     size_t max_blocks_;
     size_t size_ = 0;
     size_t pruned_ = 0;
     size_t words_ = 1;  // of a row
-    std::vector<Node> nodes_;
-    std::vector<uint64_t> rows_[kTiers];  // of every node; empty until somebody holds something on that tier
-    std::vector<Place> places_;           // by kTiers * slot + tier
-    std::vector<uint64_t> table_;         // its size is a power of two
-    uint32_t tag_shift_ = 26;             // 32 - log2 of that size
+    Memory<Node> nodes_;             // from next_node_ on they have no value yet, here and in the rows
+    Memory<uint64_t> rows_[kTiers];  // of every node; empty until somebody holds something on that tier
+    std::vector<Place> places_;      // by kTiers * slot + tier
+    std::vector<uint64_t> table_;    // its size is a power of two
+    uint32_t tag_shift_ = 26;        // 32 - log2 of that size
     uint32_t free_ = 0;
     uint32_t next_node_ = 1;
 };

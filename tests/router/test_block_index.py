@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dynamo.router.block_index import SLOTS_MAX, TIERS, BlockIndex, PyBlockIndex, SlotMatch
 from dynamo.router.kernel import choose_kernel
-from dynamo.tokens import HASH_SEED, hash_array, sequence_hashes, token_array
+from dynamo.tokens import HASH_SEED, hash_array, hashes_to_bytes, sequence_hashes, token_array
 
 NATIVE = choose_kernel(None)
 
@@ -144,6 +144,32 @@ def test_what_continues_a_prefix_goes_first(make: Make) -> None:
     assert sorted(index.held(0, DEVICE)) == [1, 2, 20, 21]
     store(index, 0, *range(30, 40))
     assert sorted(index.held(0, DEVICE)) == [30, 31, 32, 33]
+
+
+def test_an_old_block_that_is_used_again_stays(make: Make) -> None:
+    index = make(640)
+    for block in range(641):
+        store(index, 0, block)
+    store(index, 1, 1)
+    matches(index, 2)
+    store(index, 0, 3, tier=HOST)
+    index.remove(0, DEVICE, hash_array([4]))
+    store(index, 0, 4)
+    store(index, 0, *range(1000, 1005))
+    assert index.pruned == 1 + 5
+    assert sorted(index.held(0, DEVICE)) == [1, 2, 3, 4, *range(10, 641), *range(1000, 1005)]
+
+
+def test_hashes_as_they_travel(index: BlockIndex) -> None:
+    blocks = hash_array([1, 2**64 - 1, 3])
+    index.store(0, DEVICE, hashes_to_bytes(blocks))
+    assert index.match(blocks) == [(0, 3, 0, 0)]
+    index.remove(0, DEVICE, hashes_to_bytes(blocks[1:]))
+    assert list(index.held(0, DEVICE)) == [1]
+    for call in (index.store, index.remove):
+        with pytest.raises(ValueError, match="multiple"):
+            call(0, DEVICE, b"1234567")
+    assert list(index.held(0, DEVICE)) == [1]
 
 
 def test_an_unmatched_block_is_not_used(make: Make) -> None:

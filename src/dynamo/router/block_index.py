@@ -7,11 +7,12 @@ bits of one integer.
 `PyBlockIndex` is the reference. `dynamo.router.kernel` chooses between it and the same in C++.
 """
 
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from itertools import islice, repeat
 from typing import Protocol
 
-from dynamo.tokens import HashArray, TokenArray, hash_array, sequence_hashes
+from dynamo.tokens import HashArray, TokenArray, hash_array, hashes_from_bytes, sequence_hashes
 
 TIERS = 3  # device, host, disk: see dynamo.protocols.kv_events.Tier
 SLOTS_MAX = 65_536
@@ -19,15 +20,19 @@ SLOTS_MAX = 65_536
 # (slot, blocks on device, on host, on disk): consecutive from the first block on, each counted on its fastest tier.
 SlotMatch = tuple[int, int, int, int]
 
-_LOG_SLACK = 1024  # how much longer than needed a log may always be
+Hashes = HashArray | bytes  # or as they travel, see dynamo.tokens.hashes_to_bytes
+
+_LOG_STALE = 4  # how many times as long as needed a log may become: to tidy it costs a look-up for each block in it,
+_LOG_SLACK = 1024  # and how much longer it may be in any case
 _FEW = 8  # bits; so many are found faster one by one than by looking at all
+_OLDEST = 64  # one in so many blocks is taken down as one of the oldest, at a time
 
 
 class BlockIndex(Protocol):
     """Holds at most `max_blocks` different blocks; those that were stored or matched longest ago make room.
 
     Of the blocks of one call the later ones make room first, for they are of no use without the earlier ones. A slot
-    or tier out of range is a ValueError.
+    or tier out of range is a ValueError, and so are bytes that are not a whole number of hashes.
     """
 
     @property
@@ -39,11 +44,11 @@ class BlockIndex(Protocol):
         """Different blocks."""
         ...
 
-    def store(self, slot: int, tier: int, hashes: HashArray, /) -> None:
+    def store(self, slot: int, tier: int, hashes: Hashes, /) -> None:
         """`slot` holds these blocks on `tier`, whether it was known or not."""
         ...
 
-    def remove(self, slot: int, tier: int, hashes: HashArray, /) -> None:
+    def remove(self, slot: int, tier: int, hashes: Hashes, /) -> None:
         """`slot` holds them there no longer; unknown ones are passed over."""
         ...
 
@@ -75,16 +80,18 @@ class PyBlockIndex:
             raise ValueError(f"max_blocks must be at least 1, not {max_blocks}")
         self._max_blocks = max_blocks
         # By hash, bit s for slot s. The first has every block, if only with 0, least recently used first.
-        self._device: OrderedDict[int, int] = OrderedDict()
+        self._device: dict[int, int] = {}
         self._holders: tuple[dict[int, int], ...] = (self._device, {}, {})  # by tier
+        self._oldest: dict[int, None] = {}  # the first ones in _device, in reverse; as many as are taken down
         self._places: dict[int, _Place] = {}  # by TIERS * slot + tier; none is empty
         self.pruned = 0
 
     def __len__(self) -> int:
         return len(self._device)
 
-    def store(self, slot: int, tier: int, hashes: HashArray) -> None:
+    def store(self, slot: int, tier: int, hashes: Hashes) -> None:
         key = _key(slot, tier)
+        hashes = _as_array(hashes)
         blocks = hashes.tolist()
         blocks.reverse()
         bit = 1 << slot
@@ -95,20 +102,22 @@ class PyBlockIndex:
                 place = self._places[key] = _Place()
             place.count += added
             place.log.extend(hashes)
-            if len(place.log) > 2 * place.count + _LOG_SLACK:
+            if len(place.log) > _LOG_STALE * place.count + _LOG_SLACK:
                 place.compact(self._holders[tier], bit)
         if len(self._device) > self._max_blocks:
             self._prune()
 
-    def remove(self, slot: int, tier: int, hashes: HashArray) -> None:
+    def remove(self, slot: int, tier: int, hashes: Hashes) -> None:
         key = _key(slot, tier)
+        hashes = _as_array(hashes)
         place = self._places.get(key)
         if place is None:
             return
         holders = self._holders[tier]
+        get = holders.get
         bit = 1 << slot
         for block in hashes:
-            mask = holders.get(block, 0)
+            mask = get(block, 0)
             if mask & bit:
                 place.count -= 1
                 holders[block] = mask ^ bit
@@ -150,9 +159,7 @@ class PyBlockIndex:
         _end(active, depth, slower, matches)
         del blocks[depth:]
         blocks.reverse()
-        use = self._device.move_to_end
-        for block in blocks:
-            use(block)
+        self._use(blocks)
         return matches
 
     def hash_and_match(self, token_ids: TokenArray, block_size: int, seed: int) -> tuple[HashArray, list[SlotMatch]]:
@@ -169,35 +176,45 @@ class PyBlockIndex:
     def _store_on_device(self, bit: int, blocks: list[int]) -> int:
         """Returns how many of them are new there."""
         holders = self._device
-        get, use = holders.get, holders.move_to_end
         added = 0
+        if blocks and blocks[-1] not in holders:  # then mostly none is known, and all can be added at once
+            added = _add_missing(holders, blocks, bit)
+            if added == len(blocks):
+                return added
+        take = holders.pop
         for block in blocks:
-            mask = get(block)
-            if mask is None:
-                holders[block] = bit
+            mask = take(block, 0)
+            if not mask & bit:
+                mask |= bit
                 added += 1
-            else:
-                use(block)
+            holders[block] = mask
+        self._no_longer_oldest(blocks)
+        return added
+
+    def _store_slower(self, bit: int, tier: int, blocks: list[int]) -> int:
+        """Returns how many of them are new there."""
+        self._use(blocks)
+        holders = self._holders[tier]
+        added = _add_missing(holders, blocks, bit)
+        if added < len(blocks):
+            for block in blocks:
+                mask = holders[block]
                 if not mask & bit:
                     holders[block] = mask | bit
                     added += 1
         return added
 
-    def _store_slower(self, bit: int, tier: int, blocks: list[int]) -> int:
-        """Returns how many of them are new there."""
-        known = self._device
-        holders = self._holders[tier]
-        added = 0
+    def _use(self, blocks: list[int]) -> None:
+        """They are the newest now, the last one of all."""
+        device = self._device
+        take = device.pop
         for block in blocks:
-            if block in known:
-                known.move_to_end(block)
-            else:
-                known[block] = 0
-            mask = holders.get(block, 0)
-            if not mask & bit:
-                holders[block] = mask | bit
-                added += 1
-        return added
+            device[block] = take(block, 0)
+        self._no_longer_oldest(blocks)
+
+    def _no_longer_oldest(self, blocks: list[int]) -> None:
+        if self._oldest:
+            _exhaust(map(self._oldest.pop, blocks, repeat(None)))
 
     def _drop_if_free(self, block: int, tier: int) -> None:
         """Nobody holds `block` on `tier` any more."""
@@ -206,14 +223,26 @@ class PyBlockIndex:
         device, host, disk = self._holders
         if not device[block] and block not in host and block not in disk:
             del device[block]
+            self._oldest.pop(block, None)
 
     def _prune(self) -> None:
-        oldest = [self._device.popitem(last=False) for _ in range(len(self._device) - self._max_blocks)]
-        self._uncount(0, Counter([mask for _, mask in oldest]))
+        oldest = self._take_oldest(len(self._device) - self._max_blocks)
         for tier, holders in enumerate(self._holders):
-            if tier and holders:
-                self._uncount(tier, Counter([holders.pop(block, 0) for block, _ in oldest]))
+            if holders:
+                self._uncount(tier, Counter(map(holders.pop, oldest, repeat(0))))
         self.pruned += len(oldest)
+
+    def _take_oldest(self, count: int) -> list[int]:
+        """The blocks that were used longest ago, still in _device.
+
+        A dict finds its first key by passing the places of all that stood before it and have gone: so the first ones
+        are looked for only now and then, many at once.
+        """
+        if len(self._oldest) < count:
+            first = list(islice(self._device, max(count, len(self._device) // _OLDEST)))
+            self._oldest = dict.fromkeys(reversed(first))
+        take = self._oldest.popitem
+        return [take()[0] for _ in range(count)]
 
     def _uncount(self, tier: int, gone: Mapping[int, int]) -> None:
         """`gone`: how many blocks less there are on `tier`, by who held them."""
@@ -239,6 +268,22 @@ class _Place:
         """Leaves what is held, once."""
         if len(self.log) != self.count:
             self.log = hash_array({block for block in self.log if holders.get(block, 0) & bit})
+
+
+def _as_array(hashes: Hashes) -> HashArray:
+    return hashes_from_bytes(hashes) if isinstance(hashes, bytes) else hashes
+
+
+def _add_missing(holders: dict[int, int], blocks: list[int], mask: int) -> int:
+    """Those that are not in `holders` yet get this mask. Returns how many these are."""
+    size = len(holders)
+    _exhaust(map(holders.setdefault, blocks, repeat(mask)))
+    return len(holders) - size
+
+
+def _exhaust(calls: Iterator[object]) -> None:
+    """Makes calls for their effect alone, in a loop that is not in Python."""
+    deque(calls, maxlen=0)
 
 
 def _key(slot: int, tier: int) -> int:

@@ -11,7 +11,6 @@ from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import HASH_BYTES, AllBlocksCleared, BlockStored, KvEvent, KvEventBatch
 from dynamo.router.radix_tree import MAX_BLOCKS, RadixTree
 from dynamo.runtime.codec import PAYLOAD_ERRORS, payload_decoder
-from dynamo.tokens import hashes_from_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class KvIndexer:
             if not isinstance(event, BlockStored):
                 self._drop(instance_id, 1, "a dump is of what is stored, not of changes")
             elif (mistake := _mistake(event)) is None:
-                self.tree.draft(worker, hashes_from_bytes(event.hashes), event.tier)
+                self.tree.draft(worker, event.hashes, event.tier)
             else:
                 self._drop(instance_id, 1, mistake)
 

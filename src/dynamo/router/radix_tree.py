@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, Tier
-from dynamo.router.block_index import BlockIndex, SlotMatch
+from dynamo.router.block_index import BlockIndex, Hashes, SlotMatch
 from dynamo.router.kernel import make_block_index
 from dynamo.router.retired_slots import RetiredSlots
-from dynamo.tokens import HASH_SEED, HashArray, TokenArray, hash_array, hashes_from_bytes
+from dynamo.tokens import HASH_SEED, HashArray, TokenArray, hash_array
 
 MAX_BLOCKS = 8_388_608
 
@@ -75,18 +75,18 @@ class RadixTree:
     def apply(self, worker: WorkerId, event: KvEvent) -> None:
         """Raises ValueError for an event whose hashes are no hashes."""
         if isinstance(event, BlockStored):
-            self.store(worker, hashes_from_bytes(event.hashes), event.tier)
+            self.store(worker, event.hashes, event.tier)
         elif isinstance(event, BlockRemoved):
-            self.remove(worker, hashes_from_bytes(event.hashes), event.tier)
+            self.remove(worker, event.hashes, event.tier)
         else:
             assert isinstance(event, AllBlocksCleared)
             self.clear(worker)
 
-    def store(self, worker: WorkerId, hashes: HashArray, tier: Tier = Tier.DEVICE) -> None:
+    def store(self, worker: WorkerId, hashes: Hashes, tier: Tier = Tier.DEVICE) -> None:
         """`worker` holds these blocks; known ones are no mistake."""
         self._store(self._slots, worker, hashes, tier)
 
-    def remove(self, worker: WorkerId, hashes: HashArray, tier: Tier = Tier.DEVICE) -> None:
+    def remove(self, worker: WorkerId, hashes: Hashes, tier: Tier = Tier.DEVICE) -> None:
         """`worker` holds them no longer; unknown ones are no mistake."""
         slot = self._slots.get(worker)
         if slot is not None:
@@ -107,7 +107,7 @@ class RadixTree:
         self.adopt(worker)
         self.clear_portion()
 
-    def draft(self, worker: WorkerId, hashes: HashArray, tier: Tier = Tier.DEVICE) -> None:
+    def draft(self, worker: WorkerId, hashes: Hashes, tier: Tier = Tier.DEVICE) -> None:
         """`worker` will hold these blocks as well, when adopt() says so; until then nobody finds them with it."""
         self._store(self._drafts, worker, hashes, tier)
 
@@ -170,7 +170,7 @@ class RadixTree:
             overlaps[workers[slot]] = overlap
         return OverlapScores(overlaps)
 
-    def _store(self, slots: dict[WorkerId, int], worker: WorkerId, hashes: HashArray, tier: Tier) -> None:
+    def _store(self, slots: dict[WorkerId, int], worker: WorkerId, hashes: Hashes, tier: Tier) -> None:
         slot = slots.get(worker)
         if slot is None:
             slot = slots[worker] = self._take_slot(worker)
