@@ -82,6 +82,11 @@ def lengths_of(span: Span) -> "array[int]":
     return _u64(span.lengths)
 
 
+def is_uniform(span: Span) -> bool:
+    """Whether there are blocks, and all of the same size, as is the rule: they need not be looked at one by one."""
+    return bool(span.lengths) and span.lengths == span.lengths[:8] * (len(span.lengths) // 8)
+
+
 def _u64(data: bytes) -> "array[int]":
     values = array("Q")
     values.frombytes(data)

@@ -54,7 +54,7 @@ class CmaLink:
     """As Link."""
 
     name = "cma"
-    lanes = 1
+    lanes = 2
     inline_bytes_max = _INLINE_BYTES_MAX
 
     def __init__(self, offer: CmaOffer) -> None:

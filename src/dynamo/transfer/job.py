@@ -7,6 +7,8 @@ from threading import Event
 from dynamo.errors import DeadlineExceededError, RequestCancelledError
 from dynamo.transfer.vector import Vector
 
+_PART_BYTES_MIN = 4 << 20  # what takes a millisecond is not worth another thread
+
 RegionKey = tuple[int, int]  # a region's id, and what tells it from others that had the id before
 
 
@@ -38,8 +40,8 @@ class Job:
     done_bytes: int = 0
 
     def parts(self, count: int) -> "list[Job]":
-        """The same work in at most `count` jobs."""
-        local = self.local.parts(count)
+        """The same work in at most `count` jobs, of some size each."""
+        local = self.local.parts(min(count, 1 + self.local.size_bytes // _PART_BYTES_MIN))
         remote = self.remote.split(map(len, local))
         return [
             Job(write=self.write, local=here, remote=there, keys=self.keys, control=self.control, keep=self.keep)

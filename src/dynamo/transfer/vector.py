@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from dynamo.errors import InvalidRequestError
-from dynamo.transfer.blocks import Blocks, lengths_of, offsets_of
+from dynamo.transfer.blocks import Blocks, is_uniform, lengths_of, offsets_of
 
 PIECE_BYTES_MAX = 4 << 20  # larger blocks are cut, so that a transfer can stop, and be shared out, in between
 IOV_MAX = 1024  # pieces that the kernel takes in one call
@@ -112,13 +112,21 @@ def locate(blocks: Blocks, places: Mapping[int, Place], *, write: bool) -> Vecto
         if write and not place.writable:
             raise InvalidRequestError(f"region {span.region} of {blocks.agent!r} is read-only")
         offsets, lengths = offsets_of(span), lengths_of(span)
-        if max(map(operator.add, offsets, lengths), default=0) > place.size_bytes:
+        if _end(offsets, lengths, same_size=is_uniform(span)) > place.size_bytes:
             raise InvalidRequestError(f"region {span.region} of {blocks.agent!r} has {place.size_bytes} bytes")
-        addresses = array("Q", map(place.address.__add__, offsets))
-        if max(lengths, default=0) > PIECE_BYTES_MAX or not all(lengths):
+        base = place.address
+        addresses = array("Q", [base + offset for offset in offsets])
+        if not is_uniform(span) or not 0 < lengths[0] <= PIECE_BYTES_MAX:
             addresses, lengths = _cut(addresses, lengths)
         cells.extend(_by_turns(addresses, lengths))
     return Vector(cells)
+
+
+def _end(offsets: "array[int]", lengths: "array[int]", *, same_size: bool) -> int:
+    """Where the last byte of all blocks ends."""
+    if same_size:
+        return max(offsets) + lengths[0]
+    return max(map(operator.add, offsets, lengths), default=0)
 
 
 def _cut(addresses: "array[int]", lengths: "array[int]") -> "tuple[array[int], array[int]]":
