@@ -198,3 +198,15 @@ async def test_custom_router(terminals: Terminals, model_directory: str) -> None
     assert all(len(workers) == 1 for workers in served.values())  # each stays where its history is
     assert all((int(cached) > 0) == (turn != "1") for _, turn, _, cached, _ in turns)
     await end(workers)
+
+
+async def test_transfer(terminals: Terminals) -> None:
+    example = await terminals.example("transfer.py")
+    assert await within(example.exit_code()) == 0
+    assert re.fullmatch(r"(cma|shm|tcp) 1024 b'(\\x00){4}'", example.output)
+    assert f"```python\n{_code('transfer.py')}```" in Path(EXAMPLES.parent / "docs" / "transfer.md").read_text()
+
+
+def _code(name: str) -> str:
+    """An example without its docstring."""
+    return (EXAMPLES / name).read_text().partition('"""\n\n')[2]
