@@ -348,6 +348,15 @@ async def test_the_next_service_is_asked(world: World) -> None:
         assert await within(frontend.report()) is not None
 
 
+async def test_services_take_turns(world: World) -> None:
+    await world.worker()
+    services = [await world.service() for _ in range(2)]
+    frontend = await world.frontend(services=2)
+    for _ in range(4):
+        await frontend.report()
+    assert [service.placer.figures.decisions for service in services] == [2, 2]
+
+
 async def test_sessions_stay_with_one_service(world: World) -> None:
     await world.worker()
     services = [await world.service() for _ in range(3)]

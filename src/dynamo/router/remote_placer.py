@@ -53,7 +53,8 @@ class RemotePlacer:
         self._alone = SelectorPlacer(RouterMode.KV, rng)
         self._model = model
         self._caller = f"{runtime.instance_id:x}"
-        self._numbers = itertools.count()
+        self._numbers = itertools.count()  # of reservations
+        self._turns = itertools.count()  # of services
         self._telling: set[asyncio.Task[None]] = set()  # at most one per request
         self._silent: dict[int, asyncio.Task[None]] = {}  # services that did not answer, by instance
         self._complaint = ""
@@ -119,7 +120,7 @@ class RemotePlacer:
         services = [i for i in self._client.available_ids() if i not in self._silent]
         if len(services) < 2:
             return services
-        first = next(self._numbers) if session_id is None else zlib.crc32(session_id.encode())
+        first = next(self._turns) if session_id is None else zlib.crc32(session_id.encode())
         first %= len(services)
         return services[first:] + services[:first]
 
