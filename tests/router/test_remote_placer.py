@@ -244,6 +244,32 @@ class TestWaiting:
         assert report is not None
         assert report.queued_ms > 200
 
+    async def test_another_worker_comes(self, world: World, service: Service, caplog: pytest.LogCaptureFixture) -> None:
+        """Even if the frontend hears of it later than the service."""
+        frontend = await world.frontend()
+        asking = asyncio.create_task(frontend.report())
+        await eventually(lambda: service.placer.scheduler.queued == 1)
+        second = world.runtime()
+        world.engines[second.instance_id] = engine = Scripted[Any, Any](answers(FIRST, DONE))
+        service.placer.set_instances(dict.fromkeys(world.engines, RuntimeLimits()))
+        await eventually(lambda: service.placer.scheduler.queued == 0)
+        await second.endpoint(str(WORKERS)).start(engine, request_type=PreprocessedRequest)
+        report = await within(asking)
+        assert report is not None
+        assert report.worker_id == second.instance_id
+        assert "no router service" not in caplog.text
+
+    async def test_another_worker_is_not_the_one_that_the_client_names(self, world: World, service: Service) -> None:
+        frontend = await world.frontend()
+        [named] = world.engines
+        asking = asyncio.create_task(frontend.report(request(target=WorkerId(named))))
+        await eventually(lambda: service.placer.scheduler.queued == 1)
+        await world.worker()
+        service.placer.set_instances(dict.fromkeys(world.engines, RuntimeLimits()))
+        report = await within(asking)
+        assert report is not None
+        assert report.worker_id == named
+
     async def test_full_queue_is_the_answer(self, world: World, service: Service) -> None:
         frontend = await world.frontend()
         waiting = asyncio.create_task(frontend.report())

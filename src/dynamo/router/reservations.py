@@ -119,7 +119,7 @@ def _routing(placer: KvPlacer, message: Reserve) -> RoutingRequest:
         priority=message.priority,
         session_id=message.session_id,
         explain=message.explain,
-        eligible=placer.eligible(message.instances, message.dp_rank),
+        eligible=placer.eligible(message.instances, message.dp_rank, pinned=message.pinned),
     )
 
 
