@@ -33,6 +33,7 @@ from dynamo.runtime.component import Endpoint
 from dynamo.runtime.distributed import SharedParts
 from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.request_plane.base import Channel
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
 from dynamo.testing.stages import outputs_of, reading
@@ -409,6 +410,28 @@ async def test_silent_service_costs_one_request_its_time(
     await within(frontend.report())
     assert sum(isinstance(asked, dict) and "token_ids" in asked for asked in silent.requests) == 2
     await eventually(lambda: silent.open == 0)
+
+
+async def test_service_that_takes_no_connection_costs_one_request_its_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a host that has vanished without a word."""
+    monkeypatch.setattr(remote_placer, "_SILENCE_MAX_S", 0.1)
+    await world.worker()
+    await world.service()
+    frontend = await world.frontend()
+    tried = 0
+
+    async def connect(instance_id: int) -> Channel:
+        nonlocal tried
+        tried += 1
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(frontend.placer._client, "_connect", connect)
+    for _ in range(3):
+        assert await within(frontend.report()) is None
+    assert tried == 1
 
 
 class TestService:

@@ -101,7 +101,8 @@ class RemotePlacer:
         for instance_id in self._services(request.session_id):
             reserve = self._message(request, instances, pinned=pinned)
             try:
-                stream = await self._client.direct(reserve, instance_id, annotated=False, context=context)
+                async with asyncio.timeout(_SILENCE_MAX_S):
+                    stream = await self._client.direct(reserve, instance_id, annotated=False, context=context)
                 reservation = Reservation(reserve.request_id, stream, await self._report(stream, reserve))
             except (OverloadedError, RequestCancelledError, DeadlineExceededError):
                 raise
