@@ -161,6 +161,18 @@ async def test_reasons_are_for_those_who_ask(world: World) -> None:
     assert await frontend.report(request(explain=False)) is None
 
 
+async def test_reasons_are_in_the_log_at_debug_level(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    worker = await world.worker()
+    await world.service()
+    frontend = await world.frontend()
+    context = Context()
+    with caplog.at_level("DEBUG", "dynamo.router"):
+        await outputs_of(frontend.push.generate, request(explain=False), context)
+    [line] = [record.getMessage() for record in caplog.records if record.msg.startswith("request ")]
+    assert line.startswith(f"request {context.id()}: RoutingReport(")
+    assert f"candidates=[CandidateReport(worker_id={worker}" in line
+
+
 async def test_a_request_is_load_until_its_end(world: World) -> None:
     worker = await world.worker(hang=True)
     service = await world.service()

@@ -82,6 +82,7 @@ class RemotePlacer:
         reservation = await self._reserved(request, context, instances, pinned=target is not None)
         if reservation is None:
             return await self._alone.place(request, context, instances, target)
+        logger.debug("request %s: %s", context.id(), reservation.report)
         worker = WorkerId(reservation.report.worker_id, reservation.report.dp_rank)
         counted = await self._alone.place(request, context, instances, worker)
         return ReservedPlacement(self, reservation, counted, explain=request.explain_routing)
