@@ -7,7 +7,6 @@ requests, with the names of their blocks, and follows those of the others; one t
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from typing import TypeVar
 
 import msgspec
@@ -15,6 +14,7 @@ import msgspec
 from dynamo.errors import DynamoError
 from dynamo.protocols.kv_events import HASH_BYTES
 from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceEvent, SequenceFreed
+from dynamo.router.model_endpoint import model_endpoint
 from dynamo.router.scheduler import KvScheduler
 from dynamo.router.sequences import ActiveSequence
 from dynamo.router.subscriber import FeedSubscriber
@@ -161,8 +161,7 @@ class ReplicaSync:
 
 def sync_endpoint(workers: EndpointId, model: str) -> EndpointId:
     """Where the routers of a model's workers serve their feeds."""
-    slug = sha256(model.encode()).hexdigest()[:16]  # a name may hold any character
-    return workers.beside(f"{workers.name}_router_sync_{slug}")
+    return model_endpoint(workers, "router_sync", model)
 
 
 def _added(request_id: str, sequence: ActiveSequence) -> SequenceAdded:

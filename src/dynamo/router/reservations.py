@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from hashlib import sha256
 
 from dynamo.errors import InvalidRequestError
 from dynamo.protocols.reservations import Prefilled, ReservationMessage, Reserve
 from dynamo.protocols.routing import RoutingReport
 from dynamo.router.kv_placer import KvPlacer
+from dynamo.router.model_endpoint import model_endpoint
 from dynamo.router.routing import RoutingDecision, RoutingRequest
 from dynamo.router.routing_report import routing_report
 from dynamo.runtime.background import in_background
@@ -107,8 +107,7 @@ class _Held:
 
 def reservations_endpoint(workers: EndpointId, model: str) -> EndpointId:
     """Where a router service for a model's workers takes reservations."""
-    slug = sha256(model.encode()).hexdigest()[:16]  # a name may hold any character
-    return workers.beside(f"{workers.name}_router_{slug}")
+    return model_endpoint(workers, "router", model)
 
 
 def _routing(placer: KvPlacer, message: Reserve) -> RoutingRequest:
