@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -494,6 +495,16 @@ class TestService:
         assert service.load == {worker: (42, 11)}
         await stream.aclose()
         await eventually(lambda: service.idle)
+
+    async def test_reservation_that_lasts_keeps_no_prompt(self, world: World, worker: int) -> None:
+        reservations = Reservations((await world.service()).placer)
+        reserve = Reserve(request_id="x", token_ids=token_array(PROMPT), instances=[worker])
+        prompt = weakref.ref(reserve.token_ids)
+        stream = reservations.serve(reserve, Context())
+        del reserve
+        async with closing(stream):
+            await within(anext(stream))
+            await eventually(lambda: prompt() is None)
 
     async def test_prefilled_that_nobody_knows(self, world: World, worker: int) -> None:
         service = await world.service()

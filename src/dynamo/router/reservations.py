@@ -14,7 +14,7 @@ from dynamo.runtime.background import in_background
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
 from dynamo.runtime.instance import EndpointId
-from dynamo.tokens import block_seed
+from dynamo.tokens import block_seed, token_array
 
 SIGN_OF_LIFE_S = 1.0  # how often a caller whose request waits hears that it still does
 
@@ -55,6 +55,7 @@ class Reservations:
                     await asyncio.wait([deciding], timeout=self._sign_of_life_s)
                     if not deciding.done():
                         yield None
+                message.token_ids = token_array()  # of no use any more, and the stream may be open for long
                 yield routing_report(deciding.result(), placer.scheduler.block_size)
                 if not self._closed:
                     await held.until_ended(context)
