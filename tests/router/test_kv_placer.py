@@ -449,6 +449,15 @@ class TestQueue:
         first, *_ = await within(waiting)
         assert first.worker_id == WorkerId(second.id)
 
+    async def test_another_worker_is_not_the_one_that_the_client_names(self, busy: Busy, cluster: Cluster) -> None:
+        waiting = await busy.waits(tokens=[token + 1000 for token in PROMPT], target=WorkerId(busy.worker.id))
+        second = await cluster.worker()
+        busy.router.members[second.id] = RuntimeLimits()
+        busy.router.placer.set_instances(busy.router.members)
+        busy.go.set()
+        first, *_ = await within(waiting)
+        assert first.worker_id == WorkerId(busy.worker.id)
+
     async def test_priority(self, busy: Busy) -> None:
         order: list[str] = []
 
