@@ -297,7 +297,7 @@ async def test_requests_that_an_idle_worker_cannot_have(
     await router.placer.decide(RoutingRequest(request_id="lost", token_ids=token_array(PROMPT)), Context())
     waiting = asyncio.create_task(router.ask(request()))
     await eventually(lambda: router.placer.scheduler.queued == 1)
-    worker.load.publish(WorkerLoad())
+    worker.load.publish(WorkerLoad(prefill_tokens=0))
     assert await within(waiting)
     assert not router.placer.knows("lost")
     assert f"instance {worker.id:x}, rank 0, has been idle: 1 requests" in caplog.text

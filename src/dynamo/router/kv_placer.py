@@ -211,6 +211,7 @@ class KvPlacer:
             pruned=tree.pruned,
             events=self.indexer.events,
             malformed_events=self.indexer.malformed,
+            dumps=self.indexer.dumps,
             gaps=subscriber.gaps if subscriber is not None else 0,
             recoveries=subscriber.recoveries if subscriber is not None else 0,
             queued_requests=self.scheduler.queued,
@@ -269,6 +270,7 @@ class KvPlacer:
 
     def _on_ask(self) -> None:
         self.scheduler.expect_loads()
+        self.indexer.tree.clear_portion()  # even if no worker's events come any more
         self._admit()
 
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:

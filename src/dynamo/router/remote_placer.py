@@ -15,6 +15,7 @@ from typing import Any
 from dynamo.errors import (
     ConnectionLostError,
     DeadlineExceededError,
+    DrainingError,
     DynamoError,
     OverloadedError,
     ProtocolError,
@@ -113,7 +114,8 @@ class RemotePlacer:
                     self._silent[instance_id] = in_background(self._heed(instance_id), f"heed-{instance_id:x}")
             except DynamoError as error:
                 complaint = str(error)
-                self._client.avoid(instance_id)
+                if isinstance(error, ConnectionLostError | DrainingError):
+                    self._client.avoid(instance_id)
             else:
                 self._complain("")
                 return reservation
