@@ -88,14 +88,20 @@ public:
         }
     }
 
-    void clear(uint32_t slot) {
+    size_t clear(uint32_t slot, size_t most) {
+        Leaving leaving(*this);
+        size_t seen = 0;
         for (uint32_t tier = 0; tier < kTiers; ++tier) {
             if (!place_of(slot, tier).count) continue;
-            std::vector<uint32_t> log;
-            log.swap(places_[kTiers * slot + tier].log);
-            Leaving leaving(*this);
-            for (uint32_t node : log) take(slot, tier, node, leaving);
+            Place& place = places_[kTiers * slot + tier];
+            for (; place.count && seen < most; ++seen) {
+                uint32_t node = place.log.back();
+                place.log.pop_back();
+                take(slot, tier, node, leaving);
+            }
+            if (!place.count) std::vector<uint32_t>().swap(place.log);
         }
+        return seen;
     }
 
     std::vector<SlotMatch> match(Hashes hashes) {

@@ -241,11 +241,12 @@ PyObject* index_remove(PyObject* self, PyObject* const* args, Py_ssize_t given) 
     return index_change<&BlockIndex::remove>(self, "remove", args, given);
 }
 
-PyObject* index_clear(PyObject* self, PyObject* arg) {
+PyObject* index_clear(PyObject* self, PyObject* const* args, Py_ssize_t given) {
     uint32_t slot;
-    if (!read_slot(arg, &slot)) return nullptr;
-    index_of(self).clear(slot);
-    Py_RETURN_NONE;
+    if (!check_arguments("clear", given, 2) || !read_slot(args[0], &slot)) return nullptr;
+    size_t most = PyLong_AsSize_t(args[1]);
+    if (most == static_cast<size_t>(-1) && PyErr_Occurred()) return nullptr;
+    return guarded([&]() -> PyObject* { return PyLong_FromSize_t(index_of(self).clear(slot, most)); });
 }
 
 PyObject* index_held(PyObject* self, PyObject* const* args, Py_ssize_t given) {
@@ -308,7 +309,7 @@ PyCFunction fast(_PyCFunctionFast function) {
 PyMethodDef index_methods[] = {
     {"store", fast(index_store), METH_FASTCALL, nullptr},
     {"remove", fast(index_remove), METH_FASTCALL, nullptr},
-    {"clear", index_clear, METH_O, nullptr},
+    {"clear", fast(index_clear), METH_FASTCALL, nullptr},
     {"match", index_match, METH_O, nullptr},
     {"hash_and_match", fast(index_hash_and_match), METH_FASTCALL, nullptr},
     {"held", fast(index_held), METH_FASTCALL, nullptr},

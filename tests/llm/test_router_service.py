@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from dynamo.config import parse
-from dynamo.errors import ConfigError, InvalidRequestError, NoInstancesError
+from dynamo.errors import ConfigError, InvalidRequestError, ModelNotFoundError, NoInstancesError
 from dynamo.llm.kv_router import KvRouter
 from dynamo.llm.router_service import RouterConfig, RouterService
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
@@ -174,6 +174,14 @@ async def test_another_router_takes_over(setting: Setting) -> None:
     assert setting.load() == (0, 0)
     assert (await setting.best_worker()).prompt_blocks == 5
     assert len(await setting.ask("generate", PreprocessedRequest(model="m", token_ids=token_array(PROMPT)))) == 2
+
+
+async def test_requests_for_another_model(setting: Setting) -> None:
+    """Routers of several models may serve in one namespace, where a client finds any of them."""
+    await within(setting.service.replace(KvRouter(setting.router.endpoint, 4, model_name="m")))
+    request = PreprocessedRequest(model="other", token_ids=token_array(PROMPT))
+    with pytest.raises(ModelNotFoundError, match="this router is for 'm', not 'other'"):
+        await within(setting.ask("generate", request))
 
 
 class TestWaiting:

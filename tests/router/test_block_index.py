@@ -46,7 +46,7 @@ def test_empty(index: BlockIndex) -> None:
     assert index.pruned == 0
     assert matches(index) == matches(index, 1) == []
     assert not index.held(3, HOST)
-    index.clear(3)
+    assert index.clear(3, 10) == 0
     index.remove(3, DEVICE, hash_array([1]))
     store(index, 3)
     assert len(index) == 0
@@ -87,7 +87,10 @@ def test_clear(index: BlockIndex) -> None:
     for tier in range(TIERS):
         store(index, 7, 1, 2, 3, tier=tier)
     store(index, 8, 3)
-    index.clear(7)
+    assert index.clear(7, 4) == 4
+    assert sum(len(index.held(7, tier)) for tier in range(TIERS)) == 5
+    assert index.clear(7, 0) == 0
+    assert index.clear(7, 6) == 5
     assert not any(index.held(7, tier) for tier in range(TIERS))
     assert matches(index, 3) == [(8, 1, 0, 0)]
     assert len(index) == 1
@@ -111,7 +114,7 @@ def test_many_slots(index: BlockIndex) -> None:
     expected = [(slot, length, 0, 0) for length, slot in enumerate(slots, 1)]
     expected.remove((64, 3, 0, 0))
     assert matches(index, *range(20)) == sorted([*expected, (64, 3, 1, 0)], key=lambda m: (sum(m[1:]), m[0]))
-    index.clear(SLOTS_MAX - 1)
+    index.clear(SLOTS_MAX - 1, 100)
     assert matches(index, *range(20))[-1] == (1000, 7, 0, 0)
 
 
@@ -203,7 +206,7 @@ def test_slot_out_of_range(index: BlockIndex, slot: int) -> None:
         lambda: index.store(slot, DEVICE, hash_array([1])),
         lambda: index.remove(slot, DEVICE, hash_array([1])),
         lambda: index.held(slot, DEVICE),
-        lambda: index.clear(slot),
+        lambda: index.clear(slot, 1),
     ):
         with pytest.raises(ValueError, match="a slot is between 0 and 65535"):
             call()
@@ -309,9 +312,13 @@ def live(make: Make, max_blocks: int, steps: list[tuple[str, int, int, list[int]
         elif step == "match":
             assert index.match(hash_array(hashes)) == model.match(hashes)
         elif step == "clear":
-            index.clear(slot)
+            before = [set(index.held(slot, each)) for each in range(TIERS)]
+            seen = index.clear(slot, len(hashes))
             for each in range(TIERS):
-                model.remove(slot, each, model.held(slot, each))
+                after = set(index.held(slot, each))
+                assert after <= before[each]
+                assert seen == len(hashes) or not after
+                model.remove(slot, each, list(before[each] - after))
         else:
             assert sorted(index.held(slot, tier)) == model.held(slot, tier)
         assert len(index) == len(model.holders)

@@ -297,7 +297,7 @@ async def test_requests_that_an_idle_worker_cannot_have(
     await router.placer.decide(RoutingRequest(request_id="lost", token_ids=token_array(PROMPT)), Context())
     waiting = asyncio.create_task(router.ask(request()))
     await eventually(lambda: router.placer.scheduler.queued == 1)
-    worker.load.publish(WorkerLoad())
+    worker.load.publish(WorkerLoad(prefill_tokens=0))
     assert await within(waiting)
     assert not router.placer.knows("lost")
     assert f"instance {worker.id:x}, rank 0, has been idle: 1 requests" in caplog.text
@@ -448,6 +448,15 @@ class TestQueue:
         busy.router.placer.set_instances(busy.router.members)
         first, *_ = await within(waiting)
         assert first.worker_id == WorkerId(second.id)
+
+    async def test_another_worker_is_not_the_one_that_the_client_names(self, busy: Busy, cluster: Cluster) -> None:
+        waiting = await busy.waits(tokens=[token + 1000 for token in PROMPT], target=WorkerId(busy.worker.id))
+        second = await cluster.worker()
+        busy.router.members[second.id] = RuntimeLimits()
+        busy.router.placer.set_instances(busy.router.members)
+        busy.go.set()
+        first, *_ = await within(waiting)
+        assert first.worker_id == WorkerId(busy.worker.id)
 
     async def test_priority(self, busy: Busy) -> None:
         order: list[str] = []

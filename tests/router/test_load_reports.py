@@ -14,7 +14,7 @@ from dynamo.router.sequences import ActiveSequences
 
 BLOCK_SIZE = 4
 A = WorkerId(1)
-IDLE = WorkerLoad()
+IDLE = WorkerLoad(prefill_tokens=0)
 
 
 class Reports:
@@ -182,11 +182,11 @@ class TestIdle:
         assert "other" in worker.sequences
 
 
-@pytest.mark.parametrize("load", [IDLE, WorkerLoad(kv_used_blocks=3), WorkerLoad(waiting_requests=1)])
-def test_a_worker_that_does_not_say_what_runs_is_not_thought_idle(worker: Reports, load: WorkerLoad) -> None:
-    worker.says(load)
+@pytest.mark.parametrize("load", [WorkerLoad(), WorkerLoad(kv_used_blocks=3)])
+def test_a_worker_that_does_not_tell_of_its_prompts_is_not_thought_idle(worker: Reports, load: WorkerLoad) -> None:
+    worker.says(WorkerLoad(running_requests=1))
     worker.add("r", now_s=0.0)
-    assert worker.idles(1.0, 10.0, 100.0) == []
+    assert [worker.says(load, now_s) for now_s in (1.0, 10.0, 100.0)] == [[], [], []]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from dynamo.runtime.component import Endpoint
 from dynamo.runtime.distributed import SharedParts
 from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.request_plane.base import Channel
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
 from dynamo.testing.stages import outputs_of, reading
@@ -160,6 +162,18 @@ async def test_reasons_are_for_those_who_ask(world: World) -> None:
     assert await frontend.report(request(explain=False)) is None
 
 
+async def test_reasons_are_in_the_log_at_debug_level(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    worker = await world.worker()
+    await world.service()
+    frontend = await world.frontend()
+    context = Context()
+    with caplog.at_level("DEBUG", "dynamo.router"):
+        await outputs_of(frontend.push.generate, request(explain=False), context)
+    [line] = [record.getMessage() for record in caplog.records if record.msg.startswith("request ")]
+    assert line.startswith(f"request {context.id()}: RoutingReport(")
+    assert f"candidates=[CandidateReport(worker_id={worker}" in line
+
+
 async def test_a_request_is_load_until_its_end(world: World) -> None:
     worker = await world.worker(hang=True)
     service = await world.service()
@@ -243,6 +257,32 @@ class TestWaiting:
         report = await within(asking)
         assert report is not None
         assert report.queued_ms > 200
+
+    async def test_another_worker_comes(self, world: World, service: Service, caplog: pytest.LogCaptureFixture) -> None:
+        """Even if the frontend hears of it later than the service."""
+        frontend = await world.frontend()
+        asking = asyncio.create_task(frontend.report())
+        await eventually(lambda: service.placer.scheduler.queued == 1)
+        second = world.runtime()
+        world.engines[second.instance_id] = engine = Scripted[Any, Any](answers(FIRST, DONE))
+        service.placer.set_instances(dict.fromkeys(world.engines, RuntimeLimits()))
+        await eventually(lambda: service.placer.scheduler.queued == 0)
+        await second.endpoint(str(WORKERS)).start(engine, request_type=PreprocessedRequest)
+        report = await within(asking)
+        assert report is not None
+        assert report.worker_id == second.instance_id
+        assert "no router service" not in caplog.text
+
+    async def test_another_worker_is_not_the_one_that_the_client_names(self, world: World, service: Service) -> None:
+        frontend = await world.frontend()
+        [named] = world.engines
+        asking = asyncio.create_task(frontend.report(request(target=WorkerId(named))))
+        await eventually(lambda: service.placer.scheduler.queued == 1)
+        await world.worker()
+        service.placer.set_instances(dict.fromkeys(world.engines, RuntimeLimits()))
+        report = await within(asking)
+        assert report is not None
+        assert report.worker_id == named
 
     async def test_full_queue_is_the_answer(self, world: World, service: Service) -> None:
         frontend = await world.frontend()
@@ -348,6 +388,15 @@ async def test_the_next_service_is_asked(world: World) -> None:
         assert await within(frontend.report()) is not None
 
 
+async def test_services_take_turns(world: World) -> None:
+    await world.worker()
+    services = [await world.service() for _ in range(2)]
+    frontend = await world.frontend(services=2)
+    for _ in range(4):
+        await frontend.report()
+    assert [service.placer.figures.decisions for service in services] == [2, 2]
+
+
 async def test_sessions_stay_with_one_service(world: World) -> None:
     await world.worker()
     services = [await world.service() for _ in range(3)]
@@ -374,6 +423,28 @@ async def test_silent_service_costs_one_request_its_time(
     await within(frontend.report())
     assert sum(isinstance(asked, dict) and "token_ids" in asked for asked in silent.requests) == 2
     await eventually(lambda: silent.open == 0)
+
+
+async def test_service_that_takes_no_connection_costs_one_request_its_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a host that has vanished without a word."""
+    monkeypatch.setattr(remote_placer, "_SILENCE_MAX_S", 0.1)
+    await world.worker()
+    await world.service()
+    frontend = await world.frontend()
+    tried = 0
+
+    async def connect(instance_id: int) -> Channel:
+        nonlocal tried
+        tried += 1
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(frontend.placer._client, "_connect", connect)
+    for _ in range(3):
+        assert await within(frontend.report()) is None
+    assert tried == 1
 
 
 class TestService:
@@ -424,6 +495,16 @@ class TestService:
         assert service.load == {worker: (42, 11)}
         await stream.aclose()
         await eventually(lambda: service.idle)
+
+    async def test_reservation_that_lasts_keeps_no_prompt(self, world: World, worker: int) -> None:
+        reservations = Reservations((await world.service()).placer)
+        reserve = Reserve(request_id="x", token_ids=token_array(PROMPT), instances=[worker])
+        prompt = weakref.ref(reserve.token_ids)
+        stream = reservations.serve(reserve, Context())
+        del reserve
+        async with closing(stream):
+            await within(anext(stream))
+            await eventually(lambda: prompt() is None)
 
     async def test_prefilled_that_nobody_knows(self, world: World, worker: int) -> None:
         service = await world.service()

@@ -252,7 +252,7 @@ class TestLoad:
         lost = []
         for second in range(1, 10):
             fleet.now_s = second
-            lost += fleet.says(A, WorkerLoad())
+            lost += fleet.says(A, WorkerLoad(prefill_tokens=0))
         assert lost == ["lost"]
         assert fleet.loads() == {A: (0, 0, 0), B: (1, 40, 10)}
         assert fleet.cached(prompt(0)) == {B: 10}

@@ -10,7 +10,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from dynamo.telemetry.router_metrics import IndexFigures, RouterFigures, RouterMetrics, WorkerFigures
 
 INDEX = IndexFigures(
-    blocks=1, believed_blocks=8, pruned=2, events=3, malformed_events=4, gaps=5, recoveries=6, queued_requests=7
+    blocks=1,
+    believed_blocks=8,
+    pruned=2,
+    events=3,
+    malformed_events=4,
+    gaps=5,
+    recoveries=6,
+    queued_requests=7,
+    dumps=9,
 )
 WORKERS = tuple(
     WorkerFigures(
@@ -84,6 +92,7 @@ def test_every_figure(registry: CollectorRegistry, metrics: RouterMetrics) -> No
         "dynamo_router_events_total m": 3,
         "dynamo_router_malformed_events_total m": 4,
         "dynamo_router_event_gaps_total m": 5,
+        "dynamo_router_event_dumps_total m": 9,
         "dynamo_router_event_recoveries_total m": 6,
         "dynamo_router_queued_requests m": 7,
         "dynamo_router_queue_wait_seconds_count m": 2,

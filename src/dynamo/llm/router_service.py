@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import uvloop
 
 from dynamo.config import group, option, parse
-from dynamo.errors import DynamoError, InvalidRequestError
+from dynamo.errors import DynamoError, InvalidRequestError, ModelNotFoundError
 from dynamo.llm.kv_router import KvRouter
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.routing import BestWorkerRequest, PotentialLoad, RequestIdMessage, RoutingReport
@@ -27,6 +27,7 @@ from dynamo.runtime.component import Endpoint
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.process import announce_ready, settle_memory
@@ -95,8 +96,12 @@ class RouterService:
     async def close(self) -> None:
         await self.router.close()
 
-    def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
-        return self.router.serve(request, context)
+    async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
+        if self.router.model_name not in ("", request.model):
+            raise ModelNotFoundError(f"this router is for {self.router.model_name!r}, not {request.model!r}")
+        async with closing(self.router.serve(request, context)) as outputs:
+            async for output in outputs:
+                yield output
 
     async def best_worker(self, request: BestWorkerRequest, context: Context) -> AsyncIterator[RoutingReport]:
         try:

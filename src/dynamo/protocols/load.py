@@ -13,5 +13,6 @@ class WorkerLoad(msgspec.Struct, omit_defaults=True, kw_only=True):
     waiting_requests: int = 0
     kv_used_blocks: int = 0
     kv_total_blocks: int = 0
-    prefill_tokens: int = 0  # prompts of requests without an output yet, whole: what of them is cached shows only later
+    # Prompts of requests without an output yet, whole: what of them is cached shows only later. None: it does not tell.
+    prefill_tokens: int | None = None
     generated_tokens: int = 0  # since the start

@@ -15,7 +15,8 @@ class Reserve(msgspec.Struct, omit_defaults=True, kw_only=True, tag=0):
 
     request_id: str  # unique among all callers
     token_ids: TokenArray
-    instances: list[int]  # that may serve it; the router may know of fewer
+    instances: list[int]  # that may serve it; the router may know of fewer, or of others that have come since
+    pinned: bool = False  # these and no others: the client has named one
     dp_rank: int | None = None
     cache_salt: str | None = None
     priority: Priority = 0

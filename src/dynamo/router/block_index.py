@@ -52,8 +52,11 @@ class BlockIndex(Protocol):
         """`slot` holds them there no longer; unknown ones are passed over."""
         ...
 
-    def clear(self, slot: int, /) -> None:
-        """`slot` holds nothing any more."""
+    def clear(self, slot: int, most: int, /) -> int:
+        """`slot` holds fewer blocks from now on, if not none: it looks at `most` to be taken from it.
+
+        Returns at how many it has looked: where they are fewer, nothing is left.
+        """
         ...
 
     def match(self, hashes: HashArray, /) -> list[SlotMatch]:
@@ -126,11 +129,16 @@ class PyBlockIndex:
         if not place.count:
             del self._places[key]
 
-    def clear(self, slot: int) -> None:
+    def clear(self, slot: int, most: int) -> int:
+        left = most
         for tier in range(TIERS):
             place = self._places.get(_key(slot, tier))
-            if place is not None:
-                self.remove(slot, tier, place.log)
+            if place is not None and left > 0:
+                leave = place.log[-left:]
+                del place.log[-left:]
+                left -= len(leave)
+                self.remove(slot, tier, leave)
+        return most - left
 
     def match(self, hashes: HashArray) -> list[SlotMatch]:
         blocks = hashes.tolist()

@@ -115,7 +115,7 @@ class KvPlacer:
             priority=request.priority,
             session_id=request.session_id,
             explain=explain,
-            eligible=self.eligible(instances, request.dp_rank),
+            eligible=self.eligible(instances, request.dp_rank, pinned=target is not None),
         )
         decision = await self.decide(routing, context)
         report = routing_report(decision, self.scheduler.block_size) if explain else None
@@ -157,11 +157,16 @@ class KvPlacer:
         """What decide() would choose now, without waiting and without consequences. Raises NoInstancesError."""
         return self.scheduler.look(routing, _now_s())
 
-    def eligible(self, instances: Iterable[int] | None, dp_rank: int | None) -> Callable[[WorkerId], bool] | None:
-        """Which workers these are, as a RoutingRequest says it; None stands for all of them."""
-        allowed = self._instances.keys() if instances is None else frozenset(instances)
-        if dp_rank is None and allowed >= self._instances.keys():
-            return None  # all of them
+    def eligible(
+        self, instances: Iterable[int], dp_rank: int | None, *, pinned: bool
+    ) -> Callable[[WorkerId], bool] | None:
+        """Which workers these are, as a RoutingRequest says it.
+
+        Where they are all that there are, and not `pinned`, those that come while the request waits are as good.
+        """
+        allowed = frozenset(instances)
+        if dp_rank is None and not pinned and allowed >= self._instances.keys():
+            return None
         return lambda worker: worker.instance_id in allowed and dp_rank in (None, worker.dp_rank)
 
     def first_token(self, request_id: str) -> None:
@@ -206,6 +211,7 @@ class KvPlacer:
             pruned=tree.pruned,
             events=self.indexer.events,
             malformed_events=self.indexer.malformed,
+            dumps=self.indexer.dumps,
             gaps=subscriber.gaps if subscriber is not None else 0,
             recoveries=subscriber.recoveries if subscriber is not None else 0,
             queued_requests=self.scheduler.queued,
@@ -264,6 +270,7 @@ class KvPlacer:
 
     def _on_ask(self) -> None:
         self.scheduler.expect_loads()
+        self.indexer.tree.clear_portion()  # even if no worker's events come any more
         self._admit()
 
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:

@@ -22,7 +22,6 @@ class LoadReports:
         self._sequences = sequences
         self._activity = activity
         self._unanswered = 0  # questions
-        self._was_busy = False
         self._idle_since_s: float | None = None  # the first of the reports that say so, up to the latest
 
     def expect(self) -> None:
@@ -43,11 +42,10 @@ class LoadReports:
         self._sequences.set_foreign(
             activity,
             requests=max(0, requests - own_requests),
-            prefill_tokens=max(0, load.prefill_tokens - activity.pending_prompt_tokens_peak),
+            prefill_tokens=max(0, (load.prefill_tokens or 0) - activity.pending_prompt_tokens_peak),
             blocks=max(0, load.kv_used_blocks - own_blocks),
         )
-        if requests or load.prefill_tokens:
-            self._was_busy = self._was_busy or load.running_requests > 0
+        if requests or load.prefill_tokens != 0:  # an engine may say between two steps that nothing runs
             self._idle_since_s = None
             return []
         return self._idle(now_s)
@@ -55,11 +53,9 @@ class LoadReports:
     def _idle(self, now_s: float) -> list[str]:
         """The worker says that it has nothing to do.
 
-        That is believed of one that was heard to run requests: others may not say how many they have. Once it has said
-        so for a while, requests that have given no sign in that time are not on their way any more either.
+        Once it has said so for a while, requests that have given no sign in that time are not on their way any more
+        either.
         """
-        if not self._was_busy:
-            return []
         if self._idle_since_s is None:
             self._idle_since_s = now_s
         before_s = now_s - _IDLE_S

@@ -41,6 +41,7 @@ class Placer(Protocol):
     ) -> Placement:
         """Chooses one of `instances` (ascending, not empty), or takes `target`, which is one of them.
 
+        Where the request waits and none of them was named, one that comes meanwhile is as good as they are.
         `request` is None where its tokens are not known. May wait; raises a DynamoError when it cannot be served.
         """
         ...

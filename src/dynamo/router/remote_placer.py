@@ -15,6 +15,7 @@ from typing import Any
 from dynamo.errors import (
     ConnectionLostError,
     DeadlineExceededError,
+    DrainingError,
     DynamoError,
     OverloadedError,
     ProtocolError,
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _SILENCE_MAX_S = 3.0  # a service gives a sign each second
 _RETRY_S = 1.0
+_NEWS_S = 1.0  # how much later than a service this process may hear of a worker
 
 Report = RoutingReport | None
 
@@ -50,10 +52,12 @@ class RemotePlacer:
 
     def __init__(self, runtime: DistributedRuntime, workers: EndpointId, model: str, rng: random.Random) -> None:
         self._client = runtime.client(reservations_endpoint(workers, model), Report)
+        self._workers = runtime.client(workers)
         self._alone = SelectorPlacer(RouterMode.KV, rng)
         self._model = model
         self._caller = f"{runtime.instance_id:x}"
-        self._numbers = itertools.count()
+        self._numbers = itertools.count()  # of reservations
+        self._turns = itertools.count()  # of services
         self._telling: set[asyncio.Task[None]] = set()  # at most one per request
         self._silent: dict[int, asyncio.Task[None]] = {}  # services that did not answer, by instance
         self._complaint = ""
@@ -66,6 +70,7 @@ class RemotePlacer:
         if tasks:
             await asyncio.wait(tasks)
         await self._client.close()
+        await self._workers.close()
 
     async def place(
         self,
@@ -75,9 +80,10 @@ class RemotePlacer:
         target: WorkerId | None,
     ) -> Placement:
         assert request is not None, "models whose requests have no tokens yet get another placer"
-        reservation = await self._reserved(request, context, instances)
+        reservation = await self._reserved(request, context, instances, pinned=target is not None)
         if reservation is None:
             return await self._alone.place(request, context, instances, target)
+        logger.debug("request %s: %s", context.id(), reservation.report)
         worker = WorkerId(reservation.report.worker_id, reservation.report.dp_rank)
         counted = await self._alone.place(request, context, instances, worker)
         return ReservedPlacement(self, reservation, counted, explain=request.explain_routing)
@@ -90,15 +96,16 @@ class RemotePlacer:
         task.add_done_callback(self._telling.discard)
 
     async def _reserved(
-        self, request: PreprocessedRequest, context: Context, instances: Sequence[int]
+        self, request: PreprocessedRequest, context: Context, instances: Sequence[int], *, pinned: bool
     ) -> "Reservation | None":
         """None where no service has an answer. Raises what a service may rightly refuse a request for."""
         complaint = "there is none"
         for instance_id in self._services(request.session_id):
-            reserve = self._message(request, instances)
+            reserve = self._message(request, instances, pinned=pinned)
             try:
-                stream = await self._client.direct(reserve, instance_id, annotated=False, context=context)
-                reservation = Reservation(reserve.request_id, stream, await _report(stream, instances))
+                async with asyncio.timeout(_SILENCE_MAX_S):
+                    stream = await self._client.direct(reserve, instance_id, annotated=False, context=context)
+                reservation = Reservation(reserve.request_id, stream, await self._report(stream, reserve))
             except (OverloadedError, RequestCancelledError, DeadlineExceededError):
                 raise
             except TimeoutError:
@@ -107,7 +114,8 @@ class RemotePlacer:
                     self._silent[instance_id] = in_background(self._heed(instance_id), f"heed-{instance_id:x}")
             except DynamoError as error:
                 complaint = str(error)
-                self._client.avoid(instance_id)
+                if isinstance(error, ConnectionLostError | DrainingError):
+                    self._client.avoid(instance_id)
             else:
                 self._complain("")
                 return reservation
@@ -119,21 +127,50 @@ class RemotePlacer:
         services = [i for i in self._client.available_ids() if i not in self._silent]
         if len(services) < 2:
             return services
-        first = next(self._numbers) if session_id is None else zlib.crc32(session_id.encode())
+        first = next(self._turns) if session_id is None else zlib.crc32(session_id.encode())
         first %= len(services)
         return services[first:] + services[:first]
 
-    def _message(self, request: PreprocessedRequest, instances: Sequence[int]) -> Reserve:
+    def _message(self, request: PreprocessedRequest, instances: Sequence[int], *, pinned: bool) -> Reserve:
         return Reserve(
             request_id=f"{self._caller}-{next(self._numbers)}",
             token_ids=request.token_ids,
             instances=list(instances),
+            pinned=pinned,
             dp_rank=request.dp_rank,
             cache_salt=request.cache_salt,
             priority=request.priority,
             session_id=request.session_id,
             explain=request.explain_routing or logger.isEnabledFor(logging.DEBUG),
         )
+
+    async def _report(self, stream: ReplyStream[Report], reserve: Reserve) -> RoutingReport:
+        """Raises TimeoutError for a service that gives no sign, and closes the stream where there is no report."""
+        report: Report = None
+        try:
+            while report is None:
+                async with asyncio.timeout(_SILENCE_MAX_S):
+                    report = await anext(stream)
+            if not await self._may_serve(report.worker_id, reserve):
+                raise ProtocolError(f"it names a worker that was not asked for: {report.worker_id:x}")
+        except StopAsyncIteration as error:
+            raise ConnectionLostError("it has ended the reservation") from error
+        except BaseException:
+            await stream.aclose()
+            raise
+        return report
+
+    async def _may_serve(self, worker_id: int, reserve: Reserve) -> bool:
+        """Whether it is one of those that were asked for, or has come while the request waited."""
+        if worker_id in reserve.instances or reserve.pinned:
+            return worker_id in reserve.instances
+        try:
+            async with asyncio.timeout(_NEWS_S):
+                while worker_id not in self._workers.instance_ids():
+                    await self._workers.wait_for_change()
+        except TimeoutError:
+            return False
+        return True
 
     async def _tell(self, instance_id: int, message: Prefilled) -> None:
         """Best effort: the end of the reservation says it too."""
@@ -215,20 +252,3 @@ class ReservedPlacement:
                 output.routing = self._reservation.report
             self._placer.prefilled(self._reservation, output.cached_tokens)
         return self._deliver(output)
-
-
-async def _report(stream: ReplyStream[Report], instances: Sequence[int]) -> RoutingReport:
-    """Raises TimeoutError for a service that gives no sign, and closes the stream where there is no report."""
-    report: Report = None
-    try:
-        while report is None:
-            async with asyncio.timeout(_SILENCE_MAX_S):
-                report = await anext(stream)
-        if report.worker_id not in instances:
-            raise ProtocolError(f"it names a worker that was not asked for: {report.worker_id:x}")
-    except StopAsyncIteration as error:
-        raise ConnectionLostError("it has ended the reservation") from error
-    except BaseException:
-        await stream.aclose()
-        raise
-    return report

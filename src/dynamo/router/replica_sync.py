@@ -7,7 +7,6 @@ requests, with the names of their blocks, and follows those of the others; one t
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from typing import TypeVar
 
 import msgspec
@@ -15,6 +14,7 @@ import msgspec
 from dynamo.errors import DynamoError
 from dynamo.protocols.kv_events import HASH_BYTES
 from dynamo.protocols.replica_sync import PrefillDone, SequenceAdded, SequenceEvent, SequenceFreed
+from dynamo.router.model_endpoint import model_endpoint
 from dynamo.router.scheduler import KvScheduler
 from dynamo.router.sequences import ActiveSequence
 from dynamo.router.subscriber import FeedSubscriber
@@ -55,6 +55,7 @@ class ReplicaSync:
         self._now_s = now_s
         self._on_change = on_change
         self._dumped: dict[int, set[str]] = {}  # by instance id: the keys of those in what has come of a dump
+        self._warned: set[int] = set()  # instances whose mistakes the log has had
         self._feed = EventFeed(self._dump)
         self._endpoint = Endpoint(runtime, sync_endpoint(workers, model))
         self._client = runtime.client(self._endpoint.id, FeedItem)
@@ -82,7 +83,7 @@ class ReplicaSync:
 
     def apply_payload(self, instance_id: int, payload: msgspec.Raw) -> None:
         """As FeedSink."""
-        event = _decoded(_decode_event, instance_id, payload)
+        event = self._decoded(_decode_event, instance_id, payload)
         if isinstance(event, SequenceAdded):
             self._add(instance_id, event)
         elif isinstance(event, PrefillDone):
@@ -98,7 +99,7 @@ class ReplicaSync:
         the rest of it comes. What it does not name has ended, but that only its end can tell.
         """
         dumped = self._dumped.setdefault(instance_id, set())
-        for added in _decoded(_decode_part, instance_id, payload) or ():
+        for added in self._decoded(_decode_part, instance_id, payload) or ():
             self._add(instance_id, added)
             dumped.add(_key(instance_id, added.request_id))
         self._on_change()
@@ -118,6 +119,7 @@ class ReplicaSync:
     def forget(self, instance_id: int) -> None:
         """As FeedSink."""
         self._dumped.pop(instance_id, None)
+        self._warned.discard(instance_id)
         self._sequences.drop_source(str(instance_id))
         self._on_change()
 
@@ -129,7 +131,7 @@ class ReplicaSync:
 
     def _add(self, instance_id: int, added: SequenceAdded) -> None:
         if (mistake := _mistake(added, self._scheduler.block_size)) is not None:
-            _warn(instance_id, mistake)
+            self._warn(instance_id, mistake)
             return
         self._sequences.add(
             _key(instance_id, added.request_id),
@@ -141,14 +143,25 @@ class ReplicaSync:
             source=str(instance_id),
         )
 
+    def _decoded(self, decode: Callable[[msgspec.Raw], T], instance_id: int, payload: msgspec.Raw) -> T | None:
+        try:
+            return decode(payload)
+        except PAYLOAD_ERRORS as error:
+            self._warn(instance_id, error)
+            return None
+
+    def _warn(self, instance_id: int, mistake: object) -> None:
+        if instance_id not in self._warned:
+            self._warned.add(instance_id)
+            logger.warning("router %x says of its load what makes no sense, it is left out: %s", instance_id, mistake)
+
     def _dump(self) -> Iterator[list[SequenceAdded]]:
         return _parts([_added(request_id, sequence) for request_id, sequence in self._sequences.of_source("")])
 
 
 def sync_endpoint(workers: EndpointId, model: str) -> EndpointId:
     """Where the routers of a model's workers serve their feeds."""
-    slug = sha256(model.encode()).hexdigest()[:16]  # a name may hold any character
-    return workers.beside(f"{workers.name}_router_sync_{slug}")
+    return model_endpoint(workers, "router_sync", model)
 
 
 def _added(request_id: str, sequence: ActiveSequence) -> SequenceAdded:
@@ -181,18 +194,6 @@ def _mistake(added: SequenceAdded, block_size: int) -> str | None:
 
 def _key(instance_id: int, request_id: str) -> str:
     return f"{instance_id:x}/{request_id}"
-
-
-def _decoded(decode: Callable[[msgspec.Raw], T], instance_id: int, payload: msgspec.Raw) -> T | None:
-    try:
-        return decode(payload)
-    except PAYLOAD_ERRORS as error:
-        _warn(instance_id, error)
-        return None
-
-
-def _warn(instance_id: int, mistake: object) -> None:
-    logger.warning("router %x says of its load what makes no sense: %s", instance_id, mistake)
 
 
 _decode_event = payload_decoder(SequenceEvent)

@@ -2,19 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from hashlib import sha256
 
 from dynamo.errors import InvalidRequestError
 from dynamo.protocols.reservations import Prefilled, ReservationMessage, Reserve
 from dynamo.protocols.routing import RoutingReport
 from dynamo.router.kv_placer import KvPlacer
+from dynamo.router.model_endpoint import model_endpoint
 from dynamo.router.routing import RoutingDecision, RoutingRequest
 from dynamo.router.routing_report import routing_report
 from dynamo.runtime.background import in_background
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
 from dynamo.runtime.instance import EndpointId
-from dynamo.tokens import block_seed
+from dynamo.tokens import block_seed, token_array
 
 SIGN_OF_LIFE_S = 1.0  # how often a caller whose request waits hears that it still does
 
@@ -55,6 +55,7 @@ class Reservations:
                     await asyncio.wait([deciding], timeout=self._sign_of_life_s)
                     if not deciding.done():
                         yield None
+                message.token_ids = token_array()  # of no use any more, and the stream may be open for long
                 yield routing_report(deciding.result(), placer.scheduler.block_size)
                 if not self._closed:
                     await held.until_ended(context)
@@ -107,8 +108,7 @@ class _Held:
 
 def reservations_endpoint(workers: EndpointId, model: str) -> EndpointId:
     """Where a router service for a model's workers takes reservations."""
-    slug = sha256(model.encode()).hexdigest()[:16]  # a name may hold any character
-    return workers.beside(f"{workers.name}_router_{slug}")
+    return model_endpoint(workers, "router", model)
 
 
 def _routing(placer: KvPlacer, message: Reserve) -> RoutingRequest:
@@ -119,7 +119,7 @@ def _routing(placer: KvPlacer, message: Reserve) -> RoutingRequest:
         priority=message.priority,
         session_id=message.session_id,
         explain=message.explain,
-        eligible=placer.eligible(message.instances, message.dp_rank),
+        eligible=placer.eligible(message.instances, message.dp_rank, pinned=message.pinned),
     )
 
 

@@ -110,7 +110,9 @@ def payload_handler(
         metrics.started()
         error_type: str | None = None
         try:
-            async with closing(call(_decoded(decode, payload), context)) as replies:
+            request = _decoded(decode, payload)
+            del payload  # and with it its frame: the reply may take long
+            async with closing(call(request, context)) as replies:
                 async for reply in replies:
                     yield _encoded(reply)
         except BaseException as error:

@@ -67,6 +67,7 @@ class IndexFigures:
     malformed_events: int
     gaps: int
     recoveries: int
+    dumps: int
     queued_requests: int
 
 
@@ -142,6 +143,7 @@ class RouterMetrics(Collector):
             (CounterMetricFamily, "events_total", "KV events taken", "events"),
             (CounterMetricFamily, "malformed_events_total", "KV events dropped", "malformed_events"),
             (CounterMetricFamily, "event_gaps_total", "Times that KV events were missing", "gaps"),
+            (CounterMetricFamily, "event_dumps_total", "Whole states of workers that were taken over", "dumps"),
             (CounterMetricFamily, "event_recoveries_total", "Times that a worker's feed was whole again", "recoveries"),
         ):
             family = kind(_PREFIX + name, documentation, labels=("model",))

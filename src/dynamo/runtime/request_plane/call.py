@@ -61,7 +61,7 @@ class ServedCall:
         self.task: asyncio.Task[None] | None = None
 
     def start(self, handler: PayloadHandler, payload: msgspec.Raw) -> None:
-        self.task = asyncio.create_task(self._run(handler, payload))
+        self.task = asyncio.create_task(self._run(handler(payload, self.context)))  # who keeps the payload is up to it
         self.task.add_done_callback(self._done)  # not in the task itself: it may be cancelled before it starts
 
     def grant(self, size_bytes: int) -> None:
@@ -83,10 +83,10 @@ class ServedCall:
         if self.task is not None:
             self.task.cancel()
 
-    async def _run(self, handler: PayloadHandler, payload: msgspec.Raw) -> None:
+    async def _run(self, replies: AsyncGenerator[bytes, None]) -> None:
         error: BaseException | None = None
         try:
-            await self._answer(handler, payload)
+            await self._answer(replies)
         except asyncio.CancelledError as cancelled:
             error = self._reason if self.context.is_killed() else cancelled
             if error is None:
@@ -107,9 +107,9 @@ class ServedCall:
             self._timer.cancel()
         self._on_done(self._stream_id)
 
-    async def _answer(self, handler: PayloadHandler, payload: msgspec.Raw) -> None:
+    async def _answer(self, replies: AsyncGenerator[bytes, None]) -> None:
         port, stream_id = self._port, self._stream_id
-        async with aclosing(handler(payload, self.context)) as replies:
+        async with aclosing(replies):
             async for reply in replies:
                 size_bytes = len(reply) + ITEM_OVERHEAD_BYTES
                 port.post(Item(stream_id, msgspec.Raw(reply)), size_bytes)
