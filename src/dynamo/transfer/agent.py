@@ -115,6 +115,15 @@ class Agent:
         assert self._listener is not None, "an agent registers memory after start()"
         return self._regions.register(memory)
 
+    def allocate(self, size_bytes: int) -> Region:
+        """New memory, zeroed and registered. It can go by shared memory, where other processes' own is out of reach.
+
+        It is given back when neither the region nor a view of it is left. Raises InvalidRequestError for a size that is
+        none, OverloadedError for too much.
+        """
+        assert self._listener is not None, "an agent allocates memory after start()"
+        return self._regions.allocate(size_bytes)
+
     def deregister(self, region: Region) -> None:
         """Nobody gets at it any more; what is under way may go on until its end. Idempotent."""
         self._regions.deregister(region)
