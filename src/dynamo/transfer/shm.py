@@ -8,8 +8,8 @@ for it ends when the owner does; and the owner's ledger, which is mapped too, sa
 import bisect
 import ctypes
 import hmac
-import itertools
 import logging
+import operator
 import os
 import secrets
 import select
@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -165,7 +165,7 @@ class ShmLink:
 
     def _copy(self, job: Job) -> None:
         mapped = [self._mapped.get(key) or self._map(key, job.control) for key in job.keys]
-        local, remote = job.local, _here(job.remote, mapped)
+        local, far, done = job.local, _here(job.remote, mapped), 0
         connection = select.poll()
         connection.register(self._sock, select.POLLRDHUP)
         self._ledger.check(self._cookie, job.keys)
@@ -173,10 +173,12 @@ class ShmLink:
             job.control.check()
             _check_open(connection)
             pieces, size_bytes = local.take(PIECE_BYTES_MAX)
-            to, start = (remote, local) if job.write else (local, remote)
-            _copy_pieces(to, start, pieces)
+            near, lengths = local.columns(pieces)
+            to, start = (far[done : done + pieces], near) if job.write else (near, far[done : done + pieces])
+            for _ in map(_memmove, to, start, lengths):
+                pass  # all of it is done by map
             local.skip(pieces)
-            remote.skip(pieces)
+            done += pieces
             job.done_bytes += size_bytes
         _check_open(connection)
         self._ledger.check(self._cookie, job.keys)  # or it was somebody else's memory by the end
@@ -255,24 +257,18 @@ class ShmLink:
             return message, fds[0] if fds else None
 
 
-def _here(remote: Vector, mapped: Sequence[_Mapped]) -> Vector:
-    """The peer's pieces, where they are here. Raises ConnectionLostError for those that are nowhere."""
-    places = sorted(mapped, key=lambda place: place.begin)
-    begins = [place.begin for place in places]
-    cells = array("Q")
-    for address, length in remote:
-        place = places[bisect.bisect_right(begins, address) - 1]
-        offset = address - place.begin
-        if not 0 <= offset <= place.memory.size_bytes - length:
-            raise ConnectionLostError("shm: the peer has sent less memory than it has told of")
-        cells.extend((place.memory.address + offset, length))
-    return Vector(cells)
-
-
-def _copy_pieces(to: Vector, start: Vector, pieces: int) -> None:
-    """The first so many, which have the same sizes."""
-    for (there, length), (here, _) in zip(itertools.islice(to, pieces), start, strict=False):
-        _memmove(there, here, length)
+def _here(remote: Vector, mapped: Iterable[_Mapped]) -> "array[int]":
+    """Where the peer's pieces are here. Raises ConnectionLostError for those that are nowhere."""
+    begins, ends, shifts = [], [0], [0]  # the first of ends and shifts: for what lies before all regions
+    for region in sorted(mapped, key=lambda region: region.begin):
+        begins.append(region.begin)
+        ends.append(region.begin + region.memory.size_bytes)
+        shifts.append(region.memory.address - region.begin)
+    addresses, lengths = remote.columns(len(remote))
+    at = [bisect.bisect_right(begins, address) for address in addresses]
+    if not all(map(operator.le, map(operator.add, addresses, lengths), map(ends.__getitem__, at))):
+        raise ConnectionLostError("shm: the peer has sent less memory than it has told of")
+    return array("Q", map(operator.add, addresses, map(shifts.__getitem__, at)))
 
 
 def _check_open(connection: select.poll) -> None:
