@@ -97,12 +97,13 @@ class Agent:
             self._targets.append(target)
 
     async def close(self) -> None:
-        """Transfers with peers end with ConnectionLostError, at both ends. Idempotent."""
+        """Transfers end with ConnectionLostError, at both ends; no memory is registered any more. Idempotent."""
         for name in tuple(self._peers):
             self.remove_peer(name)
         await self._stack.aclose()
         await self._channels.close()
         await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        self._regions.clear()
 
     # Memory
 

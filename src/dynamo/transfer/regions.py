@@ -48,6 +48,10 @@ class Regions(Mapping[int, Region]):
             del self._regions[region.id]
             self._on_change(region.id, 0)
 
+    def clear(self) -> None:
+        """For the end: peers need not be told."""
+        self._regions.clear()
+
     def infos(self) -> list[RegionInfo]:
         """What peers are told of them."""
         return [
