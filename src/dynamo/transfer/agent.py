@@ -36,7 +36,7 @@ from dynamo.transfer.metadata import AgentMetadata
 from dynamo.transfer.peer import Peer
 from dynamo.transfer.regions import Regions
 from dynamo.transfer.transfer import Transfer
-from dynamo.transfer.vector import Vector, locate
+from dynamo.transfer.vector import IOV_MAX, Vector, locate
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -207,7 +207,8 @@ class Agent:
         context = Context(deadline_s=deadline_s)
         transfer = Transfer(there.size_bytes, job.control, context)
         link = peer.ready_link(regions)
-        if link is not None and not checksum and 0 < transfer.size_bytes <= link.inline_bytes_max:
+        little = link is not None and 0 < transfer.size_bytes <= link.inline_bytes_max and len(there) <= IOV_MAX
+        if link is not None and little and not checksum:
             self._copy_at_once(transfer, peer, link, job)
             return transfer
 
