@@ -136,7 +136,7 @@ async def test_memory_is_given_back_with_its_region_though_a_peer_maps_it() -> N
             assert os.fstat(copy).st_blocks == (1 << 20) // 512
             far.deregister(theirs)
             del theirs
-            assert os.fstat(copy).st_blocks == 0
+            await eventually(lambda: os.fstat(copy).st_blocks == 0)  # the thread that has handed it out may hold it yet
         finally:
             os.close(copy)
         with pytest.raises(InvalidRequestError, match="not registered any more"):
