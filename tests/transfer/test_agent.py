@@ -19,7 +19,7 @@ from dynamo.errors import (
     UnsupportedFeatureError,
 )
 from dynamo.testing import within
-from dynamo.transfer import Agent, Blocks, agent, cma, regions
+from dynamo.transfer import Agent, Blocks, TransferState, agent, cma, regions
 from dynamo.transfer.metadata import AgentMetadata
 
 
@@ -198,6 +198,18 @@ async def test_backends_that_only_one_has() -> None:
         near.add_peer(far.metadata())
         with pytest.raises(ConnectionLostError, match="no transfer backend reaches 'b'"):
             await within(near.read(ours.all(), theirs.all()))
+
+
+@pytest.mark.parametrize("backend", ["cma", "shm"])
+async def test_little_is_copied_at_once_unless_it_is_in_many_pieces(backend: str) -> None:
+    async with Agent("a", [backend]) as near, Agent("b", [backend]) as far:
+        ours, theirs = near.allocate(2000), far.allocate(2000)
+        near.add_peer(far.metadata())
+        await within(near.read(ours.all(), theirs.all()))
+        assert near.read(ours.all(), theirs.all()).state is TransferState.DONE
+        scattered = near.read(ours.blocks(range(2000), 1), theirs.blocks(range(2000), 1))
+        assert scattered.state is TransferState.RUNNING
+        await within(scattered)
 
 
 async def test_checksums_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:

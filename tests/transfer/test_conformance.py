@@ -49,7 +49,7 @@ class Pair:
         return Blocks.of("near", self.region.id, offsets, lengths)
 
 
-@pytest.fixture(params=["cma", "tcp"])
+@pytest.fixture(params=["cma", "shm", "tcp"])
 def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -75,6 +75,15 @@ async def large(backend: str) -> AsyncIterator[Pair]:
     """So much that a transfer does not end before a test has done something to it."""
     async for made in paired(backend, 512 * MIB):
         yield made
+
+
+def registered(agent: Agent, memory: bytes, backend: str) -> Region:
+    """Of a kind that the backend reaches."""
+    if backend != "shm":
+        return agent.register(bytearray(memory))
+    region = agent.allocate(len(memory))
+    region.view()[:] = memory
+    return region
 
 
 def random_blocks(rng: random.Random, size_bytes: int, count: int) -> tuple[list[int], list[int], list[int]]:
@@ -239,7 +248,7 @@ async def test_peer_that_closes(backend: str) -> None:
     async with Agent("near", [backend]) as near:
         far = Agent("far", [backend])
         await far.start()
-        theirs = far.register(bytearray(1000))
+        theirs = registered(far, bytes(1000), backend)
         ours = near.register(bytearray(1000))
         near.add_peer(far.metadata())
         await within(near.read(ours.all(), theirs.all()))
@@ -254,7 +263,7 @@ async def test_peer_that_comes_again(backend: str) -> None:
         ours = near.register(array("I", [0]))
         for number in range(3):
             async with Agent("far", [backend]) as far:
-                theirs = far.register(array("I", [number]))
+                theirs = registered(far, array("I", [number]).tobytes(), backend)
                 near.add_peer(far.metadata())
                 await within(near.read(ours.all(), theirs.all()))
                 assert ours.view().cast("I")[0] == number

@@ -36,7 +36,7 @@ from dynamo.transfer.metadata import AgentMetadata
 from dynamo.transfer.peer import Peer
 from dynamo.transfer.regions import Regions
 from dynamo.transfer.transfer import Transfer
-from dynamo.transfer.vector import Vector, locate
+from dynamo.transfer.vector import IOV_MAX, Vector, locate
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -97,12 +97,13 @@ class Agent:
             self._targets.append(target)
 
     async def close(self) -> None:
-        """Transfers with peers end with ConnectionLostError, at both ends. Idempotent."""
+        """Transfers end with ConnectionLostError, at both ends; no memory is registered any more. Idempotent."""
         for name in tuple(self._peers):
             self.remove_peer(name)
         await self._stack.aclose()
         await self._channels.close()
         await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        self._regions.clear()
 
     # Memory
 
@@ -114,6 +115,15 @@ class Agent:
         """
         assert self._listener is not None, "an agent registers memory after start()"
         return self._regions.register(memory)
+
+    def allocate(self, size_bytes: int) -> Region:
+        """New memory, zeroed and registered. It can go by shared memory, where other processes' own is out of reach.
+
+        It is given back when neither the region nor a view of it is left. Raises InvalidRequestError for a size that is
+        none, OverloadedError for too much.
+        """
+        assert self._listener is not None, "an agent allocates memory after start()"
+        return self._regions.allocate(size_bytes)
 
     def deregister(self, region: Region) -> None:
         """Nobody gets at it any more; what is under way may go on until its end. Idempotent."""
@@ -197,7 +207,8 @@ class Agent:
         context = Context(deadline_s=deadline_s)
         transfer = Transfer(there.size_bytes, job.control, context)
         link = peer.ready_link(regions)
-        if link is not None and not checksum and 0 < transfer.size_bytes <= link.inline_bytes_max:
+        little = link is not None and 0 < transfer.size_bytes <= link.inline_bytes_max and len(there) <= IOV_MAX
+        if link is not None and little and not checksum:
             self._copy_at_once(transfer, peer, link, job)
             return transfer
 

@@ -8,6 +8,7 @@ from dynamo.transfer.cma import CmaLink, CmaTarget
 from dynamo.transfer.link import Link, Target
 from dynamo.transfer.metadata import AgentMetadata
 from dynamo.transfer.regions import Regions
+from dynamo.transfer.shm import ShmLink, ShmTarget
 from dynamo.transfer.tcp import TcpLink, TcpTarget
 
 
@@ -26,6 +27,10 @@ def _connect_cma(peer: AgentMetadata) -> Link | None:
     return None if peer.cma is None else CmaLink(peer.cma)
 
 
+def _connect_shm(peer: AgentMetadata) -> Link | None:
+    return None if peer.shm is None else ShmLink(peer.shm)
+
+
 def _connect_tcp(peer: AgentMetadata) -> Link | None:
     return None if peer.tcp is None else TcpLink(peer.tcp)
 
@@ -34,6 +39,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend(name="cma", open=lambda _regions, _host: CmaTarget(), connect=_connect_cma),
+        Backend(name="shm", open=lambda regions, _host: ShmTarget(regions), connect=_connect_shm),
         Backend(name="tcp", open=lambda regions, host: TcpTarget(regions.admit, host), connect=_connect_tcp),
     )
 }

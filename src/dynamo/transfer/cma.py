@@ -69,6 +69,9 @@ class CmaLink:
     def reaches(self, regions: Iterable[RegionInfo]) -> bool:
         return True
 
+    def ready(self, regions: Iterable[RegionInfo]) -> bool:
+        return True
+
     def copy(self, job: Job) -> None:
         call = _write if job.write else _read
         if job.write:

@@ -34,6 +34,10 @@ class Link(Protocol):
         """Whether it can get at all of them."""
         ...
 
+    def ready(self, regions: Iterable[RegionInfo]) -> bool:
+        """Whether copy() need not ask the peer for these first."""
+        ...
+
     def copy(self, job: Job) -> None:
         """Blocks until the job is done, and counts its `done_bytes`.
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from dynamo.errors import InvalidRequestError, UnsupportedFeatureError
 from dynamo.transfer.blocks import Blocks
+from dynamo.transfer.shared_memory import SharedMemory
 
 
 @runtime_checkable
@@ -23,9 +24,9 @@ class Tensor(Protocol):
 class Region:
     """Registered memory of this process: its bytes stay where they are until close()."""
 
-    __slots__ = ("_agent", "_owner", "address", "id", "key", "size_bytes", "writable")
+    __slots__ = ("_agent", "_owner", "address", "fd", "id", "key", "size_bytes", "writable")
 
-    def __init__(self, agent: str, region_id: int, key: int, memory: "Memory") -> None:
+    def __init__(self, agent: str, region_id: int, key: int, memory: "Memory | SharedMemory") -> None:
         self._agent = agent
         self._owner = memory
         self.id = region_id
@@ -33,6 +34,7 @@ class Region:
         self.address = memory.address
         self.size_bytes = memory.size_bytes
         self.writable = memory.writable
+        self.fd = memory.fd if isinstance(memory, SharedMemory) else None  # by which others can map it
 
     def blocks(self, offsets: Iterable[int], size_bytes: int) -> Blocks:
         """Blocks of one size, at these offsets in bytes. Raises InvalidRequestError for those that lie outside."""
@@ -50,8 +52,8 @@ class Region:
         return self.blocks([0], self.size_bytes)
 
     def view(self) -> memoryview:
-        """Its bytes, good as long as this object lives."""
-        return view_of(self.address, self.size_bytes)
+        """Its bytes; the view keeps them."""
+        return view_of(self.address, self.size_bytes, self)
 
 
 class Memory:
@@ -97,9 +99,11 @@ class Memory:
         self.writable = not buffer.readonly
 
 
-def view_of(address: int, size_bytes: int) -> memoryview:
-    """Memory of this process, which others keep where it is."""
-    return memoryview((ctypes.c_char * size_bytes).from_address(address)).cast("B")
+def view_of(address: int, size_bytes: int, owner: object = None) -> memoryview:
+    """Memory of this process, which `owner`, kept by the view, or somebody else keeps where it is."""
+    array = (ctypes.c_char * size_bytes).from_address(address)
+    array.owner = owner  # type: ignore[attr-defined]
+    return memoryview(array).cast("B")
 
 
 class _PyBuffer(ctypes.Structure):

@@ -16,6 +16,7 @@ class RegionInfo(msgspec.Struct, array_like=True, frozen=True):
     address: int
     size_bytes: int
     writable: bool
+    shared: bool = False  # other processes can map it
 
 
 class CmaOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +26,14 @@ class CmaOffer(msgspec.Struct, frozen=True, kw_only=True):
     cookie_address: int
     cookie: bytes  # what stands there: another process of this number has something else
     keys_address: int
+
+
+class ShmOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """An abstract Unix socket of this host, at which shared memory can be had."""
+
+    socket: str
+    secret: bytes
+    cookie: bytes  # stands in the ledger that comes first, as long as the agent lives
 
 
 class TcpOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +50,7 @@ class AgentMetadata(msgspec.Struct, omit_defaults=True, kw_only=True):
     address: Address  # for notifications and checksums
     regions: list[RegionInfo] = []
     cma: CmaOffer | None = None
+    shm: ShmOffer | None = None
     tcp: TcpOffer | None = None
 
     def encode(self) -> bytes:

@@ -33,7 +33,7 @@ class Peer:
         self._links: dict[str, Link] = {}
         self._failures: dict[str, str] = {}  # of backends that did not work, why
         self._connecting = asyncio.Lock()
-        self._chosen = ""  # backend that the log has named
+        self._said: dict[str, str] = {}  # of backends that the log has named, why not a better one
 
     def update(self, metadata: AgentMetadata) -> bool:
         """Takes in newer metadata; False, and nothing has happened, if it is another process's."""
@@ -44,26 +44,32 @@ class Peer:
         return True
 
     def ready_link(self, regions: Sequence[RegionInfo]) -> Link | None:
-        """The best way to these, if it has been found already."""
+        """The best way to these, if it has been found already and need not wait."""
         for backend in self._backends:
             if backend.name in self._failures:
                 continue
             link = self._links.get(backend.name)
-            if link is None or link.reaches(regions):
-                return link
+            if link is None:
+                return None
+            if link.reaches(regions):
+                return link if link.ready(regions) else None
         return None
 
     async def link(self, regions: Sequence[RegionInfo]) -> Link:
         """The best way to these that works. Raises ConnectionLostError where none does."""
         async with self._connecting:
+            passed: list[str] = []  # that work, but not for these
             for backend in self._backends:
                 if backend.name in self._failures:
                     continue
                 link = await self._connected(backend)
-                if link is not None and link.reaches(regions):
-                    self._say(link)
+                if link is None:
+                    continue
+                if link.reaches(regions):
+                    self._say(link, self._reasons(passed))
                     return link
-            reasons = "; ".join(filter(None, self._failures.values())) or "none that both have"
+                passed.append(f"{link.name} cannot get at memory of this kind")
+            reasons = self._reasons(passed) or "none that both have"
             self._failures.clear()  # the next one tries them all again
         raise ConnectionLostError(f"no transfer backend reaches {self.metadata.name!r}: {reasons}")
 
@@ -95,11 +101,13 @@ class Peer:
             self._links[backend.name] = link
         return link
 
-    def _say(self, link: Link) -> None:
-        if link.name == self._chosen:
+    def _reasons(self, passed: list[str]) -> str:
+        return "; ".join(filter(None, (*self._failures.values(), *passed)))
+
+    def _say(self, link: Link, reasons: str) -> None:
+        if self._said.get(link.name) == reasons:
             return
-        self._chosen = link.name
-        reasons = "; ".join(filter(None, self._failures.values()))
+        self._said[link.name] = reasons
         if reasons:
             logger.warning("transfers with %r go by %s: %s", self.metadata.name, link.name, reasons)
         else:

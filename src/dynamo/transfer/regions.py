@@ -10,6 +10,7 @@ from dynamo.errors import InvalidRequestError, OverloadedError
 from dynamo.transfer.job import RegionKey
 from dynamo.transfer.memory import Memory, Region
 from dynamo.transfer.metadata import RegionInfo
+from dynamo.transfer.shared_memory import SharedMemory
 from dynamo.transfer.vector import Vector
 
 REGIONS_MAX = 4096
@@ -35,13 +36,11 @@ class Regions(Mapping[int, Region]):
 
     def register(self, memory: Any) -> Region:
         """Raises what Memory() raises, OverloadedError when there are too many."""
-        region_id = next((i for i in range(REGIONS_MAX) if i not in self._regions), None)
-        if region_id is None:
-            raise OverloadedError(f"there are {REGIONS_MAX} regions already")
-        region = Region(self._agent, region_id, secrets.randbits(63) | 1, Memory(memory))
-        self._regions[region_id] = region
-        self._on_change(region_id, region.key)
-        return region
+        return self._add(Memory(memory))
+
+    def allocate(self, size_bytes: int) -> Region:
+        """Raises what SharedMemory() raises, OverloadedError when there are too many."""
+        return self._add(SharedMemory(size_bytes))
 
     def deregister(self, region: Region) -> None:
         """Idempotent."""
@@ -49,9 +48,16 @@ class Regions(Mapping[int, Region]):
             del self._regions[region.id]
             self._on_change(region.id, 0)
 
+    def clear(self) -> None:
+        """For the end: peers need not be told."""
+        self._regions.clear()
+
     def infos(self) -> list[RegionInfo]:
         """What peers are told of them."""
-        return [RegionInfo(r.id, r.key, r.address, r.size_bytes, r.writable) for r in self._regions.values()]
+        return [
+            RegionInfo(r.id, r.key, r.address, r.size_bytes, r.writable, r.fd is not None)
+            for r in self._regions.values()
+        ]
 
     def admit(self, keys: tuple[RegionKey, ...], cells: bytes, write: bool) -> tuple[Vector, object]:
         """A peer's request for memory, in any thread: its pieces, checked, and what keeps them where they are.
@@ -66,6 +72,15 @@ class Regions(Mapping[int, Region]):
             if at < 0 or address + length > places[at].address + places[at].size_bytes:
                 raise InvalidRequestError(f"{self._agent!r} has no such memory registered")
         return vector, places
+
+    def _add(self, memory: Memory | SharedMemory) -> Region:
+        region_id = next((i for i in range(REGIONS_MAX) if i not in self._regions), None)
+        if region_id is None:
+            raise OverloadedError(f"there are {REGIONS_MAX} regions already")
+        region = Region(self._agent, region_id, secrets.randbits(63) | 1, memory)
+        self._regions[region_id] = region
+        self._on_change(region_id, region.key)
+        return region
 
     def _admitted(self, region_key: RegionKey, write: bool) -> Region:
         region_id, key = region_key

@@ -29,6 +29,7 @@ from dynamo.errors import (
     to_info,
 )
 from dynamo.runtime.listening_socket import bind
+from dynamo.transfer.acceptor import Acceptor, shut
 from dynamo.transfer.blocks import MAX_BLOCKS
 from dynamo.transfer.job import Control, Job, RegionKey
 from dynamo.transfer.metadata import AgentMetadata, RegionInfo, TcpOffer
@@ -40,7 +41,6 @@ T = TypeVar("T")
 
 Located = tuple[Vector, object]
 LANES = 2
-CONNECTIONS_MAX = 64  # that a target serves at the same time
 _TICK_S = 0.1  # how long a thread may wait before it looks whether it is still wanted
 _CONNECT_TIMEOUT_S = 5.0
 _MESSAGE_BYTES_MAX = 32 * MAX_BLOCKS
@@ -65,15 +65,9 @@ class TcpTarget:
         It raises InvalidRequestError for what is not registered. Raises ConfigError when `host` cannot be bound.
         """
         self._admit = admit
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
-        self._listening = bind(host, 0)
-        self._listening.setblocking(True)
-        self._listening.listen(CONNECTIONS_MAX)
-        self._offer = TcpOffer(host=host, port=self._listening.getsockname()[1], secret=secrets.token_bytes(16))
-        self._acceptor = threading.Thread(target=self._accept, name="transfer-tcp", daemon=True)
-        self._acceptor.start()
+        listening = bind(host, 0)
+        self._offer = TcpOffer(host=host, port=listening.getsockname()[1], secret=secrets.token_bytes(16))
+        self._acceptor = Acceptor(listening, self._serve, "transfer-tcp")
 
     def offer(self, metadata: AgentMetadata) -> None:
         metadata.tcp = self._offer
@@ -83,29 +77,7 @@ class TcpTarget:
 
     def close(self) -> None:
         """Callers see ConnectionLostError. Idempotent."""
-        self._closed.set()
-        _shut(self._listening)
-        self._acceptor.join()
-        self._listening.close()
-        with self._lock:
-            for sock in self._sockets:
-                _shut(sock)
-
-    def _accept(self) -> None:
-        while not self._closed.is_set():
-            try:
-                sock, _ = self._listening.accept()
-            except OSError:
-                continue  # closed, or out of files for a moment
-            with self._lock:
-                crowded = len(self._sockets) >= CONNECTIONS_MAX
-                if not crowded:
-                    self._sockets.add(sock)
-            if crowded:
-                logger.warning("a transfer connection is refused: there are %d already", CONNECTIONS_MAX)
-                sock.close()
-            else:
-                threading.Thread(target=self._serve, args=(sock,), name="transfer-tcp-peer", daemon=True).start()
+        self._acceptor.close()
 
     def _serve(self, sock: socket.socket) -> None:
         stream = _Stream(sock, Control(deadline_s=time.monotonic() + _CONNECT_TIMEOUT_S).check)
@@ -117,10 +89,6 @@ class TcpTarget:
                 self._answer(stream, stream.receive(_Request))
         except (ConnectionLostError, DeadlineExceededError, msgspec.DecodeError) as error:
             logger.debug("a transfer connection has ended: %s", error)
-        finally:
-            with self._lock:
-                self._sockets.discard(sock)
-            sock.close()
 
     def _answer(self, stream: "_Stream", request: _Request) -> None:
         try:
@@ -137,7 +105,7 @@ class TcpTarget:
         del keep
 
     def _still_serving(self) -> None:
-        if self._closed.is_set():
+        if self._acceptor.closed.is_set():
             raise ConnectionLostError("the agent is closing")
 
 
@@ -158,6 +126,9 @@ class TcpLink:
         self._put_back(self._connect())
 
     def reaches(self, regions: Iterable[RegionInfo]) -> bool:
+        return True
+
+    def ready(self, regions: Iterable[RegionInfo]) -> bool:
         return True
 
     def copy(self, job: Job) -> None:
@@ -275,7 +246,7 @@ class _Stream:
 
     def shut(self) -> None:
         """Whoever waits for it sees its end."""
-        _shut(self._sock)
+        shut(self._sock)
 
     def close(self) -> None:
         self._sock.close()
@@ -290,13 +261,6 @@ class _Stream:
                 raise ConnectionLostError("tcp: the peer has closed the connection")
             elif (number := ctypes.get_errno()) not in (errno.EAGAIN, errno.EINTR):
                 raise ConnectionLostError(f"tcp: {os.strerror(number)}")
-
-
-def _shut(sock: socket.socket) -> None:
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError as error:
-        logger.debug("a socket was shut already: %s", error)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

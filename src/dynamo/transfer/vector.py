@@ -54,6 +54,11 @@ class Vector:
         address, _ = self._cells.buffer_info()
         return address + 16 * self._at
 
+    def columns(self, pieces: int) -> "tuple[array[int], array[int]]":
+        """Addresses, and lengths, of the first so many."""
+        begin, end = 2 * self._at, 2 * (self._at + pieces)
+        return self._cells[begin:end:2], self._cells[begin + 1 : end : 2]
+
     def take(self, size_bytes: int) -> tuple[int, int]:
         """How many of the first pieces to do in one call, at least one, and how many bytes they have.
 
