@@ -1,5 +1,6 @@
 """struct iovec[]: where the pieces of a transfer lie, in the form in which the kernel takes it."""
 
+import functools
 import itertools
 import operator
 from array import array
@@ -53,6 +54,11 @@ class Vector:
         """Of the first piece's struct iovec."""
         address, _ = self._cells.buffer_info()
         return address + 16 * self._at
+
+    @property
+    def alignment(self) -> int:
+        """All addresses and lengths or'ed: a power of two that divides it divides each of them."""
+        return functools.reduce(operator.or_, self._cells[2 * self._at : 2 * self._end], 0)
 
     def take(self, size_bytes: int) -> tuple[int, int]:
         """How many of the first pieces to do in one call, at least one, and how many bytes they have.
