@@ -14,7 +14,7 @@ from dynamo.errors import (
     NotFoundError,
     RequestCancelledError,
 )
-from dynamo.testing import within
+from dynamo.testing import eventually, within
 from dynamo.transfer import Agent, objects
 
 OBJECT_BYTES = 1000
@@ -49,9 +49,8 @@ class Store:
         self.under_way_max = max(self.under_way_max, self.under_way)
         self.arrived.set()
         try:
-            await asyncio.sleep(0)
-            while not self.opened.is_set():
-                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)  # so that others begin, too
+            await eventually(self.opened.is_set)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise

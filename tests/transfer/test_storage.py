@@ -53,7 +53,7 @@ class Place:
 @pytest.fixture(
     params=[
         "file",
-        "file past no cache",
+        "file through the cache",
         pytest.param("memory", marks=needs_obstore),
         pytest.param("directory", marks=needs_obstore),
         pytest.param("s3", marks=[needs_obstore, needs_s3]),
