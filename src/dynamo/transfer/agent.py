@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar, TypeVarTuple
+from pathlib import Path
+from typing import Any
 
 import msgspec
-import xxhash
 
 from dynamo.errors import (
     ConnectionLostError,
@@ -29,17 +28,20 @@ from dynamo.runtime.request_plane.call import PayloadHandler
 from dynamo.runtime.request_plane.tcp import TcpPlane
 from dynamo.transfer.backends import BACKENDS, backend
 from dynamo.transfer.blocks import Blocks
+from dynamo.transfer.checksum import checksum_of_memory, checksum_through
+from dynamo.transfer.file import FileLink
 from dynamo.transfer.job import Control, Job
 from dynamo.transfer.link import Link, Target
-from dynamo.transfer.memory import Region, view_of
+from dynamo.transfer.memory import Region
 from dynamo.transfer.metadata import AgentMetadata
+from dynamo.transfer.objects import ObjectLink, ObjectStore
+from dynamo.transfer.open_file import OpenFile
 from dynamo.transfer.peer import Peer
 from dynamo.transfer.regions import Regions
+from dynamo.transfer.storage import Storage, StoredRegion
+from dynamo.transfer.threads import Threads
 from dynamo.transfer.transfer import Transfer
-from dynamo.transfer.vector import IOV_MAX, Vector, locate
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
+from dynamo.transfer.vector import IOV_MAX, locate
 
 TIMEOUT_S = 30.0
 TRANSFERS_MAX = 1024  # under way
@@ -73,7 +75,8 @@ class Agent:
         self._plane = TcpPlane(host)
         self._channels = Channels(self._plane)
         self._listener: Listener | None = None
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"transfer-{name}")
+        self._threads = Threads(_THREADS, f"transfer-{name}")
+        self._storage = Storage(name)
         self._stack = AsyncExitStack()
         self._handlers: dict[str, PayloadHandler] = {
             "notify": payload_handler(self._on_notify, Notification),
@@ -102,7 +105,8 @@ class Agent:
             self.remove_peer(name)
         await self._stack.aclose()
         await self._channels.close()
-        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        await self._storage.close()
+        await self._threads.close()
         self._regions.clear()
 
     # Memory
@@ -125,9 +129,52 @@ class Agent:
         assert self._listener is not None, "an agent allocates memory after start()"
         return self._regions.allocate(size_bytes)
 
-    def deregister(self, region: Region) -> None:
-        """Nobody gets at it any more; what is under way may go on until its end. Idempotent."""
-        self._regions.deregister(region)
+    def deregister(self, region: Region | StoredRegion) -> None:
+        """Nobody gets at it any more. Idempotent.
+
+        What is under way may go on until its end; with a file or objects, it ends with ConnectionLostError.
+        """
+        if isinstance(region, StoredRegion):
+            self._storage.deregister(region)
+        else:
+            self._regions.deregister(region)
+
+    # Storage
+
+    def register_file(
+        self,
+        path: str | Path,
+        size_bytes: int | None = None,
+        *,
+        writable: bool = False,
+        direct: bool = True,
+        sync: bool = False,
+    ) -> StoredRegion:
+        """The first `size_bytes` of a file, all by default, as the remote end of this agent's reads and writes.
+
+        A writable file is made, or made larger, if it has to be. With `direct` blocks whose addresses, offsets and
+        sizes are multiples of 4096 go past the page cache, if the filesystem has it. With `sync` a write's end means
+        that it is on the disk. The file is open until deregister().
+        Raises NotFoundError, InvalidRequestError for what is no file, too small or not allowed, OverloadedError for
+        too many or too large ones, ConnectionLostError for a disk that fails. In transfers, too.
+        """
+        assert self._listener is not None, "an agent registers files after start()"
+        file = OpenFile(Path(path), size_bytes, writable=writable, direct=direct)
+        return self._storage.register(FileLink(file, sync=sync), file.size_bytes, writable=writable)
+
+    def register_objects(
+        self, store: ObjectStore, keys: Sequence[str], object_bytes: int, *, writable: bool = False
+    ) -> StoredRegion:
+        """Objects of one size, one after the other, as the remote end of this agent's reads and writes.
+
+        Any bytes can be read, whole objects be written. `store` is what open_store() gives. Nothing is asked of it
+        before the first transfer, which raises NotFoundError, InvalidRequestError for an object that is too small or
+        not allowed, ConnectionLostError for a store that does not answer.
+        Raises InvalidRequestError for keys or a size that cannot be, OverloadedError for too many.
+        """
+        assert self._listener is not None, "an agent registers objects after start()"
+        link = ObjectLink(store, keys, object_bytes)
+        return self._storage.register(link, link.size_bytes, writable=writable)
 
     # Peers
 
@@ -148,7 +195,7 @@ class Agent:
         known = self._peers.get(decoded.name)
         if known is None or not known.update(decoded):
             self.remove_peer(decoded.name)
-            self._peers[decoded.name] = Peer(decoded, self._backends, self._in_thread)
+            self._peers[decoded.name] = Peer(decoded, self._backends, self._threads)
         return decoded.name
 
     def remove_peer(self, name: str) -> None:
@@ -160,10 +207,11 @@ class Agent:
     # Transfers
 
     def read(self, local: Blocks, remote: Blocks, *, timeout_s: float = TIMEOUT_S, checksum: bool = False) -> Transfer:
-        """Copies a peer's blocks into blocks of the same sizes here.
+        """Copies blocks of a peer, a file or objects into blocks of the same sizes here.
 
         Raises InvalidRequestError at once for blocks that are not registered, not writable, or do not match. With
-        `checksum` both ends compare what they have then; a difference is an InternalError.
+        `checksum` both ends compare what they have then, which for storage means to read it once more; a difference is
+        an InternalError.
         """
         return self._begin(local, remote, timeout_s, write=False, checksum=checksum)
 
@@ -186,7 +234,7 @@ class Agent:
     # How
 
     def _begin(self, local: Blocks, remote: Blocks, timeout_s: float, *, write: bool, checksum: bool) -> Transfer:
-        peer = self._peer(remote.agent)
+        peer = self._storage if self._storage.has(remote) else self._peer(remote.agent)
         if local.agent != self.name:
             raise InvalidRequestError(f"the local blocks are {local.agent!r}'s, not {self.name!r}'s")
         if not local.matches(remote):
@@ -216,7 +264,7 @@ class Agent:
             link = await peer.link(regions)
             await self._copy(transfer, peer, link, job)
             if checksum:
-                await self._compare(peer, local, remote, context)
+                await self._compare(peer, link, local, remote, job.control, context)
 
         self._under_way += 1
         transfer.run(work(), f"transfer-{self.name}-{remote.agent}", self._ended)
@@ -225,7 +273,7 @@ class Agent:
     def _ended(self) -> None:
         self._under_way -= 1
 
-    def _copy_at_once(self, transfer: Transfer, peer: Peer, link: Link, job: Job) -> None:
+    def _copy_at_once(self, transfer: Transfer, peer: Peer | Storage, link: Link, job: Job) -> None:
         transfer.uses(link.name, [job])
         try:
             link.copy(job)
@@ -234,25 +282,30 @@ class Agent:
                 peer.lost(link)
             transfer.failed(error)
 
-    async def _copy(self, transfer: Transfer, peer: Peer, link: Link, job: Job) -> None:
+    async def _copy(self, transfer: Transfer, peer: Peer | Storage, link: Link, job: Job) -> None:
         """Returns, or raises, when nothing is copied any more."""
         job.control.check()
         jobs = job.parts(link.lanes)
         transfer.uses(link.name, jobs)
-        results = await asyncio.gather(*(self._in_thread(_copy_job, link, job) for job in jobs), return_exceptions=True)
+        copying = (peer.threads.run(_copy_job, link, job) for job in jobs)
+        results = await asyncio.gather(*copying, return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
         if any(isinstance(failure, ConnectionLostError) for failure in failures):
             peer.lost(link)
-        if failures:
-            raise min(
-                failures, key=lambda failure: isinstance(failure, RequestCancelledError)
-            )  # which the others caused
+        if failures:  # of several, one that has made the others be cancelled
+            raise min(failures, key=lambda failure: isinstance(failure, RequestCancelledError))
 
-    async def _compare(self, peer: Peer, local: Blocks, remote: Blocks, context: Context) -> None:
-        ours = self._in_thread(_checksum, locate(local, self._regions, write=False))
-        theirs = await self._call(peer, "checksum", remote, context)
+    async def _compare(
+        self, peer: Peer | Storage, link: Link, local: Blocks, remote: Blocks, control: Control, context: Context
+    ) -> None:
+        ours = self._threads.run(checksum_of_memory, locate(local, self._regions, write=False))
+        if isinstance(peer, Storage):
+            stored = locate(remote, peer.regions, write=False)
+            theirs = await peer.threads.run(checksum_through, link, stored, control)
+        else:
+            theirs = await self._call(peer, "checksum", remote, context)
         if await ours != theirs:
-            raise InternalError(f"the bytes here are not those at {peer.metadata.name!r}")
+            raise InternalError(f"the bytes here are not those at {remote.agent!r}")
 
     async def _call(self, peer: Peer, endpoint: str, message: Any, context: Context) -> Any:
         """The peer's only answer."""
@@ -277,9 +330,6 @@ class Agent:
         for target in self._targets:
             target.set_key(region_id, key)
 
-    def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> "asyncio.Future[T]":
-        return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
     # What peers ask for
 
     def _handler(self, endpoint: str) -> PayloadHandler:
@@ -299,7 +349,7 @@ class Agent:
         blocks.check()
         vector = locate(blocks, self._regions, write=False)
         keep = [self._regions[span.region] for span in blocks.spans]
-        yield await self._in_thread(_checksum, vector)
+        yield await self._threads.run(checksum_of_memory, vector)
         del keep
 
 
@@ -309,14 +359,6 @@ def _copy_job(link: Link, job: Job) -> None:
     except BaseException:
         job.control.cancelled.set()  # the other parts are of no use without it
         raise
-
-
-def _checksum(vector: Vector) -> int:
-    """xxh3_64 of the pieces, one after the other."""
-    digest = xxhash.xxh3_64()
-    for address, length in vector:
-        digest.update(view_of(address, length))
-    return digest.intdigest()
 
 
 _decode = payload_decoder()

@@ -1,11 +1,10 @@
 """What can be registered, and where it lies."""
 
 import ctypes
-from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from dynamo.errors import InvalidRequestError, UnsupportedFeatureError
-from dynamo.transfer.blocks import Blocks
+from dynamo.transfer.extent import Extent
 from dynamo.transfer.shared_memory import SharedMemory
 
 
@@ -21,35 +20,17 @@ class Tensor(Protocol):
     def numel(self) -> int: ...
 
 
-class Region:
+class Region(Extent):
     """Registered memory of this process: its bytes stay where they are until close()."""
 
-    __slots__ = ("_agent", "_owner", "address", "fd", "id", "key", "size_bytes", "writable")
+    __slots__ = ("_owner", "address", "fd", "key")
 
     def __init__(self, agent: str, region_id: int, key: int, memory: "Memory | SharedMemory") -> None:
-        self._agent = agent
+        super().__init__(agent, region_id, memory.size_bytes, memory.writable)
         self._owner = memory
-        self.id = region_id
         self.key = key  # differs from that of all regions that had this id before
         self.address = memory.address
-        self.size_bytes = memory.size_bytes
-        self.writable = memory.writable
         self.fd = memory.fd if isinstance(memory, SharedMemory) else None  # by which others can map it
-
-    def blocks(self, offsets: Iterable[int], size_bytes: int) -> Blocks:
-        """Blocks of one size, at these offsets in bytes. Raises InvalidRequestError for those that lie outside."""
-        offsets = list(offsets)
-        if (
-            size_bytes < 0
-            or min(offsets, default=0) < 0
-            or max(offsets, default=-size_bytes) + size_bytes > self.size_bytes
-        ):
-            raise InvalidRequestError(f"the region has {self.size_bytes} bytes, blocks lie outside of it")
-        return Blocks.of(self._agent, self.id, offsets, [size_bytes] * len(offsets))
-
-    def all(self) -> Blocks:
-        """The whole region as one block."""
-        return self.blocks([0], self.size_bytes)
 
     def view(self) -> memoryview:
         """Its bytes; the view keeps them."""

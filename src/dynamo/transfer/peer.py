@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -10,10 +10,9 @@ from dynamo.errors import ConnectionLostError
 from dynamo.transfer.backends import Backend
 from dynamo.transfer.link import Link
 from dynamo.transfer.metadata import AgentMetadata, RegionInfo
+from dynamo.transfer.threads import Threads
 
 logger = logging.getLogger(__name__)
-
-Connect = Callable[[], Link | None]
 
 
 class Peer:
@@ -23,13 +22,13 @@ class Peer:
         self,
         metadata: AgentMetadata,
         backends: Sequence[Backend],
-        in_thread: Callable[[Connect], "asyncio.Future[Link | None]"],
+        threads: Threads,
     ) -> None:
-        """`backends` are tried in this order; `in_thread` runs what blocks."""
+        """`backends` are tried in this order; `threads` run what blocks."""
         self.metadata = metadata
         self.regions = {region.id: region for region in metadata.regions}
         self._backends = backends
-        self._in_thread = in_thread
+        self.threads = threads
         self._links: dict[str, Link] = {}
         self._failures: dict[str, str] = {}  # of backends that did not work, why
         self._connecting = asyncio.Lock()
@@ -91,7 +90,7 @@ class Peer:
         if link is None:
             metadata = self.metadata
             try:
-                link = await self._in_thread(lambda: backend.connect(metadata))
+                link = await self.threads.run(backend.connect, metadata)
             except ConnectionLostError as error:
                 self._failures[backend.name] = str(error)
                 return None

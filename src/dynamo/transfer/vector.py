@@ -1,5 +1,6 @@
 """struct iovec[]: where the pieces of a transfer lie, in the form in which the kernel takes it."""
 
+import functools
 import itertools
 import operator
 from array import array
@@ -58,6 +59,11 @@ class Vector:
         """Addresses, and lengths, of the first so many."""
         begin, end = 2 * self._at, 2 * (self._at + pieces)
         return self._cells[begin:end:2], self._cells[begin + 1 : end : 2]
+
+    @property
+    def alignment(self) -> int:
+        """All addresses and lengths or'ed: a power of two that divides it divides each of them."""
+        return functools.reduce(operator.or_, self._cells[2 * self._at : 2 * self._end], 0)
 
     def take(self, size_bytes: int) -> tuple[int, int]:
         """How many of the first pieces to do in one call, at least one, and how many bytes they have.

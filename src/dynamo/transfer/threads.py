@@ -1,0 +1,25 @@
+"""Threads for what blocks."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Threads:
+    """So many at most, begun when they are first needed."""
+
+    def __init__(self, count: int, name: str) -> None:
+        """`name` is what the threads' names begin with."""
+        self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+
+    def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> "asyncio.Future[T]":
+        """What the function returns, or raises, in one of them."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def close(self) -> None:
+        """Returns when all that was given to run() has ended."""
+        await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
