@@ -212,6 +212,16 @@ async def test_little_is_copied_at_once_unless_it_is_in_many_pieces(backend: str
         await within(scattered)
 
 
+async def test_peer_that_is_removed_while_it_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Agent("a", ["cma"]) as near, Agent("b", ["cma"]) as far:
+        ours, theirs = near.register(bytearray(8)), far.register(bytearray(8))
+        near.add_peer(far.metadata())
+        transfer = near.read(ours.all(), theirs.all())
+        near.remove_peer("b")
+        with pytest.raises(ConnectionLostError, match="was removed"):
+            await within(transfer)
+
+
 async def test_checksums_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Agent("a") as near, Agent("b") as far:
         ours, theirs = near.register(bytearray(8)), far.register(bytearray(8))

@@ -33,6 +33,7 @@ class Peer:
         self._failures: dict[str, str] = {}  # of backends that did not work, why
         self._connecting = asyncio.Lock()
         self._said: dict[str, str] = {}  # of backends that the log has named, why not a better one
+        self._closed = False
 
     def update(self, metadata: AgentMetadata) -> bool:
         """Takes in newer metadata; False, and nothing has happened, if it is another process's."""
@@ -81,6 +82,7 @@ class Peer:
 
     def close(self) -> None:
         """Transfers under way end with ConnectionLostError."""
+        self._closed = True
         for link in self._links.values():
             link.close()
         self._links.clear()
@@ -97,6 +99,9 @@ class Peer:
             if link is None:
                 self._failures[backend.name] = ""
                 return None
+            if self._closed:  # meanwhile
+                link.close()
+                raise ConnectionLostError(f"the peer {self.metadata.name!r} was removed")
             self._links[backend.name] = link
         return link
 
