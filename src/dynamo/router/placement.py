@@ -41,7 +41,8 @@ class Placer(Protocol):
     ) -> Placement:
         """Chooses one of `instances` (ascending, not empty), or takes `target`, which is one of them.
 
-        `request` is None where its tokens are not known. May wait; raises a DynamoError when it cannot be served.
+        `request` is None where its tokens are not known. May wait, and choose a worker that has come meanwhile;
+        raises a DynamoError when it cannot be served.
         """
         ...
 

@@ -9,7 +9,7 @@ import itertools
 import logging
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from dynamo.errors import (
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _SILENCE_MAX_S = 3.0  # a service gives a sign each second
 _RETRY_S = 1.0
+_NEWS_MAX_S = 1.0  # a service may hear of a worker so much sooner than a frontend
 
 Report = RoutingReport | None
 
@@ -52,6 +53,8 @@ class RemotePlacer:
         self._client = runtime.client(reservations_endpoint(workers, model), Report)
         self._alone = SelectorPlacer(RouterMode.KV, rng)
         self._model = model
+        self._instances: Set[int] = frozenset()
+        self._instances_changed = asyncio.Event()
         self._caller = f"{runtime.instance_id:x}"
         self._numbers = itertools.count()
         self._telling: set[asyncio.Task[None]] = set()  # at most one per request
@@ -66,6 +69,11 @@ class RemotePlacer:
         if tasks:
             await asyncio.wait(tasks)
         await self._client.close()
+
+    def set_instances(self, instances: Iterable[int]) -> None:
+        """Which instances serve the model: one that comes while a request waits at a service may get it."""
+        self._instances = frozenset(instances)
+        self._instances_changed.set()
 
     async def place(
         self,
@@ -98,7 +106,7 @@ class RemotePlacer:
             reserve = self._message(request, instances)
             try:
                 stream = await self._client.direct(reserve, instance_id, annotated=False, context=context)
-                reservation = Reservation(reserve.request_id, stream, await _report(stream, instances))
+                reservation = Reservation(reserve.request_id, stream, await self._report(stream, instances))
             except (OverloadedError, RequestCancelledError, DeadlineExceededError):
                 raise
             except TimeoutError:
@@ -113,6 +121,36 @@ class RemotePlacer:
                 return reservation
         self._complain(complaint)
         return None
+
+    async def _report(self, stream: ReplyStream[Report], instances: Sequence[int]) -> RoutingReport:
+        """Raises TimeoutError for a service that gives no sign, and closes the stream where there is no report."""
+        known = self._instances
+        report: Report = None
+        try:
+            while report is None:
+                async with asyncio.timeout(_SILENCE_MAX_S):
+                    report = await anext(stream)
+            if report.worker_id not in instances and not await self._has_come(report.worker_id, known):
+                raise ProtocolError(f"it names a worker that was not asked for: {report.worker_id:x}")
+        except StopAsyncIteration as error:
+            raise ConnectionLostError("it has ended the reservation") from error
+        except BaseException:
+            await stream.aclose()
+            raise
+        return report
+
+    async def _has_come(self, instance_id: int, known: Set[int]) -> bool:
+        """Whether the instance is one more than those `known` before; waits a moment for news of it."""
+        if instance_id in known:
+            return False
+        try:
+            async with asyncio.timeout(_NEWS_MAX_S):
+                while instance_id not in self._instances:
+                    self._instances_changed.clear()
+                    await self._instances_changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _services(self, session_id: str | None) -> list[int]:
         """In the order in which they are to be asked: those of a session alike, for that is where it is known."""
@@ -215,20 +253,3 @@ class ReservedPlacement:
                 output.routing = self._reservation.report
             self._placer.prefilled(self._reservation, output.cached_tokens)
         return self._deliver(output)
-
-
-async def _report(stream: ReplyStream[Report], instances: Sequence[int]) -> RoutingReport:
-    """Raises TimeoutError for a service that gives no sign, and closes the stream where there is no report."""
-    report: Report = None
-    try:
-        while report is None:
-            async with asyncio.timeout(_SILENCE_MAX_S):
-                report = await anext(stream)
-        if report.worker_id not in instances:
-            raise ProtocolError(f"it names a worker that was not asked for: {report.worker_id:x}")
-    except StopAsyncIteration as error:
-        raise ConnectionLostError("it has ended the reservation") from error
-    except BaseException:
-        await stream.aclose()
-        raise
-    return report
