@@ -263,6 +263,20 @@ class TestWaiting:
         assert report.worker_id == newcomer
         await eventually(lambda: service.load[newcomer] == (0, 0))
 
+    async def test_closing_ends_the_wait_for_news_of_a_worker(
+        self, world: World, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(remote_placer, "_NEWS_MAX_S", 60)
+        frontend = await world.frontend()
+        waiting = asyncio.create_task(frontend.report())
+        await eventually(lambda: service.placer.scheduler.queued == 1)
+        await world.worker()
+        service.placer.set_instances(dict.fromkeys(world.engines, RuntimeLimits(max_num_batched_tokens=8)))
+        await eventually(lambda: service.placer.scheduler.sequences.requests == 2)
+        await frontend.placer.close()
+        assert await within(waiting) is None  # served, by a worker that is known here
+        await eventually(lambda: service.placer.scheduler.sequences.requests == 1)
+
     async def test_full_queue_is_the_answer(self, world: World, service: Service) -> None:
         frontend = await world.frontend()
         waiting = asyncio.create_task(frontend.report())

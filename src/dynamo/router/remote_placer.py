@@ -55,6 +55,7 @@ class RemotePlacer:
         self._model = model
         self._instances: Set[int] = frozenset()
         self._instances_changed = asyncio.Event()
+        self._closed = False
         self._caller = f"{runtime.instance_id:x}"
         self._numbers = itertools.count()
         self._telling: set[asyncio.Task[None]] = set()  # at most one per request
@@ -63,6 +64,8 @@ class RemotePlacer:
 
     async def close(self) -> None:
         """Requests under way go on."""
+        self._closed = True
+        self._instances_changed.set()
         tasks = [*self._telling, *self._silent.values()]
         for task in tasks:
             task.cancel()
@@ -146,6 +149,8 @@ class RemotePlacer:
         try:
             async with asyncio.timeout(_NEWS_MAX_S):
                 while instance_id not in self._instances:
+                    if self._closed:
+                        return False
                     self._instances_changed.clear()
                     await self._instances_changed.wait()
         except TimeoutError:
