@@ -366,6 +366,13 @@ class TestDiscover:
         assert router.block_size == 8
         await fleet.heard_of(router, first)
 
+    async def test_engines_that_cannot_be_are_passed_over(self, fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+        discovering = asyncio.create_task(KvRouter.discover(fleet.runtime().endpoint(ENDPOINT)))
+        await fleet.worker("none", block_size=0)
+        first = await fleet.worker("m")
+        await fleet.heard_of(await within(discovering), first)
+        assert "ignoring the discovery entry" in caplog.text
+
     async def test_others_must_have_the_same_files(self, fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
         first = await fleet.worker("m", content_hash="one")
         router = await within(KvRouter.discover(fleet.runtime().endpoint(ENDPOINT)))

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from dynamo.errors import ConfigError
@@ -143,6 +144,16 @@ def test_entry_of_another_version_can_be_read() -> None:
     older = entry.encode().replace(b',"announced_ms":0', b"")
     newer = entry.encode()[:-1] + b',"unknown":1}'
     assert ModelEntry.decode(older) == ModelEntry.decode(newer) == entry
+
+
+@pytest.mark.parametrize(
+    "limits", [RuntimeLimits(kv_block_size=0), RuntimeLimits(kv_block_size=-16), RuntimeLimits(data_parallel_size=0)]
+)
+def test_entry_of_an_engine_that_cannot_be(limits: RuntimeLimits) -> None:
+    card = ModelCard(name="m", model_type=1, model_input=ModelInput.Tokens, limits=limits)
+    entry = ModelEntry(instance_id=1, endpoint=EndpointId.parse("a.b.c"), card=card)
+    with pytest.raises(msgspec.DecodeError, match="limits"):
+        ModelEntry.decode(entry.encode())
 
 
 def test_models_prefix() -> None:

@@ -124,6 +124,7 @@ class World:
         placer = RemotePlacer(runtime, WORKERS, "m", random.Random(1))
         self.placers.append(placer)
         await eventually(lambda: set(self.engines) <= set(client.instance_ids()))
+        placer.set_instances(self.engines)
         await eventually(lambda: len(placer._client.instance_ids()) == services)
         return Frontend(runtime=runtime, placer=placer, push=PushRouter(client, placer, self.engines.__contains__))
 
@@ -258,20 +259,37 @@ class TestWaiting:
         assert report is not None
         assert report.queued_ms > 200
 
-    async def test_another_worker_comes(self, world: World, service: Service, caplog: pytest.LogCaptureFixture) -> None:
-        """Even if the frontend hears of it later than the service."""
+    @pytest.mark.parametrize("late", [False, True])
+    async def test_worker_that_comes_while_the_request_waits(self, world: World, service: Service, late: bool) -> None:
         frontend = await world.frontend()
-        asking = asyncio.create_task(frontend.report())
+        waiting = asyncio.create_task(frontend.report())
         await eventually(lambda: service.placer.scheduler.queued == 1)
-        second = world.runtime()
-        world.engines[second.instance_id] = engine = Scripted[Any, Any](answers(FIRST, DONE))
-        service.placer.set_instances(dict.fromkeys(world.engines, RuntimeLimits()))
-        await eventually(lambda: service.placer.scheduler.queued == 0)
-        await second.endpoint(str(WORKERS)).start(engine, request_type=PreprocessedRequest)
-        report = await within(asking)
+        newcomer = await world.worker()
+        await eventually(lambda: newcomer in frontend.push.workers())
+        if not late:  # the frontend hears of it first
+            frontend.placer.set_instances(world.engines)
+        service.placer.set_instances(dict.fromkeys(world.engines, RuntimeLimits(max_num_batched_tokens=8)))
+        if late:
+            await eventually(lambda: service.placer.scheduler.sequences.requests == 2)
+            frontend.placer.set_instances(world.engines)
+        report = await within(waiting)
         assert report is not None
-        assert report.worker_id == second.instance_id
-        assert "no router service" not in caplog.text
+        assert report.worker_id == newcomer
+        await eventually(lambda: service.load[newcomer] == (0, 0))
+
+    async def test_closing_ends_the_wait_for_news_of_a_worker(
+        self, world: World, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(remote_placer, "_NEWS_MAX_S", 60)
+        frontend = await world.frontend()
+        waiting = asyncio.create_task(frontend.report())
+        await eventually(lambda: service.placer.scheduler.queued == 1)
+        await world.worker()
+        service.placer.set_instances(dict.fromkeys(world.engines, RuntimeLimits(max_num_batched_tokens=8)))
+        await eventually(lambda: service.placer.scheduler.sequences.requests == 2)
+        await frontend.placer.close()
+        assert await within(waiting) is None  # served, by a worker that is known here
+        await eventually(lambda: service.placer.scheduler.sequences.requests == 1)
 
     async def test_another_worker_is_not_the_one_that_the_client_names(self, world: World, service: Service) -> None:
         frontend = await world.frontend()
@@ -370,7 +388,10 @@ async def test_service_comes_and_goes(world: World, caplog: pytest.LogCaptureFix
     ],
     ids=str,
 )
-async def test_service_that_fails(world: World, items: tuple[Any, ...], caplog: pytest.LogCaptureFixture) -> None:
+async def test_service_that_fails(
+    world: World, items: tuple[Any, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_placer, "_NEWS_MAX_S", 0.05)
     await world.worker()
     await world.scripted_service(*items)
     frontend = await world.frontend()

@@ -7,6 +7,7 @@ from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.router.kv_placer import KvPlacer
 from dynamo.router.push_router import PushRouter
+from dynamo.router.remote_placer import RemotePlacer
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.instance import Instance
 
@@ -40,7 +41,7 @@ class ModelWorkers:
         """Which instances serve the model."""
         self._members.clear()
         self._members.update({entry.instance_id: entry.card.limits for entry in entries})
-        if isinstance(self._placer, KvPlacer):
+        if isinstance(self._placer, KvPlacer | RemotePlacer):
             self._placer.set_instances(self._members)
 
     async def close(self) -> None:

@@ -1,8 +1,11 @@
 """What a worker says about the model it serves, enough for a frontend to serve it too."""
 
 from enum import Flag, StrEnum, auto
+from typing import Annotated
 
 import msgspec
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ModelInput(StrEnum):
@@ -47,11 +50,11 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 class RuntimeLimits(msgspec.Struct, omit_defaults=True, kw_only=True):
     """What the engine was started with."""
 
-    kv_block_size: int | None = None  # tokens
+    kv_block_size: Positive | None = None  # tokens
     total_kv_blocks: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
-    data_parallel_size: int = 1
+    data_parallel_size: Positive = 1
 
 
 class ModelCard(msgspec.Struct, omit_defaults=True, kw_only=True):

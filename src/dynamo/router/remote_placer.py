@@ -9,7 +9,7 @@ import itertools
 import logging
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from dynamo.errors import (
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 _SILENCE_MAX_S = 3.0  # a service gives a sign each second
 _RETRY_S = 1.0
-_NEWS_S = 1.0  # how much later than a service this process may hear of a worker
+_NEWS_MAX_S = 1.0  # a service may hear of a worker so much sooner than a frontend
 
 Report = RoutingReport | None
 
@@ -52,9 +52,11 @@ class RemotePlacer:
 
     def __init__(self, runtime: DistributedRuntime, workers: EndpointId, model: str, rng: random.Random) -> None:
         self._client = runtime.client(reservations_endpoint(workers, model), Report)
-        self._workers = runtime.client(workers)
         self._alone = SelectorPlacer(RouterMode.KV, rng)
         self._model = model
+        self._instances: Set[int] = frozenset()
+        self._instances_changed = asyncio.Event()
+        self._closed = False
         self._caller = f"{runtime.instance_id:x}"
         self._numbers = itertools.count()  # of reservations
         self._turns = itertools.count()  # of services
@@ -64,13 +66,19 @@ class RemotePlacer:
 
     async def close(self) -> None:
         """Requests under way go on."""
+        self._closed = True
+        self._instances_changed.set()
         tasks = [*self._telling, *self._silent.values()]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         await self._client.close()
-        await self._workers.close()
+
+    def set_instances(self, instances: Iterable[int]) -> None:
+        """Which instances serve the model: one that comes while a request waits at a service may get it."""
+        self._instances = frozenset(instances)
+        self._instances_changed.set()
 
     async def place(
         self,
@@ -122,6 +130,43 @@ class RemotePlacer:
         self._complain(complaint)
         return None
 
+    async def _report(self, stream: ReplyStream[Report], reserve: Reserve) -> RoutingReport:
+        """Raises TimeoutError for a service that gives no sign, and closes the stream where there is no report."""
+        known = self._instances
+        report: Report = None
+        try:
+            while report is None:
+                async with asyncio.timeout(_SILENCE_MAX_S):
+                    report = await anext(stream)
+            if not await self._may_serve(report.worker_id, reserve, known):
+                raise ProtocolError(f"it names a worker that was not asked for: {report.worker_id:x}")
+        except StopAsyncIteration as error:
+            raise ConnectionLostError("it has ended the reservation") from error
+        except BaseException:
+            await stream.aclose()
+            raise
+        return report
+
+    async def _may_serve(self, worker_id: int, reserve: Reserve, known: Set[int]) -> bool:
+        """Whether it is one of those that were asked for, or one more than those `known` then.
+
+        Of the latter there may be no news here yet; waits a moment for it.
+        """
+        if worker_id in reserve.instances:
+            return True
+        if reserve.pinned or worker_id in known:
+            return False
+        try:
+            async with asyncio.timeout(_NEWS_MAX_S):
+                while worker_id not in self._instances:
+                    if self._closed:
+                        return False
+                    self._instances_changed.clear()
+                    await self._instances_changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
     def _services(self, session_id: str | None) -> list[int]:
         """In the order in which they are to be asked: those of a session alike, for that is where it is known."""
         services = [i for i in self._client.available_ids() if i not in self._silent]
@@ -143,34 +188,6 @@ class RemotePlacer:
             session_id=request.session_id,
             explain=request.explain_routing or logger.isEnabledFor(logging.DEBUG),
         )
-
-    async def _report(self, stream: ReplyStream[Report], reserve: Reserve) -> RoutingReport:
-        """Raises TimeoutError for a service that gives no sign, and closes the stream where there is no report."""
-        report: Report = None
-        try:
-            while report is None:
-                async with asyncio.timeout(_SILENCE_MAX_S):
-                    report = await anext(stream)
-            if not await self._may_serve(report.worker_id, reserve):
-                raise ProtocolError(f"it names a worker that was not asked for: {report.worker_id:x}")
-        except StopAsyncIteration as error:
-            raise ConnectionLostError("it has ended the reservation") from error
-        except BaseException:
-            await stream.aclose()
-            raise
-        return report
-
-    async def _may_serve(self, worker_id: int, reserve: Reserve) -> bool:
-        """Whether it is one of those that were asked for, or has come while the request waited."""
-        if worker_id in reserve.instances or reserve.pinned:
-            return worker_id in reserve.instances
-        try:
-            async with asyncio.timeout(_NEWS_S):
-                while worker_id not in self._workers.instance_ids():
-                    await self._workers.wait_for_change()
-        except TimeoutError:
-            return False
-        return True
 
     async def _tell(self, instance_id: int, message: Prefilled) -> None:
         """Best effort: the end of the reservation says it too."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dynamo.errors import ConfigError
-from dynamo.runtime.discovery.base import Put
+from dynamo.runtime.discovery.base import Delete, Put
 from dynamo.runtime.discovery.entry_file import OwnedEntry, create_entry, entry_names, open_entry
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.testing import eventually, program, within
@@ -160,6 +160,18 @@ async def test_successor_under_the_same_key_replaces_the_dead(directory: Path, m
     new = create_entry(directory, "k", b"new")
     while await within(anext(watch)) != Put("k", b"new"):
         pass
+    new.remove()
+
+
+async def test_births_are_told_before_deaths(directory: Path, make: Make) -> None:
+    """Where somebody is replaced between two looks, at no moment is nobody there."""
+    directory.mkdir(parents=True)
+    old = create_entry(directory, "old", b"1")
+    watch = make().watch("")
+    await follow(watch, {"old": b"1"})
+    new = create_entry(directory, "new", b"2")
+    old.remove()
+    assert [await within(anext(watch)) for _ in range(2)] == [Put("new", b"2"), Delete("old")]
     new.remove()
 
 

@@ -134,18 +134,25 @@ class FileDiscovery:
                 self._forget(registration)
 
     def _scan(self) -> None:
-        """Compares the directory with what is known and publishes the differences; ConfigError if it is unreadable."""
+        """Compares the directory with what is known and publishes the differences; ConfigError if it is unreadable.
+
+        Births come before deaths: where a successor has taken over since the last look, somebody is always there.
+        """
         names = _names(self._directory)
+        dead: set[str] = set()  # keys
         for name, entry in tuple(self._seen.items()):
             if name not in names or entry.is_dead():
                 entry.close()
                 del self._seen[name]
-                self._publish(Delete(entry.key))
+                dead.add(entry.key)
         self._unreadable &= names
         for name in names - self._seen.keys():
             if (new := self._open(name)) is not None:
                 self._seen[name] = new
+                dead.discard(new.key)
                 self._publish(Put(new.key, new.value))
+        for key in dead:
+            self._publish(Delete(key))
 
     def _open(self, name: str) -> SeenEntry | None:
         try:
