@@ -30,6 +30,7 @@ GIVEN = ServeConfig(
     http_host="127.0.0.4",
     http_port=7000,
     router_mode="random",
+    router_service=True,
     body_limit_mb=1.5,
     access_log=False,
     keep_alive_s=9,
