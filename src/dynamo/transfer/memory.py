@@ -23,7 +23,7 @@ class Tensor(Protocol):
 class Region:
     """Registered memory of this process: its bytes stay where they are until close()."""
 
-    __slots__ = ("_agent", "_owner", "address", "id", "key", "size_bytes", "writable")
+    __slots__ = ("_agent", "_owner", "address", "gpu", "id", "key", "size_bytes", "writable")
 
     def __init__(self, agent: str, region_id: int, key: int, memory: "Memory") -> None:
         self._agent = agent
@@ -33,6 +33,7 @@ class Region:
         self.address = memory.address
         self.size_bytes = memory.size_bytes
         self.writable = memory.writable
+        self.gpu = memory.gpu  # None: host memory
 
     def blocks(self, offsets: Iterable[int], size_bytes: int) -> Blocks:
         """Blocks of one size, at these offsets in bytes. Raises InvalidRequestError for those that lie outside."""
@@ -50,22 +51,25 @@ class Region:
         return self.blocks([0], self.size_bytes)
 
     def view(self) -> memoryview:
-        """Its bytes, good as long as this object lives."""
+        """Its bytes, good as long as this object lives. Raises UnsupportedFeatureError for memory of a GPU."""
+        if self.gpu is not None:
+            raise UnsupportedFeatureError("memory of a GPU cannot be looked at from here")
         return view_of(self.address, self.size_bytes)
 
 
 class Memory:
     """Where a caller's object keeps its bytes; keeps the object."""
 
-    __slots__ = ("_buffer", "_object", "address", "size_bytes", "writable")
+    __slots__ = ("_buffer", "_object", "address", "gpu", "size_bytes", "writable")
 
     def __init__(self, source: Any) -> None:
-        """`source`: anything with the buffer protocol (bytearray, mmap, NumPy array, …), or a torch tensor on the CPU.
+        """`source`: anything with the buffer protocol (bytearray, mmap, NumPy array, …), or a torch tensor, CUDA's too.
 
-        Raises InvalidRequestError for what is not contiguous, UnsupportedFeatureError for memory of a device.
+        Raises InvalidRequestError for what is not contiguous, UnsupportedFeatureError for memory of another device.
         """
         self._object = source
         self._buffer: _PyBuffer | None = None
+        self.gpu: int | None = None
         if isinstance(source, Tensor):
             self._from_tensor(source)
         else:
@@ -77,7 +81,9 @@ class Memory:
 
     def _from_tensor(self, tensor: Tensor) -> None:
         device = getattr(tensor.device, "type", str(tensor.device))
-        if device != "cpu":
+        if device == "cuda":
+            self.gpu = tensor.device.index
+        elif device != "cpu":
             raise UnsupportedFeatureError(f"memory of a {device} device cannot be registered")
         if not tensor.is_contiguous():
             raise InvalidRequestError("a tensor must be contiguous to be registered")

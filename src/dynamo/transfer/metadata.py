@@ -16,6 +16,8 @@ class RegionInfo(msgspec.Struct, array_like=True, frozen=True):
     address: int
     size_bytes: int
     writable: bool
+    gpu: int | None = None  # which one's memory it is; host memory when None
+    nixl: bytes = b""  # what NIXL has to know of it; empty when it does not reach it
 
 
 class CmaOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,12 +37,22 @@ class TcpOffer(msgspec.Struct, frozen=True, kw_only=True):
     secret: bytes
 
 
+class NixlOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent of NIXL's."""
+
+    name: str
+    connection: bytes  # how NIXL gets there
+    page_address: int  # of a cookie, and of the keys of regions
+    cookie: bytes
+
+
 class AgentMetadata(msgspec.Struct, omit_defaults=True, kw_only=True):
     version: int = VERSION
     name: str
     address: Address  # for notifications and checksums
     regions: list[RegionInfo] = []
     cma: CmaOffer | None = None
+    nixl: NixlOffer | None = None
     tcp: TcpOffer | None = None
 
     def encode(self) -> bytes:

@@ -43,21 +43,21 @@ class Peer:
         self.regions = {region.id: region for region in metadata.regions}
         return True
 
-    def ready_link(self, regions: Sequence[RegionInfo]) -> Link | None:
-        """The best way to these, if it has been found already."""
+    def ready_link(self, regions: Sequence[RegionInfo], *, gpus: bool) -> Link | None:
+        """The best way to these, if it has been found already; `gpus`: here or there it is the memory of one."""
         for backend in self._backends:
-            if backend.name in self._failures:
+            if backend.name in self._failures or gpus > backend.gpus:
                 continue
             link = self._links.get(backend.name)
             if link is None or link.reaches(regions):
                 return link
         return None
 
-    async def link(self, regions: Sequence[RegionInfo]) -> Link:
+    async def link(self, regions: Sequence[RegionInfo], *, gpus: bool) -> Link:
         """The best way to these that works. Raises ConnectionLostError where none does."""
         async with self._connecting:
             for backend in self._backends:
-                if backend.name in self._failures:
+                if backend.name in self._failures or gpus > backend.gpus:
                     continue
                 link = await self._connected(backend)
                 if link is not None and link.reaches(regions):

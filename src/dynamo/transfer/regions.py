@@ -19,7 +19,10 @@ class Regions(Mapping[int, Region]):
     """By id. Ids are used again, keys are not."""
 
     def __init__(self, agent: str, on_change: Callable[[int, int], None]) -> None:
-        """`on_change` is told the id of a region and its key, 0 when it is registered no more."""
+        """`on_change` is told the id of a region and its key, 0 when it is registered no more.
+
+        It may refuse the first by an error.
+        """
         self._agent = agent
         self._on_change = on_change
         self._regions: dict[int, Region] = {}
@@ -34,13 +37,17 @@ class Regions(Mapping[int, Region]):
         return len(self._regions)
 
     def register(self, memory: Any) -> Region:
-        """Raises what Memory() raises, OverloadedError when there are too many."""
+        """Raises what Memory() and `on_change` raise, OverloadedError when there are too many."""
         region_id = next((i for i in range(REGIONS_MAX) if i not in self._regions), None)
         if region_id is None:
             raise OverloadedError(f"there are {REGIONS_MAX} regions already")
         region = Region(self._agent, region_id, secrets.randbits(63) | 1, Memory(memory))
         self._regions[region_id] = region
-        self._on_change(region_id, region.key)
+        try:
+            self._on_change(region_id, region.key)
+        except BaseException:
+            self.deregister(region)
+            raise
         return region
 
     def deregister(self, region: Region) -> None:
@@ -51,7 +58,7 @@ class Regions(Mapping[int, Region]):
 
     def infos(self) -> list[RegionInfo]:
         """What peers are told of them."""
-        return [RegionInfo(r.id, r.key, r.address, r.size_bytes, r.writable) for r in self._regions.values()]
+        return [RegionInfo(r.id, r.key, r.address, r.size_bytes, r.writable, r.gpu) for r in self._regions.values()]
 
     def admit(self, keys: tuple[RegionKey, ...], cells: bytes, write: bool) -> tuple[Vector, object]:
         """A peer's request for memory, in any thread: its pieces, checked, and what keeps them where they are.
@@ -72,6 +79,8 @@ class Regions(Mapping[int, Region]):
         region = self._regions.get(region_id)
         if region is None or region.key != key:
             raise InvalidRequestError(f"{self._agent!r} has region {region_id} registered no more")
+        if region.gpu is not None:
+            raise InvalidRequestError(f"region {region_id} of {self._agent!r} is memory of a GPU")
         if write and not region.writable:
             raise InvalidRequestError(f"region {region_id} of {self._agent!r} is read-only")
         return region
