@@ -81,6 +81,8 @@ class NixlTarget:
         self._offer = NixlOffer(name=library.name, connection=connection, page_address=address, cookie=cookie)
 
     def offer(self, metadata: AgentMetadata) -> None:
+        if self._library.closing:
+            return
         metadata.nixl = self._offer
         metadata.regions = [
             msgspec.structs.replace(info, nixl=self._registered[info.id][1]) if info.id in self._registered else info
@@ -94,7 +96,8 @@ class NixlTarget:
             self._register(self._regions[region_id])
         elif region_id in self._registered:
             handle, _ = self._registered.pop(region_id)
-            self._library.deregister(handle)
+            with suppress(ConnectionLostError):  # then all of NIXL was closed
+                self._library.deregister(handle)
 
     def close(self) -> None:
         """Blocks for as long as a chunk may take."""

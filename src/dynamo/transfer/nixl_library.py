@@ -11,6 +11,8 @@ What was found out about NIXL 1.5.1 with UCX, and why the code is as it is:
 - Within a host UCX copies while the transfer is posted, in the caller's thread and without the GIL.
 """
 
+import importlib
+import importlib.util
 import logging
 import secrets
 import threading
@@ -25,6 +27,7 @@ from dynamo.errors import ConfigError, ConnectionLostError, DynamoError
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install --no-deps nixl==1.5.1 nixl-cu12==1.5.1"
+_BUILDS = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
 _PAUSE_US = 100_000  # of the progress thread, when nothing wakes it
 _POLL_S_MAX = 0.001
 _GRACE_S = 2.0  # how long a chunk that nobody waits for any more may take to its end, before the agent is destroyed
@@ -114,8 +117,15 @@ class NixlLibrary:
             with self._used() as agent:
                 self._move(agent, peer, chunk, check)
         except _AbandonedError as abandoned:
+            if not self.closing:
+                logger.error("NIXL is shut down in this agent: a peer that hangs may still reach its memory")
             self.close()
             raise abandoned.reason from None
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._closing
 
     def close(self) -> None:
         """Blocks until nobody uses it, and nothing is under way any more. Idempotent."""
@@ -139,7 +149,7 @@ class NixlLibrary:
         try:
             state = agent.postXferReq(handle, b"")
             while state == bindings.NIXL_IN_PROG:
-                if self._closing:
+                if self.closing:
                     raise _AbandonedError(ConnectionLostError("nixl: it was closed"))
                 waiting.pause()
                 state = agent.getXferStatus(handle)
@@ -222,8 +232,9 @@ def is_installed() -> bool:
 
 
 def _load() -> Any:
+    builds = [name for name in _BUILDS if importlib.util.find_spec(name)]
+    chosen = builds[0] if len(builds) == 1 else "nixl"  # which chooses by torch's CUDA, and may import torch for that
     try:
-        import nixl
+        return importlib.import_module(f"{chosen}._bindings")
     except ImportError as error:
         raise ConfigError(f"the transfer backend nixl needs NIXL ({error}): {INSTALL}") from error
-    return nixl._bindings
