@@ -123,10 +123,13 @@ class Agent:
 
     # Peers
 
-    def metadata(self) -> bytes:
-        """What a peer needs to know, as bytes that may travel by any way that nobody else can read."""
+    def metadata(self, regions: Iterable[Region] | None = None) -> bytes:
+        """What a peer needs to know, as bytes that may travel by any way that nobody else can read.
+
+        It tells of all regions, or of these; those that a peer knew before, it knows no more.
+        """
         assert self._listener is not None, "an agent has metadata after start()"
-        metadata = AgentMetadata(name=self.name, address=self._listener.address, regions=self._regions.infos())
+        metadata = AgentMetadata(name=self.name, address=self._listener.address, regions=self._regions.infos(regions))
         for target in self._targets:
             target.offer(metadata)
         return metadata.encode()

@@ -3,7 +3,7 @@
 import bisect
 import secrets
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dynamo.errors import InvalidRequestError, OverloadedError
@@ -56,9 +56,10 @@ class Regions(Mapping[int, Region]):
             del self._regions[region.id]
             self._on_change(region.id, 0)
 
-    def infos(self) -> list[RegionInfo]:
-        """What peers are told of them."""
-        return [RegionInfo(r.id, r.key, r.address, r.size_bytes, r.writable, r.gpu) for r in self._regions.values()]
+    def infos(self, regions: Iterable[Region] | None = None) -> list[RegionInfo]:
+        """What peers are told of these, or of all."""
+        told = self._regions.values() if regions is None else regions
+        return [RegionInfo(r.id, r.key, r.address, r.size_bytes, r.writable, r.gpu) for r in told]
 
     def admit(self, keys: tuple[RegionKey, ...], cells: bytes, write: bool) -> tuple[Vector, object]:
         """A peer's request for memory, in any thread: its pieces, checked, and what keeps them where they are.
