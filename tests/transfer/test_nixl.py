@@ -18,6 +18,7 @@ from dynamo.errors import (
 from dynamo.testing import within
 from dynamo.testing.program import program
 from dynamo.transfer import Agent, Blocks, backends, nixl, nixl_library
+from dynamo.transfer.regions import Regions
 from tests.transfer.test_agent import Tensor
 
 PEER = Path(__file__).with_name("peer.py")
@@ -96,6 +97,23 @@ async def test_regions_that_come_later_and_again() -> None:
 
 
 @needs_nixl
+async def test_regions_that_take_the_place_of_others_meanwhile() -> None:
+    """Both are registered, one is a part of the other; each makes NIXL forget the other."""
+    memory = bytearray(b"x") * (64 * MIB)
+    async with Agent("a", ["nixl"]) as near, Agent("b", ["nixl"]) as far:
+        first = far.register(memory)
+        near.add_peer(far.metadata())
+        ours = [near.register(bytearray(size_bytes)) for size_bytes in (64 * MIB, MIB)]
+        reading = near.read(ours[0].all(), first.all())
+        second = far.register(memoryview(memory)[:MIB])
+        near.add_peer(far.metadata())
+        await within(near.read(ours[1].all(), second.all()))
+        await within(reading)
+        assert ours[0].view() == memory
+        assert ours[1].view() == memory[:MIB]
+
+
+@needs_nixl
 async def test_a_peer_that_hangs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Over TCP it takes part in each transfer. What it sends when it goes on does not come any more."""
     monkeypatch.setenv("UCX_TLS", "tcp")
@@ -119,6 +137,13 @@ async def test_a_peer_that_hangs(monkeypatch: pytest.MonkeyPatch, caplog: pytest
         with pytest.raises(ConnectionLostError):
             await within(near.read(region.all(), far))
         near.deregister(region)
+
+
+def test_memory_of_gpus_is_not_handed_to_backends_that_copy() -> None:
+    regions = Regions("a", lambda *_: None)
+    region = regions.register(Tensor(bytearray(8), "cuda"))
+    with pytest.raises(InvalidRequestError, match="GPU"):
+        regions.admit(((region.id, region.key),), b"", False)
 
 
 @needs_nixl

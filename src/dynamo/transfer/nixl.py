@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 _COOKIE_BYTES = 16
 _CHUNK_BYTES_MAX = 8 << 20  # which has to end before its transfer can
-_LOCK_TICK_S = 0.1
 _RDMA = Path("/sys/class/infiniband")
 _DEVICES = Path("/dev")
 
@@ -128,11 +127,11 @@ class NixlLink:
         self._library = library
         self._offer = offer
         self._closed = False
-        self._known: dict[int, RegionInfo] = {}  # by key; for the holder of the lock
+        self._known: dict[int, RegionInfo] = {}  # by key; for who has the turn
         self._way = library.way(offer.name)
         self._page = Page()
         self._page_handle = library.register(ctypes.addressof(self._page), ctypes.sizeof(Page), None)
-        with self._way.lock:
+        with self._way.turn(lambda: None):
             self._way.user = self
             try:
                 self._connect()
@@ -147,7 +146,6 @@ class NixlLink:
     def copy(self, job: Job) -> None:
         check = job.control.check
         with self._turn(check):
-            self._learn(job.regions)
             self._check(job.keys, check)
         while len(job.local):
             pieces, size_bytes = job.local.take(_CHUNK_BYTES_MAX)
@@ -159,6 +157,7 @@ class NixlLink:
                 remote_on_gpu=job.remote_gpu is not None,
             )
             with self._turn(check):
+                self._learn(job.regions)
                 self._library.move(self._offer.name, chunk, check)
             job.done_bytes += size_bytes
             job.local.skip(pieces)
@@ -168,23 +167,21 @@ class NixlLink:
 
     def close(self) -> None:
         self._closed = True
-        if self._way.lock.acquire(blocking=False):  # or who holds it does the rest
-            self._leave()
-            self._way.lock.release()
+        with self._way.turn_if_free() as free:
+            if free:  # or who has the turn does the rest
+                self._leave()
 
     @contextmanager
     def _turn(self, check: Callable[[], None]) -> Iterator[None]:
-        while not self._way.lock.acquire(timeout=_LOCK_TICK_S):
-            check()
-        try:
-            check()
-            if self._closed:
-                raise ConnectionLostError("the link was closed")
-            yield
-        finally:
-            if self._closed:
-                self._leave()
-            self._way.lock.release()
+        with self._way.turn(check):
+            try:
+                check()
+                if self._closed:
+                    raise ConnectionLostError("the link was closed")
+                yield
+            finally:
+                if self._closed:
+                    self._leave()
 
     def _connect(self) -> None:
         """Anew, and nothing is known of the peer's regions."""
@@ -193,7 +190,7 @@ class NixlLink:
         self._known.clear()
 
     def _leave(self) -> None:
-        """The last thing that is done with the lock. Idempotent."""
+        """For who has the turn. Idempotent."""
         if self._way.user is not self:
             return
         self._way.user = None
@@ -202,7 +199,10 @@ class NixlLink:
             self._library.deregister(self._page_handle)
 
     def _learn(self, regions: Iterable[RegionInfo]) -> None:
-        """NIXL cannot forget a single region, and might take an old one for a new one at the same place."""
+        """NIXL cannot forget a single region, and might take an old one for a new one at the same place.
+
+        Then it forgets all: jobs of other regions have it learn those again in their next turn.
+        """
         new = [region for region in regions if region.nixl and region.key not in self._known]
         if len(self._known) + len(new) > REGIONS_MAX or any(map(self._replaces, new)):
             self._connect()

@@ -17,12 +17,14 @@ import logging
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from dynamo.errors import ConfigError, ConnectionLostError, DynamoError
+from dynamo.transfer.nixl_way import Way
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class NixlLibrary:
         errors = (value for name, value in vars(self._bindings).items() if name.endswith("Error"))
         self._errors: tuple[type[Exception], ...] = tuple(errors)
         self.name = f"dynamo-{secrets.token_hex(12)}"
-        self._ways: dict[str, Way] = {}
+        self._ways: weakref.WeakValueDictionary[str, Way] = weakref.WeakValueDictionary()
         self._condition = threading.Condition()
         self._users = 0
         self._closing = False
@@ -87,10 +89,13 @@ class NixlLibrary:
         with self._used() as agent:
             agent.deregisterMem(handle, [self._backend])
 
-    def way(self, peer: str) -> "Way":
-        """The same one for all links to this peer."""
+    def way(self, peer: str) -> Way:
+        """The same one for all links to this peer, as long as there are any."""
         with self._condition:
-            return self._ways.setdefault(peer, Way())
+            way = self._ways.get(peer)
+            if way is None:
+                way = self._ways[peer] = Way()
+            return way
 
     def know(self, described: bytes) -> None:
         """What describe() said elsewhere."""
@@ -99,8 +104,6 @@ class NixlLibrary:
 
     def forget(self, peer: str) -> None:
         """Also disconnects. Nothing may be under way with it. Idempotent."""
-        with self._condition:
-            self._ways.pop(peer, None)
         try:
             with self._used() as agent:
                 agent.invalidateRemoteMD(peer)
@@ -181,14 +184,6 @@ class NixlLibrary:
 
     def _kind(self, on_gpu: bool) -> Any:
         return self._bindings.VRAM_SEG if on_gpu else self._bindings.DRAM_SEG
-
-
-class Way:
-    """To one peer: nobody sends anything, or changes what is known of the peer, without the lock."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.user: object = None  # whose connection it is
 
 
 class _AbandonedError(Exception):
