@@ -118,8 +118,14 @@ async def test_a_peer_that_hangs(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     """Over TCP it takes part in each transfer. What it sends when it goes on does not come any more."""
     monkeypatch.setenv("UCX_TLS", "tcp")
     monkeypatch.setattr(nixl_library, "_GRACE_S", 0.2)
-    async with program([str(PEER), str(64 * MIB), "nixl"]) as process, Agent("near", ["nixl"]) as near:
-        near.add_peer(base64.b64decode(await process.line("", 30)))
+    async with (
+        program([str(PEER), str(64 * MIB), "nixl"]) as process,
+        Agent("near", ["nixl"]) as near,
+        Agent("other", ["nixl"]) as other,
+    ):
+        metadata = base64.b64decode(await process.line("", 30))
+        near.add_peer(metadata)
+        other.add_peer(metadata)
         memory = bytearray(64 * MIB)
         region = near.register(memory)
         far = Blocks.of("far", 0, [0], [64 * MIB])
@@ -131,8 +137,8 @@ async def test_a_peer_that_hangs(monkeypatch: pytest.MonkeyPatch, caplog: pytest
         assert "NIXL is shut down in this agent" in caplog.text
         kept = bytes(memory)
         process.signal(signal.SIGCONT)
-        await within(near.notify("far", b"still there"))
-        await process.line("still there")
+        for _ in range(2):  # which takes longer than what it owes to `near`
+            await within(other.read(other.register(bytearray(64 * MIB)).all(), far))
         assert memory == kept
         with pytest.raises(ConnectionLostError):
             await within(near.read(region.all(), far))
