@@ -8,6 +8,8 @@ What was found out about NIXL 1.5.1 with UCX, and why the code is as it is:
 - Nothing ends a transfer early: after its handle was released, and after the peer was removed, its bytes still come
   (seen over TCP). So memory is given back when the transfer is over, or when the whole agent has been destroyed, after
   which nothing comes. For the first to be soon, what is moved at a time should be small.
+- A process that hung, with others' transfers under way over TCP, may be ended by UCX when it goes on and those others
+  are gone ("Endpoint timeout").
 - Within a host UCX copies while the transfer is posted, in the caller's thread and without the GIL.
 """
 
@@ -75,19 +77,19 @@ class NixlLibrary:
         """A handle for describe() and deregister()."""
         kind = self._kind(gpu is not None)
         handle = self._bindings.nixlRegDList(kind, [(address, size_bytes, gpu or 0, "")])
-        with self._used() as agent:
-            agent.registerMem(handle, [self._backend])
+        with self._used():
+            self._agent.registerMem(handle, [self._backend])
         return handle
 
     def describe(self, handle: Any, *, connection: bool = False) -> bytes:
         """What a peer has to know() of this memory; with `connection` also of the way here."""
-        with self._used() as agent:
-            described: bytes = agent.getLocalPartialMD(handle, connection, [self._backend])
+        with self._used():
+            described: bytes = self._agent.getLocalPartialMD(handle, connection, [self._backend])
         return described
 
     def deregister(self, handle: Any) -> None:
-        with self._used() as agent:
-            agent.deregisterMem(handle, [self._backend])
+        with self._used():
+            self._agent.deregisterMem(handle, [self._backend])
 
     def way(self, peer: str) -> Way:
         """The same one for all links to this peer, as long as there are any."""
@@ -99,14 +101,14 @@ class NixlLibrary:
 
     def know(self, described: bytes) -> None:
         """What describe() said elsewhere."""
-        with self._used() as agent:
-            agent.loadRemoteMD(described)
+        with self._used():
+            self._agent.loadRemoteMD(described)
 
     def forget(self, peer: str) -> None:
         """Also disconnects. Nothing may be under way with it. Idempotent."""
         try:
-            with self._used() as agent:
-                agent.invalidateRemoteMD(peer)
+            with self._used():
+                self._agent.invalidateRemoteMD(peer)
         except ConnectionLostError:
             return  # it was not known, or all is closed
 
@@ -117,8 +119,8 @@ class NixlLibrary:
         hangs, and the agent has to be destroyed: transfers with other peers end with ConnectionLostError too.
         """
         try:
-            with self._used() as agent:
-                self._move(agent, peer, chunk, check)
+            with self._used():
+                self._move(peer, chunk, check)
         except _AbandonedError as abandoned:
             if not self.closing:
                 logger.error("NIXL is shut down in this agent: a peer that hangs may still reach its memory")
@@ -138,9 +140,9 @@ class NixlLibrary:
                 self._condition.wait()
             self._agent = None  # destroys it
 
-    def _move(self, agent: Any, peer: str, chunk: Chunk, check: Callable[[], None]) -> None:
+    def _move(self, peer: str, chunk: Chunk, check: Callable[[], None]) -> None:
         bindings = self._bindings
-        handle = agent.createXferReq(
+        handle = self._agent.createXferReq(
             bindings.NIXL_WRITE if chunk.write else bindings.NIXL_READ,
             bindings.nixlXferDList(self._kind(chunk.local_on_gpu), chunk.local),
             bindings.nixlXferDList(self._kind(chunk.remote_on_gpu), chunk.remote),
@@ -150,31 +152,35 @@ class NixlLibrary:
         )
         waiting = _Waiting(check)
         try:
-            state = agent.postXferReq(handle, b"")
+            state = self._agent.postXferReq(handle, b"")
             while state == bindings.NIXL_IN_PROG:
                 if self.closing:
                     raise _AbandonedError(ConnectionLostError("nixl: it was closed"))
                 waiting.pause()
-                state = agent.getXferStatus(handle)
+                state = self._agent.getXferStatus(handle)
         except self._errors:
             with suppress(*self._errors):
-                agent.releaseXferReq(handle)
+                self._agent.releaseXferReq(handle)
             raise
-        agent.releaseXferReq(handle)
+        self._agent.releaseXferReq(handle)
         if state != bindings.NIXL_SUCCESS:
             raise ConnectionLostError(f"nixl: the transfer has failed: {state}")
         if waiting.unwanted is not None:
             raise waiting.unwanted
 
     @contextmanager
-    def _used(self) -> Iterator[Any]:
-        """The agent, which is not destroyed meanwhile."""
+    def _used(self) -> Iterator[None]:
+        """The agent is not destroyed meanwhile.
+
+        It stands in `_agent` and nowhere else: a local variable lives on in the traceback of an error, and the agent
+        would with it.
+        """
         with self._condition:
             if self._closing:
                 raise ConnectionLostError("nixl: it was closed")
             self._users += 1
         try:
-            yield self._agent
+            yield
         except self._errors as error:
             raise ConnectionLostError(f"nixl: {error}") from error
         finally:
