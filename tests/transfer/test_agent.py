@@ -48,7 +48,7 @@ class Tensor:
     """As much of torch.Tensor as an agent looks at."""
 
     def __init__(self, data: bytearray, device: str = "cpu", *, contiguous: bool = True) -> None:
-        self.device = type("Device", (), {"type": device})()
+        self.device = type("Device", (), {"type": device, "index": None if device == "cpu" else 0})()
         self._memory = array("H", bytes(data))
         self._contiguous = contiguous
 

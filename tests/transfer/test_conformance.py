@@ -21,7 +21,7 @@ from dynamo.errors import (
 )
 from dynamo.testing import Program, within
 from dynamo.testing.program import program
-from dynamo.transfer import Agent, Blocks, Region, TransferState
+from dynamo.transfer import Agent, Blocks, Region, TransferState, nixl_library
 
 PEER = Path(__file__).with_name("peer.py")
 MIB = 1 << 20
@@ -49,9 +49,11 @@ class Pair:
         return Blocks.of("near", self.region.id, offsets, lengths)
 
 
-@pytest.fixture(params=["cma", "shm", "tcp"])
+@pytest.fixture(params=["cma", "shm", "nixl", "tcp"])
 def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
+    if name == "nixl" and not nixl_library.is_installed():
+        pytest.skip(f"NIXL is not installed: {nixl_library.INSTALL}")
     return name
 
 

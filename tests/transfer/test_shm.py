@@ -274,7 +274,7 @@ async def test_closing_under_a_running_copy(slowly: Slowly) -> None:
             write=False,
             local=locate(ours.all(), {ours.id: ours}, write=True),
             remote=locate(theirs.all(), infos, write=False),
-            keys=((theirs.id, theirs.key),),
+            regions=tuple(infos.values()),
             control=Control(deadline_s=time.monotonic() + 10),
         )
         copy = asyncio.create_task(asyncio.to_thread(link.copy, job))

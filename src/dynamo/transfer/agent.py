@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dynamo.errors import (
     NotFoundError,
     OverloadedError,
     RequestCancelledError,
+    UnsupportedFeatureError,
 )
 from dynamo.runtime.channels import Channels
 from dynamo.runtime.codec import encode_payload, payload_decoder
@@ -26,14 +27,14 @@ from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane.base import Listener
 from dynamo.runtime.request_plane.call import PayloadHandler
 from dynamo.runtime.request_plane.tcp import TcpPlane
-from dynamo.transfer.backends import BACKENDS, backend
+from dynamo.transfer.backends import backend, backends_of_use
 from dynamo.transfer.blocks import Blocks
 from dynamo.transfer.checksum import checksum_of_memory, checksum_through
 from dynamo.transfer.file import FileLink
 from dynamo.transfer.job import Control, Job
 from dynamo.transfer.link import Link, Target
 from dynamo.transfer.memory import Region
-from dynamo.transfer.metadata import AgentMetadata
+from dynamo.transfer.metadata import AgentMetadata, RegionInfo
 from dynamo.transfer.objects import ObjectLink, ObjectStore
 from dynamo.transfer.open_file import OpenFile
 from dynamo.transfer.peer import Peer
@@ -59,13 +60,13 @@ class Notification(msgspec.Struct, array_like=True, frozen=True):
 class Agent:
     """Use it as an async context manager, or start() and close() it."""
 
-    def __init__(self, name: str, backends: Sequence[str] = tuple(BACKENDS), *, host: str = "127.0.0.1") -> None:
-        """`name` is unique among those that know each other. `backends` are tried in this order.
+    def __init__(self, name: str, backends: Sequence[str] | None = None, *, host: str = "127.0.0.1") -> None:
+        """`name` is unique among those that know each other. `backends` are tried in this order; None: what is of use.
 
         `host` is the address at which peers reach this one. Raises ConfigError for a backend that there is not.
         """
         self.name = name
-        self._backends = [backend(name) for name in backends]
+        self._backends = backends_of_use() if backends is None else [backend(name) for name in backends]
         self._host = host
         self._regions = Regions(name, self._set_key)
         self._targets: list[Target] = []
@@ -91,11 +92,11 @@ class Agent:
         await self.close()
 
     async def start(self) -> None:
-        """Becomes reachable. Raises ConfigError when its host is not this one's."""
+        """Becomes reachable. Raises ConfigError when its host is not this one's, or a backend lacks what it needs."""
         self._listener = await self._plane.listen(self._handler)
         self._stack.push_async_callback(self._listener.close)
         for each in self._backends:
-            target = each.open(self._regions, self._host)
+            target = await self._threads.run(each.open, self._regions, self._host)
             self._stack.callback(target.close)
             self._targets.append(target)
 
@@ -114,7 +115,8 @@ class Agent:
     def register(self, memory: Any) -> Region:
         """Peers who have metadata() from now on can read this, and write it unless it is read-only.
 
-        `memory` is anything with the buffer protocol, or a torch tensor on the CPU; it is kept until deregister().
+        `memory` is anything with the buffer protocol, or a torch tensor, on CUDA as well where NIXL is installed; it is
+        kept until deregister().
         Raises InvalidRequestError, UnsupportedFeatureError for what cannot be registered, OverloadedError for too much.
         """
         assert self._listener is not None, "an agent registers memory after start()"
@@ -178,10 +180,13 @@ class Agent:
 
     # Peers
 
-    def metadata(self) -> bytes:
-        """What a peer needs to know, as bytes that may travel by any way that nobody else can read."""
+    def metadata(self, regions: Iterable[Region] | None = None) -> bytes:
+        """What a peer needs to know, as bytes that may travel by any way that nobody else can read.
+
+        It tells of all regions, or of these; those that a peer knew before, it knows no more.
+        """
         assert self._listener is not None, "an agent has metadata after start()"
-        metadata = AgentMetadata(name=self.name, address=self._listener.address, regions=self._regions.infos())
+        metadata = AgentMetadata(name=self.name, address=self._listener.address, regions=self._regions.infos(regions))
         for target in self._targets:
             target.offer(metadata)
         return metadata.encode()
@@ -242,26 +247,33 @@ class Agent:
         if self._under_way >= TRANSFERS_MAX:
             raise OverloadedError(f"{self._under_way} transfers are under way")
         deadline_s = time.monotonic() + timeout_s
+        here = locate(local, self._regions, write=not write)
         there = locate(remote, peer.regions, write=write)
         regions = list({span.region: peer.regions[span.region] for span in remote.spans}.values())
+        keep = [self._regions[span.region] for span in local.spans]
         job = Job(
             write=write,
-            local=locate(local, self._regions, write=not write),
+            local=here,
             remote=there,
-            keys=tuple((region.id, region.key) for region in regions),
+            regions=tuple(regions),
             control=Control(deadline_s=deadline_s),
-            keep=[self._regions[span.region] for span in local.spans],
+            keep=keep,
+            local_gpu=_gpu_of(keep),
+            remote_gpu=_gpu_of(regions),
         )
         context = Context(deadline_s=deadline_s)
         transfer = Transfer(there.size_bytes, job.control, context)
-        link = peer.ready_link(regions)
+        gpus = job.local_gpu is not None or job.remote_gpu is not None
+        if gpus and checksum:
+            raise UnsupportedFeatureError("there are no checksums of the memory of GPUs")
+        link = peer.ready_link(regions, gpus=gpus)
         little = link is not None and 0 < transfer.size_bytes <= link.inline_bytes_max and len(there) <= IOV_MAX
         if link is not None and little and not checksum:
             self._copy_at_once(transfer, peer, link, job)
             return transfer
 
         async def work() -> None:
-            link = await peer.link(regions)
+            link = await peer.link(regions, gpus=gpus)
             await self._copy(transfer, peer, link, job)
             if checksum:
                 await self._compare(peer, link, local, remote, job.control, context)
@@ -327,6 +339,8 @@ class Agent:
         return peer
 
     def _set_key(self, region_id: int, key: int) -> None:
+        if key and self._regions[region_id].gpu is not None and not any(backend.gpus for backend in self._backends):
+            raise UnsupportedFeatureError("memory of a cuda device can be registered with the backend nixl only")
         for target in self._targets:
             target.set_key(region_id, key)
 
@@ -349,6 +363,8 @@ class Agent:
         blocks.check()
         vector = locate(blocks, self._regions, write=False)
         keep = [self._regions[span.region] for span in blocks.spans]
+        if _gpu_of(keep) is not None:
+            raise UnsupportedFeatureError("there are no checksums of the memory of GPUs")
         yield await self._threads.run(checksum_of_memory, vector)
         del keep
 
@@ -359,6 +375,14 @@ def _copy_job(link: Link, job: Job) -> None:
     except BaseException:
         job.control.cancelled.set()  # the other parts are of no use without it
         raise
+
+
+def _gpu_of(places: Iterable[Region | RegionInfo]) -> int | None:
+    """Whose memory all of this is; None: the host's."""
+    gpus = {place.gpu for place in places}
+    if len(gpus) > 1:
+        raise InvalidRequestError("blocks of one list lie in the memory of the host, or of one GPU")
+    return gpus.pop() if gpus else None
 
 
 _decode = payload_decoder()

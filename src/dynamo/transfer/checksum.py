@@ -27,7 +27,7 @@ def checksum_through(link: Link, vector: Vector, control: Control) -> int:
         pieces, size_bytes = vector.take(_BATCH_BYTES)
         batch, vector = vector.split((pieces, len(vector) - pieces))
         buffer = bytearray(size_bytes)
-        link.copy(Job(write=False, local=_cut_like(batch, Memory(buffer)), remote=batch, keys=(), control=control))
+        link.copy(Job(write=False, local=_cut_like(batch, Memory(buffer)), remote=batch, regions=(), control=control))
         digest.update(buffer)
     return digest.intdigest()
 

@@ -1,10 +1,11 @@
 """What a link is asked to do: copy these pieces, as long as it is wanted. For threads."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 
 from dynamo.errors import DeadlineExceededError, RequestCancelledError
+from dynamo.transfer.metadata import RegionInfo
 from dynamo.transfer.vector import Vector
 
 _PART_BYTES_MIN = 4 << 20  # what takes a millisecond is not worth another thread
@@ -34,16 +35,20 @@ class Job:
     write: bool
     local: Vector
     remote: Vector
-    keys: tuple[RegionKey, ...]  # of the regions of `remote`
+    regions: tuple[RegionInfo, ...]  # of `remote`
     control: Control
     keep: object = None  # what holds the local memory
+    local_gpu: int | None = None  # whose memory it is, if it is not the host's
+    remote_gpu: int | None = None
     done_bytes: int = 0
+
+    @property
+    def keys(self) -> tuple[RegionKey, ...]:
+        """Of the regions of `remote`."""
+        return tuple((region.id, region.key) for region in self.regions)
 
     def parts(self, count: int) -> "list[Job]":
         """The same work in at most `count` jobs, of some size each."""
         local = self.local.parts(min(count, 1 + self.local.size_bytes // _PART_BYTES_MIN))
         remote = self.remote.split(map(len, local))
-        return [
-            Job(write=self.write, local=here, remote=there, keys=self.keys, control=self.control, keep=self.keep)
-            for here, there in zip(local, remote, strict=True)
-        ]
+        return [replace(self, local=here, remote=there) for here, there in zip(local, remote, strict=True)]

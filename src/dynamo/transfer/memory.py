@@ -23,7 +23,7 @@ class Tensor(Protocol):
 class Region(Extent):
     """Registered memory of this process: its bytes stay where they are until close()."""
 
-    __slots__ = ("_owner", "address", "fd", "key")
+    __slots__ = ("_owner", "address", "fd", "gpu", "key")
 
     def __init__(self, agent: str, region_id: int, key: int, memory: "Memory | SharedMemory") -> None:
         super().__init__(agent, region_id, memory.size_bytes, memory.writable)
@@ -31,24 +31,28 @@ class Region(Extent):
         self.key = key  # differs from that of all regions that had this id before
         self.address = memory.address
         self.fd = memory.fd if isinstance(memory, SharedMemory) else None  # by which others can map it
+        self.gpu = memory.gpu if isinstance(memory, Memory) else None  # None: host memory
 
     def view(self) -> memoryview:
-        """Its bytes; the view keeps them."""
+        """Its bytes; the view keeps them. Raises UnsupportedFeatureError for memory of a GPU."""
+        if self.gpu is not None:
+            raise UnsupportedFeatureError("memory of a GPU cannot be looked at from here")
         return view_of(self.address, self.size_bytes, self)
 
 
 class Memory:
     """Where a caller's object keeps its bytes; keeps the object."""
 
-    __slots__ = ("_buffer", "_object", "address", "size_bytes", "writable")
+    __slots__ = ("_buffer", "_object", "address", "gpu", "size_bytes", "writable")
 
     def __init__(self, source: Any) -> None:
-        """`source`: anything with the buffer protocol (bytearray, mmap, NumPy array, …), or a torch tensor on the CPU.
+        """`source`: anything with the buffer protocol (bytearray, mmap, NumPy array, …), or a torch tensor, CUDA's too.
 
-        Raises InvalidRequestError for what is not contiguous, UnsupportedFeatureError for memory of a device.
+        Raises InvalidRequestError for what is not contiguous, UnsupportedFeatureError for memory of another device.
         """
         self._object = source
         self._buffer: _PyBuffer | None = None
+        self.gpu: int | None = None
         if isinstance(source, Tensor):
             self._from_tensor(source)
         else:
@@ -60,7 +64,9 @@ class Memory:
 
     def _from_tensor(self, tensor: Tensor) -> None:
         device = getattr(tensor.device, "type", str(tensor.device))
-        if device != "cpu":
+        if device == "cuda":
+            self.gpu = tensor.device.index
+        elif device != "cpu":
             raise UnsupportedFeatureError(f"memory of a {device} device cannot be registered")
         if not tensor.is_contiguous():
             raise InvalidRequestError("a tensor must be contiguous to be registered")

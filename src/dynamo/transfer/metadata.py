@@ -17,6 +17,8 @@ class RegionInfo(msgspec.Struct, array_like=True, frozen=True):
     size_bytes: int
     writable: bool
     shared: bool = False  # other processes can map it
+    gpu: int | None = None  # which one's memory it is; host memory when None
+    nixl: bytes = b""  # what NIXL has to know of it; empty when it does not reach it
 
 
 class CmaOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,15 @@ class TcpOffer(msgspec.Struct, frozen=True, kw_only=True):
     secret: bytes
 
 
+class NixlOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent of NIXL's."""
+
+    name: str
+    connection: bytes  # how NIXL gets there
+    page_address: int  # of a cookie, and of the keys of regions
+    cookie: bytes
+
+
 class AgentMetadata(msgspec.Struct, omit_defaults=True, kw_only=True):
     version: int = VERSION
     name: str
@@ -51,6 +62,7 @@ class AgentMetadata(msgspec.Struct, omit_defaults=True, kw_only=True):
     regions: list[RegionInfo] = []
     cma: CmaOffer | None = None
     shm: ShmOffer | None = None
+    nixl: NixlOffer | None = None
     tcp: TcpOffer | None = None
 
     def encode(self) -> bytes:

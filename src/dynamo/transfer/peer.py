@@ -43,10 +43,13 @@ class Peer:
         self.regions = {region.id: region for region in metadata.regions}
         return True
 
-    def ready_link(self, regions: Sequence[RegionInfo]) -> Link | None:
-        """The best way to these, if it has been found already and need not wait."""
+    def ready_link(self, regions: Sequence[RegionInfo], *, gpus: bool) -> Link | None:
+        """The best way to these, if it has been found already and need not wait.
+
+        `gpus`: here or there it is the memory of one.
+        """
         for backend in self._backends:
-            if backend.name in self._failures:
+            if backend.name in self._failures or gpus > backend.gpus:
                 continue
             link = self._links.get(backend.name)
             if link is None:
@@ -55,12 +58,12 @@ class Peer:
                 return link if link.ready(regions) else None
         return None
 
-    async def link(self, regions: Sequence[RegionInfo]) -> Link:
+    async def link(self, regions: Sequence[RegionInfo], *, gpus: bool) -> Link:
         """The best way to these that works. Raises ConnectionLostError where none does."""
         async with self._connecting:
             passed: list[str] = []  # that work, but not for these
             for backend in self._backends:
-                if backend.name in self._failures:
+                if backend.name in self._failures or gpus > backend.gpus:
                     continue
                 link = await self._connected(backend)
                 if link is None:

@@ -3,7 +3,7 @@
 import bisect
 import secrets
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dynamo.errors import InvalidRequestError, OverloadedError
@@ -20,7 +20,10 @@ class Regions(Mapping[int, Region]):
     """By id. Ids are used again, keys are not."""
 
     def __init__(self, agent: str, on_change: Callable[[int, int], None]) -> None:
-        """`on_change` is told the id of a region and its key, 0 when it is registered no more."""
+        """`on_change` is told the id of a region and its key, 0 when it is registered no more.
+
+        It may refuse the first by an error.
+        """
         self._agent = agent
         self._on_change = on_change
         self._regions: dict[int, Region] = {}
@@ -35,11 +38,11 @@ class Regions(Mapping[int, Region]):
         return len(self._regions)
 
     def register(self, memory: Any) -> Region:
-        """Raises what Memory() raises, OverloadedError when there are too many."""
+        """Raises what Memory() and `on_change` raise, OverloadedError when there are too many."""
         return self._add(Memory(memory))
 
     def allocate(self, size_bytes: int) -> Region:
-        """Raises what SharedMemory() raises, OverloadedError when there are too many."""
+        """Raises what SharedMemory() and `on_change` raise, OverloadedError when there are too many."""
         return self._add(SharedMemory(size_bytes))
 
     def deregister(self, region: Region) -> None:
@@ -52,11 +55,12 @@ class Regions(Mapping[int, Region]):
         """For the end: peers need not be told."""
         self._regions.clear()
 
-    def infos(self) -> list[RegionInfo]:
-        """What peers are told of them."""
+    def infos(self, regions: Iterable[Region] | None = None) -> list[RegionInfo]:
+        """What peers are told of these, or of all."""
+        told = self._regions.values() if regions is None else regions
         return [
-            RegionInfo(r.id, r.key, r.address, r.size_bytes, r.writable, r.fd is not None)
-            for r in self._regions.values()
+            RegionInfo(r.id, r.key, r.address, r.size_bytes, r.writable, shared=r.fd is not None, gpu=r.gpu)
+            for r in told
         ]
 
     def admit(self, keys: tuple[RegionKey, ...], cells: bytes, write: bool) -> tuple[Vector, object]:
@@ -79,7 +83,11 @@ class Regions(Mapping[int, Region]):
             raise OverloadedError(f"there are {REGIONS_MAX} regions already")
         region = Region(self._agent, region_id, secrets.randbits(63) | 1, memory)
         self._regions[region_id] = region
-        self._on_change(region_id, region.key)
+        try:
+            self._on_change(region_id, region.key)
+        except BaseException:
+            self.deregister(region)
+            raise
         return region
 
     def _admitted(self, region_key: RegionKey, write: bool) -> Region:
@@ -87,6 +95,8 @@ class Regions(Mapping[int, Region]):
         region = self._regions.get(region_id)
         if region is None or region.key != key:
             raise InvalidRequestError(f"{self._agent!r} has region {region_id} registered no more")
+        if region.gpu is not None:
+            raise InvalidRequestError(f"region {region_id} of {self._agent!r} is memory of a GPU")
         if write and not region.writable:
             raise InvalidRequestError(f"region {region_id} of {self._agent!r} is read-only")
         return region

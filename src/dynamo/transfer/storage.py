@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from dynamo.errors import InvalidRequestError, OverloadedError
+from dynamo.errors import InvalidRequestError, OverloadedError, UnsupportedFeatureError
 from dynamo.transfer.blocks import Blocks
 from dynamo.transfer.extent import Extent
 from dynamo.transfer.link import Link
@@ -55,17 +55,22 @@ class Storage:
         """Whether these are blocks of files or objects, be they registered or not any more."""
         return blocks.agent == self._agent and any(span.region >= REGIONS_MAX for span in blocks.spans)
 
-    def ready_link(self, regions: Sequence[RegionInfo]) -> Link:
-        """The way to this region. Raises InvalidRequestError for several."""
+    def ready_link(self, regions: Sequence[RegionInfo], *, gpus: bool) -> Link:
+        """The way to this region.
+
+        Raises InvalidRequestError for several, UnsupportedFeatureError for the memory of GPUs.
+        """
         if len(regions) != 1:
             raise InvalidRequestError("a transfer is with one file, or with objects that were registered together")
+        if gpus:
+            raise UnsupportedFeatureError("files and objects do not reach the memory of GPUs")
         return self._links[regions[0].id]
 
-    async def link(self, regions: Sequence[RegionInfo]) -> Link:
+    async def link(self, regions: Sequence[RegionInfo], *, gpus: bool) -> Link:
         """As ready_link(). Raises InvalidRequestError when it is registered no more."""
         if regions[0].id not in self._links:
             raise InvalidRequestError(f"{self._agent!r} has region {regions[0].id} registered no more")
-        return self.ready_link(regions)
+        return self.ready_link(regions, gpus=gpus)
 
     def lost(self, link: Link) -> None:
         """Nothing is looked for anew: the next transfer shows whether the file or store is back."""
