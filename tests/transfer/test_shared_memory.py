@@ -69,6 +69,7 @@ def test_it_cannot_shrink() -> None:
         os.ftruncate(memory.fd, 5)
 
 
+@pytest.mark.filterwarnings("ignore:This process")  # is multi-threaded, after other tests
 def test_a_forked_child_gives_back_nothing() -> None:
     memory = SharedMemory(3)
     view_of(memory.address, 3)[:] = b"abc"

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from dynamo.transfer.backends import BACKENDS, backend
 from dynamo.transfer.blocks import Blocks
 from dynamo.transfer.checksum import checksum_of_memory, checksum_through
 from dynamo.transfer.file import FileLink
-from dynamo.transfer.job import Control, Job
+from dynamo.transfer.job import Control, Job, RegionKey
 from dynamo.transfer.link import Link, Target
 from dynamo.transfer.memory import Region
 from dynamo.transfer.metadata import AgentMetadata
@@ -41,7 +41,7 @@ from dynamo.transfer.regions import Regions
 from dynamo.transfer.storage import Storage, StoredRegion
 from dynamo.transfer.threads import Threads
 from dynamo.transfer.transfer import Transfer
-from dynamo.transfer.vector import IOV_MAX, locate
+from dynamo.transfer.vector import IOV_MAX, Vector, locate
 
 TIMEOUT_S = 30.0
 TRANSFERS_MAX = 1024  # under way
@@ -54,6 +54,13 @@ class Notification(msgspec.Struct, array_like=True, frozen=True):
 
     sender: str
     payload: bytes
+
+
+class ChecksumRequest(msgspec.Struct, array_like=True, frozen=True):
+    """A peer asks for the checksum of this agent's memory."""
+
+    keys: tuple[RegionKey, ...]
+    vector: bytes
 
 
 class Agent:
@@ -80,7 +87,7 @@ class Agent:
         self._stack = AsyncExitStack()
         self._handlers: dict[str, PayloadHandler] = {
             "notify": payload_handler(self._on_notify, Notification),
-            "checksum": payload_handler(self._on_checksum, Blocks),
+            "checksum": payload_handler(self._on_checksum, ChecksumRequest),
         }
 
     async def __aenter__(self) -> "Agent":
@@ -243,14 +250,16 @@ class Agent:
             raise OverloadedError(f"{self._under_way} transfers are under way")
         deadline_s = time.monotonic() + timeout_s
         there = locate(remote, peer.regions, write=write)
-        regions = list({span.region: peer.regions[span.region] for span in remote.spans}.values())
+        known = {span.region: peer.regions[span.region] for span in remote.spans}
+        regions = list(known.values())
+        here = {span.region: self._regions[span.region] for span in local.spans if span.region in self._regions}
         job = Job(
             write=write,
-            local=locate(local, self._regions, write=not write),
+            local=locate(local, here, write=not write),
             remote=there,
             keys=tuple((region.id, region.key) for region in regions),
             control=Control(deadline_s=deadline_s),
-            keep=[self._regions[span.region] for span in local.spans],
+            keep=here,
         )
         context = Context(deadline_s=deadline_s)
         transfer = Transfer(there.size_bytes, job.control, context)
@@ -264,7 +273,9 @@ class Agent:
             link = await peer.link(regions)
             await self._copy(transfer, peer, link, job)
             if checksum:
-                await self._compare(peer, link, local, remote, job.control, context)
+                vectors = locate(local, here, write=False), locate(remote, known, write=False)
+                if not await self._same(peer, link, job, vectors, context):
+                    raise InternalError(f"the bytes here are not those at {remote.agent!r}")
 
         self._under_way += 1
         transfer.run(work(), f"transfer-{self.name}-{remote.agent}", self._ended)
@@ -295,17 +306,24 @@ class Agent:
         if failures:  # of several, one that has made the others be cancelled
             raise min(failures, key=lambda failure: isinstance(failure, RequestCancelledError))
 
-    async def _compare(
-        self, peer: Peer | Storage, link: Link, local: Blocks, remote: Blocks, control: Control, context: Context
-    ) -> None:
-        ours = self._threads.run(checksum_of_memory, locate(local, self._regions, write=False))
+    async def _same(
+        self, peer: Peer | Storage, link: Link, job: Job, vectors: tuple[Vector, Vector], context: Context
+    ) -> bool:
+        """Whether both ends have the same bytes; `vectors` are the job's before they were consumed.
+
+        Returns, or raises, when nothing here is read any more.
+        """
+        here, there = vectors
+        ours = self._threads.run(checksum_of_memory, here, job.keep, job.control)
         if isinstance(peer, Storage):
-            stored = locate(remote, peer.regions, write=False)
-            theirs = await peer.threads.run(checksum_through, link, stored, control)
+            theirs: Awaitable[int] = peer.threads.run(checksum_through, link, there, job.control)
         else:
-            theirs = await self._call(peer, "checksum", remote, context)
-        if await ours != theirs:
-            raise InternalError(f"the bytes here are not those at {remote.agent!r}")
+            theirs = self._call(peer, "checksum", ChecksumRequest(job.keys, there.tobytes()), context)
+        sums = await asyncio.gather(ours, theirs, return_exceptions=True)
+        for each in sums:
+            if isinstance(each, BaseException):
+                raise each
+        return sums[0] == sums[1]
 
     async def _call(self, peer: Peer, endpoint: str, message: Any, context: Context) -> Any:
         """The peer's only answer."""
@@ -345,12 +363,17 @@ class Agent:
             raise OverloadedError(f"{NOTIFICATIONS_MAX} notifications wait for a reader") from None
         yield None
 
-    async def _on_checksum(self, blocks: Blocks) -> AsyncIterator[int]:
-        blocks.check()
-        vector = locate(blocks, self._regions, write=False)
-        keep = [self._regions[span.region] for span in blocks.spans]
-        yield await self._threads.run(checksum_of_memory, vector)
-        del keep
+    async def _on_checksum(self, request: ChecksumRequest, context: Context) -> AsyncIterator[int]:
+        remaining_s = context.remaining_s()
+        control = Control(deadline_s=time.monotonic() + (TIMEOUT_S if remaining_s is None else remaining_s))
+        try:
+            yield await self._threads.run(self._checksum, request, control)
+        finally:
+            control.cancelled.set()  # the thread may still be at it
+
+    def _checksum(self, request: ChecksumRequest, control: Control) -> int:
+        vector, keep = self._regions.admit(request.keys, request.vector, write=False)
+        return checksum_of_memory(vector, keep, control)
 
 
 def _copy_job(link: Link, job: Job) -> None:
