@@ -23,8 +23,8 @@ async def test_no_more_is_written_to_what_was_deregistered_meanwhile(monkeypatch
 
         monkeypatch.setattr(cma, "_write", write_and_deregister)
         near.add_peer(far.metadata())
+        blocks = range(0, 3000, 1000)
         with pytest.raises(InvalidRequestError, match="not registered any more"):
-            blocks = range(0, 3000, 1000)
             await within(near.write(ours.blocks(blocks, 1000), theirs.blocks(blocks, 1000)))
         assert bytes(theirs.view()) == b"x" * 1000 + bytes(2000)
 

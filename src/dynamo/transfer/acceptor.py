@@ -61,9 +61,9 @@ class Acceptor:
             sock.close()
 
 
-def shut(sock: socket.socket) -> None:
+def shut(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     """Whoever waits for it, here or at the other end, sees its end."""
     try:
-        sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(how)
     except OSError as error:
         logger.debug("a socket was shut already: %s", error)

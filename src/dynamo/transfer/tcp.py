@@ -43,6 +43,7 @@ Located = tuple[Vector, object]
 LANES = 2
 _TICK_S = 0.1  # how long a thread may wait before it looks whether it is still wanted
 _CONNECT_TIMEOUT_S = 5.0
+_FINISH_TIMEOUT_S = 1.0
 _MESSAGE_BYTES_MAX = 32 * MAX_BLOCKS
 _LENGTH = struct.Struct("<I")
 _TIMEVAL = struct.Struct("ll")
@@ -140,6 +141,8 @@ class TcpLink:
             self._put_back(stream)  # refused before any byte was sent
             raise
         except BaseException:
+            if job.write:
+                stream.finish()  # or what is on its way would be written later than what comes after this
             self._discard(stream)
             raise
         self._put_back(stream)
@@ -172,8 +175,15 @@ class TcpLink:
             raise ConnectionLostError(f"tcp: cannot connect to the peer: {error}") from error
         stream = _Stream(sock, lambda: None)
         with self._lock:
+            closed = self._closed  # meanwhile
             self._open.add(stream)
-        stream.send_exactly(self._offer.secret)
+        try:
+            if closed:
+                raise ConnectionLostError("the link was closed")
+            stream.send_exactly(self._offer.secret)
+        except BaseException:
+            self._discard(stream)
+            raise
         return stream
 
     def _take(self) -> "_Stream":
@@ -247,6 +257,16 @@ class _Stream:
     def shut(self) -> None:
         """Whoever waits for it sees its end."""
         shut(self._sock)
+
+    def finish(self) -> None:
+        """Sends no more. Returns when the other side has seen so, and does no more for us; or takes too long."""
+        self.check = Control(deadline_s=time.monotonic() + _FINISH_TIMEOUT_S).check
+        shut(self._sock, socket.SHUT_WR)
+        try:
+            while True:
+                self.receive_exactly(1)
+        except (ConnectionLostError, DeadlineExceededError) as error:
+            logger.debug("a write was given up: %s", error)
 
     def close(self) -> None:
         self._sock.close()
