@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -42,6 +42,8 @@ from dynamo.transfer.storage import Storage, StoredRegion
 from dynamo.transfer.threads import Threads
 from dynamo.transfer.transfer import Transfer
 from dynamo.transfer.vector import IOV_MAX, Vector, locate
+
+T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 TRANSFERS_MAX = 1024  # under way
@@ -270,7 +272,7 @@ class Agent:
             return transfer
 
         async def work() -> None:
-            link = await peer.link(regions)
+            link = await _before(context, peer.link(regions))
             await self._copy(transfer, peer, link, job)
             if checksum:
                 vectors = locate(local, here, write=False), locate(remote, known, write=False)
@@ -374,6 +376,23 @@ class Agent:
     def _checksum(self, request: ChecksumRequest, control: Control) -> int:
         vector, keep = self._regions.admit(request.keys, request.vector, write=False)
         return checksum_of_memory(vector, keep, control)
+
+
+async def _before(context: Context, waiting: Coroutine[Any, Any, T]) -> T:
+    """What is waited for, which is cancelled at the deadline, or when the transfer is."""
+    task = asyncio.ensure_future(waiting)
+    take_back = context.on_stop(lambda _: task.cancel())
+    try:
+        async with asyncio.timeout(context.remaining_s()):
+            return await task
+    except TimeoutError as error:
+        raise DeadlineExceededError("the transfer's deadline passed") from error
+    except asyncio.CancelledError:
+        if not context.is_killed():
+            raise
+        raise RequestCancelledError("the transfer was cancelled") from None
+    finally:
+        take_back()
 
 
 def _copy_job(link: Link, job: Job) -> None:
