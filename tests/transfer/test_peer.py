@@ -52,7 +52,7 @@ async def test_transfers_end_though_a_connection_takes_long(
             with pytest.raises(error):
                 await within(transfer)
         slowly.go_on.set()
-        await eventually(lambda: slowly.made and slowly.made[0]._closed)
+        await eventually(lambda: bool(slowly.made) and slowly.made[0]._closed)
         await within(near.read(ours.all(), theirs.all()))
 
 

@@ -300,8 +300,13 @@ class Agent:
         job.control.check()
         jobs = job.parts(link.lanes)
         transfer.uses(link.name, jobs)
-        copying = (peer.threads.run(_copy_job, link, job) for job in jobs)
-        results = await asyncio.gather(*copying, return_exceptions=True)
+        copying = asyncio.gather(*(peer.threads.run(_copy_job, link, job) for job in jobs), return_exceptions=True)
+        try:
+            results = await asyncio.shield(copying)
+        except asyncio.CancelledError:  # by who ends the event loop
+            job.control.cancelled.set()
+            await asyncio.wait([copying])
+            raise
         failures = [result for result in results if isinstance(result, BaseException)]
         if any(isinstance(failure, ConnectionLostError) for failure in failures):
             peer.lost(link)
@@ -381,7 +386,11 @@ class Agent:
 async def _before(context: Context, waiting: Coroutine[Any, Any, T]) -> T:
     """What is waited for, which is cancelled at the deadline, or when the transfer is."""
     task = asyncio.ensure_future(waiting)
-    take_back = context.on_stop(lambda _: task.cancel())
+
+    def stop(_: Context) -> None:
+        task.cancel()
+
+    take_back = context.on_stop(stop)
     try:
         async with asyncio.timeout(context.remaining_s()):
             return await task
