@@ -8,6 +8,7 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 64  # of one acceptor at the same time
+_PAUSE_S = 0.1  # before the next try, when there was nothing to accept a connection with
 
 
 class Acceptor:
@@ -40,8 +41,10 @@ class Acceptor:
         while not self.closed.is_set():
             try:
                 sock, _ = self._listening.accept()
-            except OSError:
-                continue  # closed, or out of files for a moment
+            except OSError as error:
+                if not self.closed.wait(_PAUSE_S):  # out of files for a moment
+                    logger.warning("%s: a connection cannot be accepted: %s", self._name, error)
+                continue
             with self._lock:
                 crowded = len(self._sockets) >= CONNECTIONS_MAX
                 if not crowded:

@@ -1,0 +1,38 @@
+"""Accepting connections when the process has no file descriptors left."""
+
+import errno
+import socket
+import threading
+import time
+
+from dynamo.transfer import acceptor
+from dynamo.transfer.acceptor import Acceptor
+
+
+class Failing(socket.socket):
+    """Has nothing to accept connections with until the third try."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        self.failures = 0
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        if self.failures < 2:
+            self.failures += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        connection, address = super().accept()
+        return connection, address
+
+
+def test_when_files_are_out_it_is_tried_again_after_a_pause() -> None:
+    listening = Failing()
+    listening.bind(("127.0.0.1", 0))
+    served = threading.Event()
+    started_s = time.monotonic()
+    serving = Acceptor(listening, lambda _: served.set(), "test")
+    try:
+        with socket.create_connection(listening.getsockname(), 5):
+            assert served.wait(5)
+        assert time.monotonic() - started_s >= 2 * acceptor._PAUSE_S
+    finally:
+        serving.close()
