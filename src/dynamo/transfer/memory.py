@@ -33,8 +33,9 @@ class Region(Extent):
         self.fd = memory.fd if isinstance(memory, SharedMemory) else None  # by which others can map it
 
     def view(self) -> memoryview:
-        """Its bytes; the view keeps them."""
-        return view_of(self.address, self.size_bytes, self)
+        """Its bytes; the view keeps them, and is read-only where they are."""
+        view = view_of(self.address, self.size_bytes, self)
+        return view if self.writable else view.toreadonly()
 
 
 class Memory:
