@@ -24,7 +24,7 @@ from dynamo.errors import (
 )
 from dynamo.runtime.context import Context
 from dynamo.testing import eventually, within
-from dynamo.transfer import Agent, Blocks, TransferState, agent, cma, regions
+from dynamo.transfer import Agent, Blocks, TransferState, agent, backends, cma, regions
 from dynamo.transfer.agent import ChecksumRequest
 from dynamo.transfer.checksum import checksum_of_memory
 from dynamo.transfer.metadata import AgentMetadata
@@ -37,7 +37,7 @@ async def test_what_can_be_registered() -> None:
             region = near.register(memory)
             assert bytes(region.view()[:4]) == bytes(memory[:4])
             assert region.size_bytes == len(memory)
-            assert region.writable == (not memoryview(memory).readonly)
+            assert region.writable == (not memoryview(memory).readonly) == (not region.view().readonly)
             near.deregister(region)
             near.deregister(region)
         empty = near.register(b"")
@@ -306,3 +306,13 @@ async def test_a_checksum_has_a_deadline() -> None:
         asked = far._on_checksum(ChecksumRequest(((region.id, region.key),), vector), Context(deadline_s=0))
         with pytest.raises(DeadlineExceededError):
             await within(anext(asked))
+
+
+async def test_an_agent_that_cannot_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ConfigError("not here")
+
+    monkeypatch.setattr(backends, "TcpTarget", fail)
+    with pytest.raises(ConfigError, match="not here"):
+        await Agent("a", ["shm", "tcp"]).start()
+    assert "transfer-shm" not in {thread.name for thread in threading.enumerate()}

@@ -101,12 +101,15 @@ class Agent:
 
     async def start(self) -> None:
         """Becomes reachable. Raises ConfigError when its host is not this one's."""
-        self._listener = await self._plane.listen(self._handler)
-        self._stack.push_async_callback(self._listener.close)
-        for each in self._backends:
-            target = each.open(self._regions, self._host)
-            self._stack.callback(target.close)
-            self._targets.append(target)
+        async with AsyncExitStack() as stack:
+            listener = await self._plane.listen(self._handler)
+            stack.push_async_callback(listener.close)
+            for each in self._backends:
+                target = each.open(self._regions, self._host)
+                stack.callback(target.close)
+                self._targets.append(target)
+            self._listener = listener
+            self._stack = stack.pop_all()
 
     async def close(self) -> None:
         """Transfers end with ConnectionLostError, at both ends; no memory is registered any more. Idempotent."""
