@@ -14,8 +14,7 @@ from pathlib import Path
 
 from dynamo.errors import ConnectionLostError, InvalidRequestError
 from dynamo.transfer.job import Job, RegionKey
-from dynamo.transfer.metadata import AgentMetadata, CmaOffer, RegionInfo
-from dynamo.transfer.regions import REGIONS_MAX
+from dynamo.transfer.metadata import REGIONS_MAX, AgentMetadata, CmaOffer, RegionInfo
 from dynamo.transfer.vector import IOV_MAX
 
 _COOKIE_BYTES = 16

@@ -171,7 +171,7 @@ class TcpLink:
     def _connect(self) -> "_Stream":
         try:
             sock = socket.create_connection((self._offer.host, self._offer.port), _CONNECT_TIMEOUT_S)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
             raise ConnectionLostError(f"tcp: cannot connect to the peer: {error}") from error
         stream = _Stream(sock, lambda: None)
         with self._lock:
