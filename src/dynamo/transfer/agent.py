@@ -144,7 +144,8 @@ class Agent:
     def deregister(self, region: Region | StoredRegion) -> None:
         """Nobody gets at it any more. Idempotent.
 
-        What is under way may go on until its end; with a file or objects, it ends with ConnectionLostError.
+        What is under way may go on until its end; with a file or objects, it ends with ConnectionLostError. A peer that
+        goes by cma may be in the midst of a write: have it say that it has done before the memory is used otherwise.
         """
         if isinstance(region, StoredRegion):
             self._storage.deregister(region)

@@ -23,7 +23,8 @@ class TransferState(StrEnum):
 class Transfer:
     """Await it for its end: it raises the DynamoError that ended it before. It begins by itself.
 
-    Once it has ended, in whatever way, it moves no more bytes: the memory is the caller's again.
+    Once it has ended, in whatever way, it moves no more bytes: the memory is the caller's again. But a peer that hangs,
+    or that the connection to was lost, may yet take in what was on its way to it.
     """
 
     def __init__(self, size_bytes: int, control: Control, context: Context) -> None:
