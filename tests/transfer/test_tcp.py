@@ -1,14 +1,16 @@
 """TCP beside what all backends do: what is on its way when a transfer ends, and connections that come too late."""
 
 import asyncio
+import contextlib
 import socket
 import threading
+from array import array
 from typing import Any
 
 import pytest
 
 from dynamo.errors import ConnectionLostError, DeadlineExceededError
-from dynamo.testing import within
+from dynamo.testing import eventually, within
 from dynamo.transfer import Agent, tcp
 from dynamo.transfer.metadata import AgentMetadata, TcpOffer
 
@@ -20,7 +22,7 @@ def offer_of(agent: Agent) -> TcpOffer:
 
 
 async def test_a_write_that_was_given_up_writes_no_more_once_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, written = threading.Event(), threading.Event()
+    go_on, ended = threading.Event(), threading.Event()
     answer = tcp.TcpTarget._answer
 
     def answer_late(self: tcp.TcpTarget, stream: Any, request: Any) -> None:
@@ -28,8 +30,10 @@ async def test_a_write_that_was_given_up_writes_no_more_once_it_has_ended(monkey
 
         def read_late(vector: Any) -> None:
             assert go_on.wait(10)
-            read_into(vector)
-            written.set()
+            try:
+                read_into(vector)
+            finally:
+                ended.set()
 
         stream.read_into = read_late
         answer(self, stream, request)
@@ -41,7 +45,7 @@ async def test_a_write_that_was_given_up_writes_no_more_once_it_has_ended(monkey
         asyncio.get_running_loop().call_later(0.3, go_on.set)
         with pytest.raises(DeadlineExceededError):
             await within(near.write(ours.all(), theirs.all(), timeout_s=0.1))
-        assert written.is_set()
+        assert ended.is_set()
 
 
 async def test_a_peer_that_hangs_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +77,15 @@ async def test_a_connection_that_comes_after_the_link_was_closed(monkeypatch: py
             link._take()
         assert made[0].fileno() == -1
         first.close()
+
+
+async def test_memory_is_not_held_for_a_peer_that_hangs() -> None:
+    """Past the deadline that it has told of, its connection is closed."""
+    async with Agent("a", ["tcp"]) as far:
+        theirs = far.register(bytearray(64 << 20))
+        with contextlib.closing(tcp.TcpLink(offer_of(far))) as link:
+            stream = link._take()
+            vector = array("Q", [theirs.address, theirs.size_bytes]).tobytes()
+            stream.send(tcp._Request(False, ((theirs.id, theirs.key),), vector, 0.05))
+            await eventually(lambda: not far._targets[0]._acceptor._sockets)  # type: ignore[attr-defined]
+            stream.close()

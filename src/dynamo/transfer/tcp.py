@@ -25,6 +25,7 @@ from dynamo.errors import (
     DeadlineExceededError,
     ErrorInfo,
     InvalidRequestError,
+    RequestCancelledError,
     from_info,
     to_info,
 )
@@ -55,6 +56,7 @@ class _Request(msgspec.Struct, array_like=True, frozen=True):
     write: bool
     keys: tuple[RegionKey, ...]
     vector: bytes  # of the target's memory
+    timeout_s: float  # how long whoever asks waits for the end
 
 
 class TcpTarget:
@@ -85,10 +87,14 @@ class TcpTarget:
         try:
             if not hmac.compare_digest(stream.receive_exactly(len(self._offer.secret)), self._offer.secret):
                 raise ConnectionLostError("the secret is wrong")
-            stream.check = self._still_serving
             while True:
-                self._answer(stream, stream.receive(_Request))
-        except (ConnectionLostError, DeadlineExceededError, msgspec.DecodeError) as error:
+                stream.check = self._still_serving
+                request = stream.receive(_Request)
+                stream.check = Control(
+                    deadline_s=time.monotonic() + request.timeout_s, cancelled=self._acceptor.closed
+                ).check
+                self._answer(stream, request)
+        except (ConnectionLostError, DeadlineExceededError, RequestCancelledError, msgspec.DecodeError) as error:
             logger.debug("a transfer connection has ended: %s", error)
 
     def _answer(self, stream: "_Stream", request: _Request) -> None:
@@ -159,7 +165,8 @@ class TcpLink:
 
     def _copy(self, stream: "_Stream", job: Job) -> None:
         size_bytes = job.local.size_bytes
-        stream.send(_Request(job.write, job.keys, job.remote.tobytes()))
+        timeout_s = job.control.deadline_s - time.monotonic()
+        stream.send(_Request(job.write, job.keys, job.remote.tobytes(), timeout_s))
         stream.receive_agreement()
         if job.write:
             stream.write_from(job.local)
