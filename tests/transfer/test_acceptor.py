@@ -5,6 +5,8 @@ import socket
 import threading
 import time
 
+import pytest
+
 from dynamo.transfer import acceptor
 from dynamo.transfer.acceptor import Acceptor
 
@@ -34,5 +36,21 @@ def test_when_files_are_out_it_is_tried_again_after_a_pause() -> None:
         with socket.create_connection(listening.getsockname(), 5):
             assert served.wait(5)
         assert time.monotonic() - started_s >= 2 * acceptor._PAUSE_S
+    finally:
+        serving.close()
+
+
+def test_connections_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor, "CONNECTIONS_MAX", 1)
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = listening.getsockname()
+    serving = Acceptor(listening, lambda sock: sock.sendall(sock.recv(1) + sock.recv(1)), "test")
+    try:
+        with socket.create_connection(address, 5) as first:
+            first.sendall(b"a")
+            with socket.create_connection(address, 5) as second:
+                assert second.recv(1) == b""
+            first.sendall(b"b")
+            assert first.recv(2) == b"ab"
     finally:
         serving.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS_MAX = 64  # of one acceptor at the same time
+CONNECTIONS_MAX = 1024  # of one acceptor at the same time: each peer may keep as many as it has had jobs under way
 _PAUSE_S = 0.1  # before the next try, when there was nothing to accept a connection with
 
 

@@ -43,6 +43,7 @@ T = TypeVar("T")
 Located = tuple[Vector, object]
 LANES = 2
 _TICK_S = 0.1  # how long a thread may wait before it looks whether it is still wanted
+_SERVING_TICK_S = 1.0  # likewise, where there may be a thousand of them, most of which wait for a request
 _CONNECT_TIMEOUT_S = 5.0
 _FINISH_TIMEOUT_S = 1.0
 _MESSAGE_BYTES_MAX = 32 * MAX_BLOCKS
@@ -83,7 +84,8 @@ class TcpTarget:
         self._acceptor.close()
 
     def _serve(self, sock: socket.socket) -> None:
-        stream = _Stream(sock, Control(deadline_s=time.monotonic() + _CONNECT_TIMEOUT_S).check)
+        check = Control(deadline_s=time.monotonic() + _CONNECT_TIMEOUT_S).check
+        stream = _Stream(sock, check, tick_s=_SERVING_TICK_S)
         try:
             if not hmac.compare_digest(stream.receive_exactly(len(self._offer.secret)), self._offer.secret):
                 raise ConnectionLostError("the secret is wrong")
@@ -217,13 +219,13 @@ class TcpLink:
 class _Stream:
     """A blocking socket that looks up at times; for one thread."""
 
-    def __init__(self, sock: socket.socket, check: Callable[[], None]) -> None:
-        """`check` raises when nobody waits for this any more."""
+    def __init__(self, sock: socket.socket, check: Callable[[], None], *, tick_s: float = _TICK_S) -> None:
+        """`check`, which is asked this often, raises when nobody waits for this any more."""
         self.check = check
         self._sock = sock
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tick = _TIMEVAL.pack(0, int(_TICK_S * 1_000_000))
+        tick = _TIMEVAL.pack(*divmod(int(tick_s * 1_000_000), 1_000_000))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
 
