@@ -1,6 +1,8 @@
 """Accepting connections when the process has no file descriptors left."""
 
 import errno
+import os
+import queue
 import socket
 import threading
 import time
@@ -52,5 +54,28 @@ def test_connections_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert second.recv(1) == b""
             first.sendall(b"b")
             assert first.recv(2) == b"ab"
+    finally:
+        serving.close()
+
+
+@pytest.mark.filterwarnings("ignore:This process")  # is multi-threaded
+def test_a_forked_child_has_none_of_the_connections() -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    served: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+
+    def serve(sock: socket.socket) -> None:
+        served.put(sock)
+        sock.recv(1)
+
+    serving = Acceptor(listening, serve, "test")
+    try:
+        with socket.create_connection(listening.getsockname(), 5) as connection:
+            accepted = served.get(timeout=5)
+            child = os.fork()
+            if not child:
+                os._exit(0 if (listening.fileno(), accepted.fileno()) == (-1, -1) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            connection.sendall(b"x")
+            assert connection.recv(1) == b""  # it was served to its end
     finally:
         serving.close()

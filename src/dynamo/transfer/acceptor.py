@@ -1,8 +1,10 @@
 """Serves connections of peers, each in a thread of its own."""
 
 import logging
+import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ class Acceptor:
         self._listening = listening
         listening.setblocking(True)
         listening.listen(CONNECTIONS_MAX)
+        _acceptors.add(self)
         self._thread = threading.Thread(target=self._accept, name=name, daemon=True)
         self._thread.start()
 
@@ -36,6 +39,11 @@ class Acceptor:
         with self._lock:
             for sock in self._sockets:
                 shut(sock)
+
+    def close_copies(self) -> None:
+        """For a forked child: with them open, peers would not see its parent's end."""
+        for sock in (self._listening, *self._sockets):
+            sock.close()
 
     def _accept(self) -> None:
         while not self.closed.is_set():
@@ -70,3 +78,12 @@ def shut(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:
         sock.shutdown(how)
     except OSError as error:
         logger.debug("a socket was shut already: %s", error)
+
+
+def _after_fork() -> None:
+    for acceptor in tuple(_acceptors):
+        acceptor.close_copies()
+
+
+_acceptors: "weakref.WeakSet[Acceptor]" = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)
