@@ -1,8 +1,12 @@
 """Agents beside their backends: metadata, notifications, what can be registered, and the choice of a backend."""
 
+import asyncio
 import contextlib
+import gc
 import mmap
 import socket
+import threading
+import weakref
 from array import array
 from typing import Any
 
@@ -18,8 +22,11 @@ from dynamo.errors import (
     OverloadedError,
     UnsupportedFeatureError,
 )
-from dynamo.testing import within
-from dynamo.transfer import Agent, Blocks, TransferState, agent, cma, regions
+from dynamo.runtime.context import Context
+from dynamo.testing import eventually, within
+from dynamo.transfer import Agent, Blocks, TransferState, agent, backends, cma, regions
+from dynamo.transfer.agent import ChecksumRequest
+from dynamo.transfer.checksum import checksum_of_memory
 from dynamo.transfer.metadata import AgentMetadata
 
 
@@ -30,7 +37,7 @@ async def test_what_can_be_registered() -> None:
             region = near.register(memory)
             assert bytes(region.view()[:4]) == bytes(memory[:4])
             assert region.size_bytes == len(memory)
-            assert region.writable == (not memoryview(memory).readonly)
+            assert region.writable == (not memoryview(memory).readonly) == (not region.view().readonly)
             near.deregister(region)
             near.deregister(region)
         empty = near.register(b"")
@@ -248,3 +255,64 @@ async def test_strangers_get_nothing() -> None:
                 stranger.settimeout(5)
                 with contextlib.suppress(ConnectionResetError):
                     assert stranger.recv(1) == b""
+
+
+async def test_a_checksum_that_nobody_waits_for_keeps_its_memory_until_its_thread_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> int:
+        begun.set()
+        assert go_on.wait(10)
+        return checksum_of_memory(*arguments)
+
+    monkeypatch.setattr(agent, "checksum_of_memory", slowly)
+    async with Agent("a") as far:
+        memory = array("B", bytes(8))
+        kept = weakref.ref(memory)
+        region = far.register(memory)
+        vector = array("Q", [region.address, region.size_bytes]).tobytes()
+        asked = far._on_checksum(ChecksumRequest(((region.id, region.key),), vector), Context())
+        answering = asyncio.ensure_future(anext(asked))
+        await within(asyncio.to_thread(begun.wait))
+        far.deregister(region)
+        answering.cancel()
+        await asyncio.wait([answering])
+        del memory, region
+        gc.collect()
+        assert kept() is not None
+        go_on.set()
+        await eventually(lambda: kept() is None)
+
+
+async def test_checksums_only_of_what_is_registered() -> None:
+    async with Agent("a") as far:
+        region = far.register(bytearray(8))
+        for key, address, size_bytes in (
+            (region.key + 1, region.address, 8),
+            (region.key, region.address, 9),
+            (region.key, region.address - 1, 1),
+        ):
+            request = ChecksumRequest(((region.id, key),), array("Q", [address, size_bytes]).tobytes())
+            with pytest.raises(InvalidRequestError):
+                await within(anext(far._on_checksum(request, Context())))
+
+
+async def test_a_checksum_has_a_deadline() -> None:
+    async with Agent("a") as far:
+        region = far.register(bytearray(8))
+        vector = array("Q", [region.address, 8]).tobytes()
+        asked = far._on_checksum(ChecksumRequest(((region.id, region.key),), vector), Context(deadline_s=0))
+        with pytest.raises(DeadlineExceededError):
+            await within(anext(asked))
+
+
+async def test_an_agent_that_cannot_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ConfigError("not here")
+
+    monkeypatch.setattr(backends, "TcpTarget", fail)
+    with pytest.raises(ConfigError, match="not here"):
+        await Agent("a", ["shm", "tcp"]).start()
+    assert "transfer-shm" not in {thread.name for thread in threading.enumerate()}

@@ -7,6 +7,7 @@ import pytest
 
 from dynamo.errors import ConnectionLostError, InvalidRequestError, OverloadedError
 from dynamo.transfer import Agent
+from dynamo.transfer.memory import view_of
 from dynamo.transfer.shared_memory import SharedMemory, mapped
 
 
@@ -66,3 +67,15 @@ def test_it_cannot_shrink() -> None:
     memory = SharedMemory(10)
     with pytest.raises(PermissionError):
         os.ftruncate(memory.fd, 5)
+
+
+@pytest.mark.filterwarnings("ignore:This process")  # is multi-threaded, after other tests
+def test_a_forked_child_gives_back_nothing() -> None:
+    memory = SharedMemory(3)
+    view_of(memory.address, 3)[:] = b"abc"
+    child = os.fork()
+    if not child:
+        del memory
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert bytes(view_of(memory.address, 3)) == b"abc"

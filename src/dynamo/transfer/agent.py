@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -31,7 +31,7 @@ from dynamo.transfer.backends import backend, backends_of_use
 from dynamo.transfer.blocks import Blocks
 from dynamo.transfer.checksum import checksum_of_memory, checksum_through
 from dynamo.transfer.file import FileLink
-from dynamo.transfer.job import Control, Job
+from dynamo.transfer.job import Control, Job, RegionKey
 from dynamo.transfer.link import Link, Target
 from dynamo.transfer.memory import Region
 from dynamo.transfer.metadata import AgentMetadata, RegionInfo
@@ -42,7 +42,9 @@ from dynamo.transfer.regions import Regions
 from dynamo.transfer.storage import Storage, StoredRegion
 from dynamo.transfer.threads import Threads
 from dynamo.transfer.transfer import Transfer
-from dynamo.transfer.vector import IOV_MAX, locate
+from dynamo.transfer.vector import IOV_MAX, Vector, locate
+
+T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 TRANSFERS_MAX = 1024  # under way
@@ -55,6 +57,13 @@ class Notification(msgspec.Struct, array_like=True, frozen=True):
 
     sender: str
     payload: bytes
+
+
+class ChecksumRequest(msgspec.Struct, array_like=True, frozen=True):
+    """A peer asks for the checksum of this agent's memory."""
+
+    keys: tuple[RegionKey, ...]
+    vector: bytes
 
 
 class Agent:
@@ -81,7 +90,7 @@ class Agent:
         self._stack = AsyncExitStack()
         self._handlers: dict[str, PayloadHandler] = {
             "notify": payload_handler(self._on_notify, Notification),
-            "checksum": payload_handler(self._on_checksum, Blocks),
+            "checksum": payload_handler(self._on_checksum, ChecksumRequest),
         }
 
     async def __aenter__(self) -> "Agent":
@@ -93,12 +102,15 @@ class Agent:
 
     async def start(self) -> None:
         """Becomes reachable. Raises ConfigError when its host is not this one's, or a backend lacks what it needs."""
-        self._listener = await self._plane.listen(self._handler)
-        self._stack.push_async_callback(self._listener.close)
-        for each in self._backends:
-            target = await self._threads.run(each.open, self._regions, self._host)
-            self._stack.callback(target.close)
-            self._targets.append(target)
+        async with AsyncExitStack() as stack:
+            listener = await self._plane.listen(self._handler)
+            stack.push_async_callback(listener.close)
+            for each in self._backends:
+                target = await self._threads.run(each.open, self._regions, self._host)
+                stack.callback(target.close)
+                self._targets.append(target)
+            self._listener = listener
+            self._stack = stack.pop_all()
 
     async def close(self) -> None:
         """Transfers end with ConnectionLostError, at both ends; no memory is registered any more. Idempotent."""
@@ -134,7 +146,8 @@ class Agent:
     def deregister(self, region: Region | StoredRegion) -> None:
         """Nobody gets at it any more. Idempotent.
 
-        What is under way may go on until its end; with a file or objects, it ends with ConnectionLostError.
+        What is under way may go on until its end; with a file or objects, it ends with ConnectionLostError. A peer that
+        goes by cma may be in the midst of a write: have it say that it has done before the memory is used otherwise.
         """
         if isinstance(region, StoredRegion):
             self._storage.deregister(region)
@@ -247,18 +260,18 @@ class Agent:
         if self._under_way >= TRANSFERS_MAX:
             raise OverloadedError(f"{self._under_way} transfers are under way")
         deadline_s = time.monotonic() + timeout_s
-        here = locate(local, self._regions, write=not write)
         there = locate(remote, peer.regions, write=write)
-        regions = list({span.region: peer.regions[span.region] for span in remote.spans}.values())
-        keep = [self._regions[span.region] for span in local.spans]
+        known = {span.region: peer.regions[span.region] for span in remote.spans}
+        regions = list(known.values())
+        here = {span.region: self._regions[span.region] for span in local.spans if span.region in self._regions}
         job = Job(
             write=write,
-            local=here,
+            local=locate(local, here, write=not write),
             remote=there,
             regions=tuple(regions),
             control=Control(deadline_s=deadline_s),
-            keep=keep,
-            local_gpu=_gpu_of(keep),
+            keep=here,
+            local_gpu=_gpu_of(here.values()),
             remote_gpu=_gpu_of(regions),
         )
         context = Context(deadline_s=deadline_s)
@@ -273,10 +286,12 @@ class Agent:
             return transfer
 
         async def work() -> None:
-            link = await peer.link(regions, gpus=gpus)
+            link = await _before(context, peer.link(regions, gpus=gpus))
             await self._copy(transfer, peer, link, job)
             if checksum:
-                await self._compare(peer, link, local, remote, job.control, context)
+                vectors = locate(local, here, write=False), locate(remote, known, write=False)
+                if not await self._same(peer, link, job, vectors, context):
+                    raise InternalError(f"the bytes here are not those at {remote.agent!r}")
 
         self._under_way += 1
         transfer.run(work(), f"transfer-{self.name}-{remote.agent}", self._ended)
@@ -299,25 +314,37 @@ class Agent:
         job.control.check()
         jobs = job.parts(link.lanes)
         transfer.uses(link.name, jobs)
-        copying = (peer.threads.run(_copy_job, link, job) for job in jobs)
-        results = await asyncio.gather(*copying, return_exceptions=True)
+        copying = asyncio.gather(*(peer.threads.run(_copy_job, link, job) for job in jobs), return_exceptions=True)
+        try:
+            results = await asyncio.shield(copying)
+        except asyncio.CancelledError:  # by who ends the event loop
+            job.control.cancelled.set()
+            await asyncio.wait([copying])
+            raise
         failures = [result for result in results if isinstance(result, BaseException)]
         if any(isinstance(failure, ConnectionLostError) for failure in failures):
             peer.lost(link)
         if failures:  # of several, one that has made the others be cancelled
             raise min(failures, key=lambda failure: isinstance(failure, RequestCancelledError))
 
-    async def _compare(
-        self, peer: Peer | Storage, link: Link, local: Blocks, remote: Blocks, control: Control, context: Context
-    ) -> None:
-        ours = self._threads.run(checksum_of_memory, locate(local, self._regions, write=False))
+    async def _same(
+        self, peer: Peer | Storage, link: Link, job: Job, vectors: tuple[Vector, Vector], context: Context
+    ) -> bool:
+        """Whether both ends have the same bytes; `vectors` are the job's before they were consumed.
+
+        Returns, or raises, when nothing here is read any more.
+        """
+        here, there = vectors
+        ours = self._threads.run(checksum_of_memory, here, job.keep, job.control)
         if isinstance(peer, Storage):
-            stored = locate(remote, peer.regions, write=False)
-            theirs = await peer.threads.run(checksum_through, link, stored, control)
+            theirs: Awaitable[int] = peer.threads.run(checksum_through, link, there, job.control)
         else:
-            theirs = await self._call(peer, "checksum", remote, context)
-        if await ours != theirs:
-            raise InternalError(f"the bytes here are not those at {remote.agent!r}")
+            theirs = self._call(peer, "checksum", ChecksumRequest(job.keys, there.tobytes()), context)
+        sums = await asyncio.gather(ours, theirs, return_exceptions=True)
+        for each in sums:
+            if isinstance(each, BaseException):
+                raise each
+        return sums[0] == sums[1]
 
     async def _call(self, peer: Peer, endpoint: str, message: Any, context: Context) -> Any:
         """The peer's only answer."""
@@ -359,14 +386,38 @@ class Agent:
             raise OverloadedError(f"{NOTIFICATIONS_MAX} notifications wait for a reader") from None
         yield None
 
-    async def _on_checksum(self, blocks: Blocks) -> AsyncIterator[int]:
-        blocks.check()
-        vector = locate(blocks, self._regions, write=False)
-        keep = [self._regions[span.region] for span in blocks.spans]
-        if _gpu_of(keep) is not None:
-            raise UnsupportedFeatureError("there are no checksums of the memory of GPUs")
-        yield await self._threads.run(checksum_of_memory, vector)
-        del keep
+    async def _on_checksum(self, request: ChecksumRequest, context: Context) -> AsyncIterator[int]:
+        remaining_s = context.remaining_s()
+        control = Control(deadline_s=time.monotonic() + (TIMEOUT_S if remaining_s is None else remaining_s))
+        try:
+            yield await self._threads.run(self._checksum, request, control)
+        finally:
+            control.cancelled.set()  # the thread may still be at it
+
+    def _checksum(self, request: ChecksumRequest, control: Control) -> int:
+        vector, keep = self._regions.admit(request.keys, request.vector, write=False)
+        return checksum_of_memory(vector, keep, control)
+
+
+async def _before(context: Context, waiting: Coroutine[Any, Any, T]) -> T:
+    """What is waited for, which is cancelled at the deadline, or when the transfer is."""
+    task = asyncio.ensure_future(waiting)
+
+    def stop(_: Context) -> None:
+        task.cancel()
+
+    take_back = context.on_stop(stop)
+    try:
+        async with asyncio.timeout(context.remaining_s()):
+            return await task
+    except TimeoutError as error:
+        raise DeadlineExceededError("the transfer's deadline passed") from error
+    except asyncio.CancelledError:
+        if not context.is_killed():
+            raise
+        raise RequestCancelledError("the transfer was cancelled") from None
+    finally:
+        take_back()
 
 
 def _copy_job(link: Link, job: Job) -> None:

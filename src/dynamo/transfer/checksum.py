@@ -12,10 +12,11 @@ from dynamo.transfer.vector import Vector
 _BATCH_BYTES = 16 << 20
 
 
-def checksum_of_memory(vector: Vector) -> int:
-    """Of pieces of this process's memory."""
+def checksum_of_memory(vector: Vector, keep: object, control: Control) -> int:
+    """Of pieces of this process's memory, which `keep` holds. Raises what `control.check()` raises."""
     digest = xxhash.xxh3_64()
     for address, length in vector:
+        control.check()
         digest.update(view_of(address, length))
     return digest.intdigest()
 

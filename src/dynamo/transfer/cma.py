@@ -14,11 +14,12 @@ from pathlib import Path
 
 from dynamo.errors import ConnectionLostError, InvalidRequestError
 from dynamo.transfer.job import Job, RegionKey
-from dynamo.transfer.metadata import AgentMetadata, CmaOffer, RegionInfo
-from dynamo.transfer.regions import REGIONS_MAX
+from dynamo.transfer.metadata import REGIONS_MAX, AgentMetadata, CmaOffer, RegionInfo
+from dynamo.transfer.vector import IOV_MAX
 
 _COOKIE_BYTES = 16
 _CALL_BYTES_MAX = 16 << 20  # of one call of the kernel, which nothing can interrupt
+_KEYS_MAX = IOV_MAX - 1  # that one call can read, beside the cookie
 _INLINE_BYTES_MAX = 256 << 10
 _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
@@ -74,18 +75,19 @@ class CmaLink:
 
     def copy(self, job: Job) -> None:
         call = _write if job.write else _read
-        if job.write:
-            self._check(job.keys)
         local, remote = job.local, job.remote
         while len(local):
             job.control.check()
             if self._closed:
                 raise ConnectionLostError("the link was closed")
+            if job.write:
+                self._check(job.keys)  # each time: what the peer has deregistered since may be something else's by now
             pieces, size_bytes = local.take(_CALL_BYTES_MAX)
             copied = call(self._pid, local.pointer, pieces, remote.pointer, pieces, 0)
             if copied < 0:
+                failure = _failure(ctypes.get_errno())
                 self._check(job.keys)  # which knows better what is wrong
-                raise _failure(ctypes.get_errno())
+                raise failure
             job.done_bytes += copied
             if copied == size_bytes:
                 local.skip(pieces)
@@ -101,6 +103,11 @@ class CmaLink:
 
     def _check(self, keys: tuple[RegionKey, ...]) -> None:
         """Raises ConnectionLostError if this is not the peer any more, InvalidRequestError if not its regions."""
+        for begin in range(0, max(len(keys), 1), _KEYS_MAX):
+            self._check_some(keys[begin : begin + _KEYS_MAX])
+
+    def _check_some(self, keys: tuple[RegionKey, ...]) -> None:
+        """As many as one call of the kernel can look at."""
         cookie = ctypes.create_string_buffer(_COOKIE_BYTES)
         found = (ctypes.c_uint64 * len(keys))()
         here = array("Q", [ctypes.addressof(cookie), _COOKIE_BYTES])

@@ -4,7 +4,7 @@ import ctypes
 
 from dynamo.errors import ConnectionLostError, InvalidRequestError
 from dynamo.transfer.job import RegionKey
-from dynamo.transfer.regions import REGIONS_MAX
+from dynamo.transfer.metadata import REGIONS_MAX
 
 COOKIE_BYTES = 16
 LEDGER_BYTES = COOKIE_BYTES + 8 * REGIONS_MAX

@@ -34,10 +34,14 @@ class Region(Extent):
         self.gpu = memory.gpu if isinstance(memory, Memory) else None  # None: host memory
 
     def view(self) -> memoryview:
-        """Its bytes; the view keeps them. Raises UnsupportedFeatureError for memory of a GPU."""
+        """Its bytes; the view keeps them, and is read-only where they are.
+
+        Raises UnsupportedFeatureError for memory of a GPU.
+        """
         if self.gpu is not None:
             raise UnsupportedFeatureError("memory of a GPU cannot be looked at from here")
-        return view_of(self.address, self.size_bytes, self)
+        view = view_of(self.address, self.size_bytes, self)
+        return view if self.writable else view.toreadonly()
 
 
 class Memory:

@@ -1,33 +1,37 @@
 """What an agent tells its peers of itself: `Agent.metadata()`. Plain msgpack, nothing in it is executed."""
 
+from typing import Annotated
+
 import msgspec
 
 from dynamo.errors import InvalidRequestError
 from dynamo.runtime.request_plane.base import Address
 
 VERSION = 1
+REGIONS_MAX = 4096  # of an agent
+Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]  # no sum of two is too large for the kernel
 
 
 class RegionInfo(msgspec.Struct, array_like=True, frozen=True):
     """A registered region."""
 
-    id: int
+    id: Annotated[int, msgspec.Meta(ge=0, lt=REGIONS_MAX)]
     key: int  # stands at `key_address` + 8 * id as long as the region is registered
-    address: int
-    size_bytes: int
+    address: Size
+    size_bytes: Size
     writable: bool
     shared: bool = False  # other processes can map it
-    gpu: int | None = None  # which one's memory it is; host memory when None
+    gpu: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)] | None = None  # which one's memory it is; host memory when None
     nixl: bytes = b""  # what NIXL has to know of it; empty when it does not reach it
 
 
 class CmaOffer(msgspec.Struct, frozen=True, kw_only=True):
     """Processes of the same host and user may read and write each other's memory: process_vm_readv."""
 
-    pid: int
-    cookie_address: int
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
+    cookie_address: Size
     cookie: bytes  # what stands there: another process of this number has something else
-    keys_address: int
+    keys_address: Size
 
 
 class ShmOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +46,7 @@ class TcpOffer(msgspec.Struct, frozen=True, kw_only=True):
     """A socket that serves reads and writes."""
 
     host: str
-    port: int
+    port: Annotated[int, msgspec.Meta(gt=0, lt=1 << 16)]
     secret: bytes
 
 
@@ -51,7 +55,7 @@ class NixlOffer(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     connection: bytes  # how NIXL gets there
-    page_address: int  # of a cookie, and of the keys of regions
+    page_address: Size  # of a cookie, and of the keys of regions
     cookie: bytes
 
 

@@ -19,9 +19,8 @@ import msgspec
 from dynamo.errors import ConnectionLostError, InvalidRequestError, UnsupportedFeatureError
 from dynamo.transfer.job import Job, RegionKey
 from dynamo.transfer.memory import Region
-from dynamo.transfer.metadata import AgentMetadata, NixlOffer, RegionInfo
+from dynamo.transfer.metadata import REGIONS_MAX, AgentMetadata, NixlOffer, RegionInfo
 from dynamo.transfer.nixl_library import Chunk, Descriptor, NixlLibrary, is_installed
-from dynamo.transfer.regions import REGIONS_MAX
 from dynamo.transfer.vector import Vector
 
 logger = logging.getLogger(__name__)

@@ -94,8 +94,13 @@ class Peer:
         link = self._links.get(backend.name)
         if link is None:
             metadata = self.metadata
+            self._check_open()
+            connecting = self.threads.run(backend.connect, metadata)
             try:
-                link = await self.threads.run(backend.connect, metadata)
+                link = await asyncio.shield(connecting)
+            except asyncio.CancelledError:
+                connecting.add_done_callback(_close)  # nobody waits for it any more
+                raise
             except ConnectionLostError as error:
                 self._failures[backend.name] = str(error)
                 return None
@@ -104,9 +109,13 @@ class Peer:
                 return None
             if self._closed:  # meanwhile
                 link.close()
-                raise ConnectionLostError(f"the peer {self.metadata.name!r} was removed")
+            self._check_open()
             self._links[backend.name] = link
         return link
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConnectionLostError(f"the peer {self.metadata.name!r} was removed")
 
     def _reasons(self, passed: list[str]) -> str:
         return "; ".join(filter(None, (*self._failures.values(), *passed)))
@@ -119,3 +128,11 @@ class Peer:
             logger.warning("transfers with %r go by %s: %s", self.metadata.name, link.name, reasons)
         else:
             logger.debug("transfers with %r go by %s", self.metadata.name, link.name)
+
+
+def _close(connecting: "asyncio.Future[Link | None]") -> None:
+    if connecting.cancelled() or connecting.exception() is not None:
+        return
+    link = connecting.result()
+    if link is not None:
+        link.close()

@@ -9,11 +9,9 @@ from typing import Any
 from dynamo.errors import InvalidRequestError, OverloadedError
 from dynamo.transfer.job import RegionKey
 from dynamo.transfer.memory import Memory, Region
-from dynamo.transfer.metadata import RegionInfo
+from dynamo.transfer.metadata import REGIONS_MAX, RegionInfo
 from dynamo.transfer.shared_memory import SharedMemory
 from dynamo.transfer.vector import Vector
-
-REGIONS_MAX = 4096
 
 
 class Regions(Mapping[int, Region]):

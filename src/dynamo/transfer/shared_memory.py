@@ -39,12 +39,13 @@ class SharedMemory:
     given back when this object goes: others then find zeros.
     """
 
-    __slots__ = ("_mapping", "address", "fd", "size_bytes", "writable")
+    __slots__ = ("_mapping", "_pid", "address", "fd", "size_bytes", "writable")
 
     def __init__(self, size_bytes: int) -> None:
         """Raises InvalidRequestError for a size that is none, OverloadedError when there is not so much."""
         self.fd = -1
         self.address = 0
+        self._pid = os.getpid()
         if size_bytes < 0:
             raise InvalidRequestError(f"{size_bytes} bytes cannot be allocated")
         try:
@@ -59,7 +60,7 @@ class SharedMemory:
         self.writable = True
 
     def __del__(self) -> None:
-        if self.address:
+        if self.address and self._pid == os.getpid():  # a forked child's object goes, too
             _madvise(self.address, _mapped_bytes(self.size_bytes), _MADV_REMOVE)
         if self.fd >= 0:
             os.close(self.fd)

@@ -7,8 +7,7 @@ from dynamo.errors import InvalidRequestError, OverloadedError, UnsupportedFeatu
 from dynamo.transfer.blocks import Blocks
 from dynamo.transfer.extent import Extent
 from dynamo.transfer.link import Link
-from dynamo.transfer.metadata import RegionInfo
-from dynamo.transfer.regions import REGIONS_MAX
+from dynamo.transfer.metadata import REGIONS_MAX, RegionInfo
 from dynamo.transfer.threads import Threads
 
 STORED_MAX = 4096  # that are registered at a time

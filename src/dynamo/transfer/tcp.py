@@ -25,6 +25,7 @@ from dynamo.errors import (
     DeadlineExceededError,
     ErrorInfo,
     InvalidRequestError,
+    RequestCancelledError,
     from_info,
     to_info,
 )
@@ -42,7 +43,9 @@ T = TypeVar("T")
 Located = tuple[Vector, object]
 LANES = 2
 _TICK_S = 0.1  # how long a thread may wait before it looks whether it is still wanted
+_SERVING_TICK_S = 1.0  # likewise, where there may be a thousand of them, most of which wait for a request
 _CONNECT_TIMEOUT_S = 5.0
+_FINISH_TIMEOUT_S = 1.0
 _MESSAGE_BYTES_MAX = 32 * MAX_BLOCKS
 _LENGTH = struct.Struct("<I")
 _TIMEVAL = struct.Struct("ll")
@@ -54,6 +57,7 @@ class _Request(msgspec.Struct, array_like=True, frozen=True):
     write: bool
     keys: tuple[RegionKey, ...]
     vector: bytes  # of the target's memory
+    timeout_s: float  # how long whoever asks waits for the end
 
 
 class TcpTarget:
@@ -80,14 +84,19 @@ class TcpTarget:
         self._acceptor.close()
 
     def _serve(self, sock: socket.socket) -> None:
-        stream = _Stream(sock, Control(deadline_s=time.monotonic() + _CONNECT_TIMEOUT_S).check)
+        check = Control(deadline_s=time.monotonic() + _CONNECT_TIMEOUT_S).check
+        stream = _Stream(sock, check, tick_s=_SERVING_TICK_S)
         try:
             if not hmac.compare_digest(stream.receive_exactly(len(self._offer.secret)), self._offer.secret):
                 raise ConnectionLostError("the secret is wrong")
-            stream.check = self._still_serving
             while True:
-                self._answer(stream, stream.receive(_Request))
-        except (ConnectionLostError, DeadlineExceededError, msgspec.DecodeError) as error:
+                stream.check = self._still_serving
+                request = stream.receive(_Request)
+                stream.check = Control(
+                    deadline_s=time.monotonic() + request.timeout_s, cancelled=self._acceptor.closed
+                ).check
+                self._answer(stream, request)
+        except (ConnectionLostError, DeadlineExceededError, RequestCancelledError, msgspec.DecodeError) as error:
             logger.debug("a transfer connection has ended: %s", error)
 
     def _answer(self, stream: "_Stream", request: _Request) -> None:
@@ -140,6 +149,8 @@ class TcpLink:
             self._put_back(stream)  # refused before any byte was sent
             raise
         except BaseException:
+            if job.write:
+                stream.finish()  # or what is on its way would be written later than what comes after this
             self._discard(stream)
             raise
         self._put_back(stream)
@@ -156,7 +167,8 @@ class TcpLink:
 
     def _copy(self, stream: "_Stream", job: Job) -> None:
         size_bytes = job.local.size_bytes
-        stream.send(_Request(job.write, job.keys, job.remote.tobytes()))
+        timeout_s = job.control.deadline_s - time.monotonic()
+        stream.send(_Request(job.write, job.keys, job.remote.tobytes(), timeout_s))
         stream.receive_agreement()
         if job.write:
             stream.write_from(job.local)
@@ -168,12 +180,19 @@ class TcpLink:
     def _connect(self) -> "_Stream":
         try:
             sock = socket.create_connection((self._offer.host, self._offer.port), _CONNECT_TIMEOUT_S)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
             raise ConnectionLostError(f"tcp: cannot connect to the peer: {error}") from error
         stream = _Stream(sock, lambda: None)
         with self._lock:
+            closed = self._closed  # meanwhile
             self._open.add(stream)
-        stream.send_exactly(self._offer.secret)
+        try:
+            if closed:
+                raise ConnectionLostError("the link was closed")
+            stream.send_exactly(self._offer.secret)
+        except BaseException:
+            self._discard(stream)
+            raise
         return stream
 
     def _take(self) -> "_Stream":
@@ -200,13 +219,13 @@ class TcpLink:
 class _Stream:
     """A blocking socket that looks up at times; for one thread."""
 
-    def __init__(self, sock: socket.socket, check: Callable[[], None]) -> None:
-        """`check` raises when nobody waits for this any more."""
+    def __init__(self, sock: socket.socket, check: Callable[[], None], *, tick_s: float = _TICK_S) -> None:
+        """`check`, which is asked this often, raises when nobody waits for this any more."""
         self.check = check
         self._sock = sock
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tick = _TIMEVAL.pack(0, int(_TICK_S * 1_000_000))
+        tick = _TIMEVAL.pack(*divmod(int(tick_s * 1_000_000), 1_000_000))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
 
@@ -247,6 +266,16 @@ class _Stream:
     def shut(self) -> None:
         """Whoever waits for it sees its end."""
         shut(self._sock)
+
+    def finish(self) -> None:
+        """Sends no more. Returns when the other side has seen so, and does no more for us; or takes too long."""
+        self.check = Control(deadline_s=time.monotonic() + _FINISH_TIMEOUT_S).check
+        shut(self._sock, socket.SHUT_WR)
+        try:
+            while True:
+                self.receive_exactly(1)
+        except (ConnectionLostError, DeadlineExceededError) as error:
+            logger.debug("a write was given up: %s", error)
 
     def close(self) -> None:
         self._sock.close()

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
+from dynamo.errors import ConnectionLostError
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -14,12 +16,16 @@ class Threads:
 
     def __init__(self, count: int, name: str) -> None:
         """`name` is what the threads' names begin with."""
+        self._closed = False
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
 
     def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> "asyncio.Future[T]":
-        """What the function returns, or raises, in one of them."""
+        """What the function returns, or raises, in one of them. Raises ConnectionLostError after close()."""
+        if self._closed:
+            raise ConnectionLostError("the agent was closed")
         return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     async def close(self) -> None:
-        """Returns when all that was given to run() has ended."""
+        """Returns when all that was given to run() has ended. Idempotent."""
+        self._closed = True
         await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)

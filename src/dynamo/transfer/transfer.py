@@ -1,13 +1,16 @@
 """A transfer under way, as its caller sees it."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Generator
 from enum import StrEnum
 from typing import Any
 
-from dynamo.errors import DynamoError, RequestCancelledError
+from dynamo.errors import DynamoError, InternalError, RequestCancelledError
 from dynamo.runtime.context import Context
 from dynamo.transfer.job import Control, Job
+
+logger = logging.getLogger(__name__)
 
 
 class TransferState(StrEnum):
@@ -20,7 +23,8 @@ class TransferState(StrEnum):
 class Transfer:
     """Await it for its end: it raises the DynamoError that ended it before. It begins by itself.
 
-    Once it has ended, in whatever way, it moves no more bytes: the memory is the caller's again.
+    Once it has ended, in whatever way, it moves no more bytes: the memory is the caller's again. But a peer that hangs,
+    or that the connection to was lost, may yet take in what was on its way to it.
     """
 
     def __init__(self, size_bytes: int, control: Control, context: Context) -> None:
@@ -79,6 +83,12 @@ class Transfer:
             await work
         except DynamoError as error:
             self._error = error
+        except asyncio.CancelledError:  # with its event loop
+            self._error = RequestCancelledError("the transfer's task was cancelled")
+            raise
+        except Exception as error:
+            logger.exception("a transfer has failed in a way that it should not")
+            self._error = InternalError(f"the transfer failed: {error!r}")
 
     async def _wait(self) -> None:
         if self._task is not None:

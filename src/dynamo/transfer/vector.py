@@ -1,5 +1,6 @@
 """struct iovec[]: where the pieces of a transfer lie, in the form in which the kernel takes it."""
 
+import bisect
 import functools
 import itertools
 import operator
@@ -93,13 +94,12 @@ class Vector:
         """The same pieces in at most `count` vectors of about as many bytes."""
         if count == 1:
             return [self]
-        share, sizes, total = self.size_bytes / count, [0], 0
-        for _, length in self:
-            if total >= share * len(sizes):
-                sizes.append(0)
-            sizes[-1] += 1
-            total += length
-        return self.split(sizes)
+        _, lengths = self.columns(len(self))
+        ends = array("Q", itertools.accumulate(lengths))
+        share = (ends[-1] if ends else 0) / count
+        begins = {bisect.bisect_left(ends, share * i) + 1 for i in range(1, count)}
+        bounds = [0, *sorted(begin for begin in begins if begin < len(self)), len(self)]
+        return self.split(end - begin for begin, end in itertools.pairwise(bounds))
 
     def split(self, sizes: Iterable[int]) -> "list[Vector]":
         """The same pieces in vectors of so many pieces each."""
