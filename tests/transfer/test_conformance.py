@@ -246,6 +246,31 @@ async def test_read_only_memory(pair: Pair) -> None:
         pair.near.read(region.all(), pair.far([0], [9]))
 
 
+async def test_a_peer_that_hangs_holds_up_nobody_else(backend: str) -> None:
+    """Nor do those that wait for it wait for longer than they may."""
+    if backend != "tcp":
+        pytest.skip("what is copied by this side alone does not wait for the other")
+    async for pair in paired(backend, 64 * MIB):
+        await within(pair.near.read(pair.here([0], [100]), pair.far([0], [100])))
+        pair.process.signal(signal.SIGSTOP)
+        blocks = [0], [pair.size_bytes]
+        stuck = [pair.near.read(pair.here(*blocks), pair.far(*blocks), timeout_s=60) for _ in range(20)]
+        late = [pair.near.read(pair.here(*blocks), pair.far(*blocks), timeout_s=0.2) for _ in range(5)]
+        async with Agent("healthy", [backend]) as healthy:
+            theirs = healthy.register(bytearray(100))
+            pair.near.add_peer(healthy.metadata())
+            started_s = time.monotonic()
+            await within(pair.near.read(pair.here([0], [100]), theirs.all(), timeout_s=5))
+            for transfer in late:
+                with pytest.raises(DeadlineExceededError):
+                    await within(transfer)
+            for transfer in stuck:
+                transfer.cancel()
+                with pytest.raises(RequestCancelledError):
+                    await within(transfer)
+            assert time.monotonic() - started_s < 5
+
+
 async def test_peer_that_closes(backend: str) -> None:
     async with Agent("near", [backend]) as near:
         far = Agent("far", [backend])

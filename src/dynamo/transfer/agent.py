@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from dynamo.errors import (
     RequestCancelledError,
     UnsupportedFeatureError,
 )
+from dynamo.runtime.background import in_background
 from dynamo.runtime.channels import Channels
 from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.component import payload_handler
@@ -80,6 +82,7 @@ class Agent:
         self._regions = Regions(name, self._set_key)
         self._targets: list[Target] = []
         self._peers: dict[str, Peer] = {}
+        self._leaving: set[asyncio.Task[None]] = set()  # peers that were removed
         self._under_way = 0
         self._notifications: asyncio.Queue[Notification] = asyncio.Queue(NOTIFICATIONS_MAX)
         self._plane = TcpPlane(host)
@@ -116,6 +119,8 @@ class Agent:
         """Transfers end with ConnectionLostError, at both ends; no memory is registered any more. Idempotent."""
         for name in tuple(self._peers):
             self.remove_peer(name)
+        if self._leaving:
+            await asyncio.wait(self._leaving)
         await self._stack.aclose()
         await self._channels.close()
         await self._storage.close()
@@ -213,14 +218,16 @@ class Agent:
         known = self._peers.get(decoded.name)
         if known is None or not known.update(decoded):
             self.remove_peer(decoded.name)
-            self._peers[decoded.name] = Peer(decoded, self._backends, self._threads)
+            self._peers[decoded.name] = Peer(decoded, self._backends)
         return decoded.name
 
     def remove_peer(self, name: str) -> None:
         """Transfers with it end with ConnectionLostError. Idempotent."""
         peer = self._peers.pop(name, None)
         if peer is not None:
-            peer.close()
+            leaving = in_background(peer.close(), f"transfer-{self.name}-leaves-{name}")
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     # Transfers
 
@@ -287,7 +294,7 @@ class Agent:
 
         async def work() -> None:
             link = await _before(context, peer.link(regions, gpus=gpus))
-            await self._copy(transfer, peer, link, job)
+            await self._copy(transfer, peer, link, job, context)
             if checksum:
                 vectors = locate(local, here, write=False), locate(remote, known, write=False)
                 if not await self._same(peer, link, job, vectors, context):
@@ -309,21 +316,25 @@ class Agent:
                 peer.lost(link)
             transfer.failed(error)
 
-    async def _copy(self, transfer: Transfer, peer: Peer | Storage, link: Link, job: Job) -> None:
+    async def _copy(self, transfer: Transfer, peer: Peer | Storage, link: Link, job: Job, context: Context) -> None:
         """Returns, or raises, when nothing is copied any more."""
         job.control.check()
         jobs = job.parts(link.lanes)
         transfer.uses(link.name, jobs)
-        copying = asyncio.gather(*(peer.threads.run(_copy_job, link, job) for job in jobs), return_exceptions=True)
-        try:
-            results = await asyncio.shield(copying)
-        except asyncio.CancelledError:  # by who ends the event loop
-            job.control.cancelled.set()
-            await asyncio.wait([copying])
-            raise
+        futures = [peer.threads.submit(_copy_job, link, part) for part in jobs]
+        copying = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+        with _given_up_with(context, futures):
+            try:
+                results = await asyncio.shield(copying)
+            except asyncio.CancelledError:  # by who ends the event loop
+                job.control.cancelled.set()
+                await asyncio.wait([copying])
+                raise
         failures = [result for result in results if isinstance(result, BaseException)]
         if any(isinstance(failure, ConnectionLostError) for failure in failures):
             peer.lost(link)
+        if any(isinstance(failure, asyncio.CancelledError) for failure in failures):
+            job.control.check()
         if failures:  # of several, one that has made the others be cancelled
             raise min(failures, key=lambda failure: isinstance(failure, RequestCancelledError))
 
@@ -397,6 +408,23 @@ class Agent:
     def _checksum(self, request: ChecksumRequest, control: Control) -> int:
         vector, keep = self._regions.admit(request.keys, request.vector, write=False)
         return checksum_of_memory(vector, keep, control)
+
+
+@contextmanager
+def _given_up_with(context: Context, futures: Sequence["Future[None]"]) -> Iterator[None]:
+    """Those that have not begun are cancelled with the context, or at its deadline. The others see it themselves."""
+
+    def give_up() -> None:
+        for future in futures:
+            future.cancel()
+
+    take_back = context.on_stop(lambda _: give_up())
+    timer = asyncio.get_running_loop().call_later(max(context.remaining_s() or 0, 0), give_up)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        take_back()
 
 
 async def _before(context: Context, waiting: Coroutine[Any, Any, T]) -> T:

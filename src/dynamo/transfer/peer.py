@@ -14,6 +14,8 @@ from dynamo.transfer.threads import Threads
 
 logger = logging.getLogger(__name__)
 
+_THREADS = 8
+
 
 class Peer:
     """Owns its links: each is made when it is first needed, and again when it was lost."""
@@ -22,13 +24,12 @@ class Peer:
         self,
         metadata: AgentMetadata,
         backends: Sequence[Backend],
-        threads: Threads,
     ) -> None:
-        """`backends` are tried in this order; `threads` run what blocks."""
+        """`backends` are tried in this order."""
         self.metadata = metadata
         self.regions = {region.id: region for region in metadata.regions}
         self._backends = backends
-        self.threads = threads
+        self.threads = Threads(_THREADS, f"transfer-{metadata.name}")  # its own: one that hangs holds up no other
         self._links: dict[str, Link] = {}
         self._failures: dict[str, str] = {}  # of backends that did not work, why
         self._connecting = asyncio.Lock()
@@ -83,12 +84,13 @@ class Peer:
             del self._links[link.name]
             self._failures.clear()
 
-    def close(self) -> None:
-        """Transfers under way end with ConnectionLostError."""
+    async def close(self) -> None:
+        """Transfers under way end with ConnectionLostError, at once; returns when none of them moves bytes any more."""
         self._closed = True
         for link in self._links.values():
             link.close()
         self._links.clear()
+        await self.threads.close()
 
     async def _connected(self, backend: Backend) -> Link | None:
         link = self._links.get(backend.name)

@@ -228,6 +228,7 @@ class _Stream:
         tick = _TIMEVAL.pack(*divmod(int(tick_s * 1_000_000), 1_000_000))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
+        _detect_dead_peer(sock)
 
     def send(self, message: Any) -> None:
         data = msgspec.msgpack.encode(message)
@@ -290,6 +291,15 @@ class _Stream:
                 raise ConnectionLostError("tcp: the peer has closed the connection")
             elif (number := ctypes.get_errno()) not in (errno.EAGAIN, errno.EINTR):
                 raise ConnectionLostError(f"tcp: {os.strerror(number)}")
+
+
+def _detect_dead_peer(sock: socket.socket) -> None:
+    """Lets the kernel find out within seconds that a host has vanished without a word."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5_000)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
 from dynamo.errors import ConnectionLostError
@@ -21,11 +21,15 @@ class Threads:
 
     def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> "asyncio.Future[T]":
         """What the function returns, or raises, in one of them. Raises ConnectionLostError after close()."""
+        return asyncio.wrap_future(self.submit(function, *arguments))
+
+    def submit(self, function: Callable[[*Ts], T], *arguments: *Ts) -> "Future[T]":
+        """The same for who may cancel it before it has its turn."""
         if self._closed:
             raise ConnectionLostError("the agent was closed")
-        return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        return self._executor.submit(function, *arguments)
 
     async def close(self) -> None:
-        """Returns when all that was given to run() has ended. Idempotent."""
+        """Returns when all that was given to them has ended. Idempotent."""
         self._closed = True
         await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
