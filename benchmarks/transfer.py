@@ -207,8 +207,8 @@ async def _serve(size_mb: int, backends: list[str]) -> None:
     """The other process: has memory, and does nothing else."""
     follow_parent()
     async with Agent("far", backends) as agent:
-        memory = touched(size_mb)
-        agent.register(memory)
+        memory = agent.allocate(size_mb << 20).view()  # which all backends reach
+        memory[:] = touched(size_mb)
         print(base64.b64encode(agent.metadata()).decode(), flush=True)
         listening = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=_send_plainly, args=(listening, memory), daemon=True).start()
@@ -216,11 +216,10 @@ async def _serve(size_mb: int, backends: list[str]) -> None:
         await asyncio.get_running_loop().create_future()
 
 
-def _send_plainly(listening: socket.socket, memory: bytearray) -> None:
+def _send_plainly(listening: socket.socket, memory: memoryview) -> None:
     connection, _ = listening.accept()
-    view = memoryview(memory)
     while asked := connection.recv(8, socket.MSG_WAITALL):
-        connection.sendall(view[: int.from_bytes(asked, "little")])
+        connection.sendall(memory[: int.from_bytes(asked, "little")])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
