@@ -108,21 +108,18 @@ class CmaLink:
 
     def _check_some(self, keys: tuple[RegionKey, ...]) -> None:
         """As many as one call of the kernel can look at."""
-        cookie = ctypes.create_string_buffer(_COOKIE_BYTES)
-        found = (ctypes.c_uint64 * len(keys))()
-        here = array("Q", [ctypes.addressof(cookie), _COOKIE_BYTES])
+        found = array("Q", bytes(_COOKIE_BYTES + 8 * len(keys)))
+        here = array("Q", [found.buffer_info()[0], 8 * len(found)])
         there = array("Q", [self._cookie_address, _COOKIE_BYTES])
-        for i, (region_id, _) in enumerate(keys):
-            here.extend((ctypes.addressof(found) + 8 * i, 8))
+        for region_id, _ in keys:
             there.extend((self._keys_address + 8 * region_id, 8))
-        count = 1 + len(keys)
-        expected_bytes = _COOKIE_BYTES + 8 * len(keys)
-        read = _read(self._pid, here.buffer_info()[0], count, there.buffer_info()[0], count, 0)
+        read = _read(self._pid, here.buffer_info()[0], 1, there.buffer_info()[0], 1 + len(keys), 0)
         if read < 0:
             raise _failure(ctypes.get_errno())
-        if read != expected_bytes or cookie.raw != self._cookie:
+        values = found[_COOKIE_BYTES // 8 :]
+        if read != 8 * len(found) or found[: _COOKIE_BYTES // 8].tobytes() != self._cookie:
             raise ConnectionLostError("the peer's process is gone")
-        for (region_id, key), value in zip(keys, found, strict=True):
+        for (region_id, key), value in zip(keys, values, strict=True):
             if value != key:
                 raise InvalidRequestError(f"the peer's region {region_id} is not registered any more")
 
