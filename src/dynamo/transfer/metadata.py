@@ -16,7 +16,7 @@ class RegionInfo(msgspec.Struct, array_like=True, frozen=True):
     """A registered region."""
 
     id: Annotated[int, msgspec.Meta(ge=0, lt=REGIONS_MAX)]
-    key: int  # stands at `key_address` + 8 * id as long as the region is registered
+    key: int  # stands among the agent's keys as long as the region is registered
     address: Size
     size_bytes: Size
     writable: bool
