@@ -15,6 +15,7 @@
     │   └── HandlerError               500  an endpoint's handler raised something of its own
     ├── ConnectionLostError            502  the worker went away in mid-stream
     │   └── ProtocolError              502  the other side does not speak our protocol
+    ├── HandoffLostError               502  a prefilled prompt's KV cache could not be fetched
     ├── UnavailableError               503  nobody can serve this right now
     │   ├── NoInstancesError           503
     │   ├── DrainingError              503  this worker finishes what it has and takes nothing new
@@ -141,6 +142,17 @@ class ProtocolError(ConnectionLostError):
 
     code = "protocol_error"
     retryable = False
+
+
+class HandoffLostError(DynamoError):
+    """The KV cache of a prompt that another worker has prefilled could not be fetched: it has to be prefilled anew.
+
+    The worker that says so is well; the one that held the cache may be gone, or was asked too late.
+    """
+
+    code = "handoff_lost"
+    http_status = 502
+    retryable = True
 
 
 class UnavailableError(DynamoError):

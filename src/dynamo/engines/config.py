@@ -5,8 +5,11 @@ from pathlib import Path
 
 from dynamo.config import option
 from dynamo.errors import ConfigError
+from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.instance import EndpointId
+
+_COMPONENTS = {WorkerType.Aggregated: "backend", WorkerType.Decode: "backend", WorkerType.Prefill: "prefill"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +21,8 @@ class WorkerConfig(RuntimeConfig):
         flag="--endpoint",
         env="DYN_ENDPOINT",
         metavar="PATH",
-        help="where the model is served, as dyn://namespace.component.endpoint; without it NAMESPACE.backend.generate",
+        help="where the model is served, as dyn://namespace.component.endpoint; without it NAMESPACE.backend.generate,"
+        " for prefill workers NAMESPACE.prefill.generate",
     )
     custom_jinja_template: str | None = option(
         None,
@@ -28,9 +32,14 @@ class WorkerConfig(RuntimeConfig):
         help="chat template to use instead of the model's own",
     )
 
+    @property
+    def worker_type(self) -> WorkerType:
+        """The part of requests that this worker does."""
+        return WorkerType.Aggregated
+
     def endpoint_id(self) -> EndpointId:
         """Raises ConfigError when --endpoint or --namespace is not of the right form."""
-        return self.workers_endpoint(self.endpoint)
+        return self.workers_endpoint(self.endpoint, _COMPONENTS[self.worker_type])
 
     def chat_template(self) -> Path | None:
         """Raises ConfigError when there is none at --custom-jinja-template."""
@@ -40,3 +49,21 @@ class WorkerConfig(RuntimeConfig):
         if not path.is_file():
             raise ConfigError(f"there is no chat template at {path}")
         return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisaggregatedWorkerConfig(WorkerConfig):
+    """Serve a model, or one of the two stages of it."""
+
+    disaggregation_mode: str = option(
+        WorkerType.Aggregated.value,
+        flag="--disaggregation-mode",
+        env="DYN_DISAGGREGATION_MODE",
+        choices=[role.value for role in WorkerType],
+        aliases={"agg": WorkerType.Aggregated.value},
+        help="do all of each request; only prefill prompts; or decode what others have prefilled",
+    )
+
+    @property
+    def worker_type(self) -> WorkerType:
+        return WorkerType(self.disaggregation_mode)

@@ -113,6 +113,7 @@ async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Work
         endpoint,
         worker.model_path,
         worker.name,
+        worker_type=config.worker_type,
         context_length=info.context_length,
         runtime_config=info.limits,
         custom_template_path=template,

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.routing import Priority, RoutingReport
 from dynamo.tokens import TokenArray
 
@@ -78,6 +79,8 @@ class PreprocessedRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     priority: Priority = 0
     session_id: str | None = None  # what the client says the request is part of
     explain_routing: bool = False  # asks the router for a RoutingReport
+    prefill_only: bool = False  # for a prefill worker: answer with a Handoff, and keep the KV cache until it is fetched
+    handoff: Handoff | None = None  # for a decode worker: whose prompt is prefilled already
 
 
 class Logprob(msgspec.Struct, array_like=True):
@@ -103,6 +106,7 @@ class LLMEngineOutput(msgspec.Struct, omit_defaults=True, kw_only=True):
     logprobs: list[TokenLogprobs] | None = None  # one per token id
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # on the first output; the first entry is None
     cached_tokens: int | None = None  # on the first output: prompt tokens that needed no prefill
+    handoff: Handoff | None = None  # once, of a request that is prefill_only: decode may begin
     worker_id: WorkerId | None = None  # on the first output, set by the router
     routing: RoutingReport | None = None  # likewise, by a router that was asked to explain itself
 
@@ -127,6 +131,8 @@ def merge_outputs(outputs: list[LLMEngineOutput]) -> LLMEngineOutput:
             merged.prompt_logprobs = output.prompt_logprobs
         if output.cached_tokens is not None:
             merged.cached_tokens = output.cached_tokens
+        if output.handoff is not None:
+            merged.handoff = output.handoff
         if output.worker_id is not None:
             merged.worker_id = output.worker_id
         if output.routing is not None:

@@ -66,10 +66,13 @@ class RuntimeConfig:
     def worker_namespace(self) -> str:
         return self.namespace or DEFAULT_NAMESPACE
 
-    def workers_endpoint(self, path: str | None) -> EndpointId:
-        """Where workers serve: at `path`, or where they do when nothing is said. ConfigError for another form."""
+    def workers_endpoint(self, path: str | None, component: str = "backend") -> EndpointId:
+        """Where workers serve: at `path`, or where those of `component` do when nothing is said.
+
+        Raises ConfigError for a path of another form.
+        """
         try:
-            return EndpointId.parse(path or f"{self.worker_namespace}.backend.generate")
+            return EndpointId.parse(path or f"{self.worker_namespace}.{component}.generate")
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

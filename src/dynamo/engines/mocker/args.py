@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynamo.config import option
-from dynamo.engines.config import WorkerConfig
+from dynamo.engines.config import DisaggregatedWorkerConfig
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.errors import ConfigError
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MockerConfig(WorkerConfig):
+class MockerConfig(DisaggregatedWorkerConfig):
     """Serve a model by a simulated engine: real scheduling, simulated time, words without sense."""
 
     model_path: str = option(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynamo.config import build_parser, option, parse_known
-from dynamo.engines.config import WorkerConfig
+from dynamo.engines.config import DisaggregatedWorkerConfig
 from dynamo.engines.vllm import environment
 from dynamo.llm.model_source import resolve_model
 
@@ -18,7 +18,7 @@ PROG = "python -m dynamo.vllm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VllmConfig(WorkerConfig):
+class VllmConfig(DisaggregatedWorkerConfig):
     """Serve a model with vLLM. All other flags go to vLLM's engine: --help-engine lists them."""
 
     model: str | None = option(
