@@ -23,7 +23,9 @@ import os
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+from dynamo.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -116,6 +118,31 @@ def as_flags(cls: type, config: Any, *, without: Collection[str] = ()) -> list[s
     return flags
 
 
+class Live(Generic[T]):
+    """A configuration that may change while the process runs; those who read it take `value` each time."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def change(self, values: Mapping[str, str]) -> None:
+        """Sets fields by name to what a flag would make of these texts: all of them, or none.
+
+        Raises ConfigError for a name that there is not, and for a text that the flag would not take.
+        """
+        known = {setting.name: setting for setting in settings(type(self.value))}
+        changes: dict[str, Any] = {}
+        for name, text in values.items():
+            if name not in known:
+                raise ConfigError(f"there is no setting {name!r}; there is: {', '.join(known)}")
+            try:
+                changes[name] = _value(known[name], text)
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                raise ConfigError(f"{name}: {text!r} is not usable: {error}") from error
+        self.value = dataclasses.replace(typing.cast("Any", self.value), **changes)
+
+
 def parse(cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str, str] | None = None) -> T:
     """A `cls` from the command line and the environment; exits like argparse on a wrong command line."""
     parser = build_parser(cls, prog=prog)
@@ -175,7 +202,7 @@ def from_environment(cls: type, environ: Mapping[str, str]) -> dict[str, Any]:
         if not text:  # set but empty, as in many a compose file, means unset
             continue
         try:
-            values[setting.name] = _boolean(text) if setting.type is bool else _converter(setting)(text)
+            values[setting.name] = _value(setting, text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             default = "no value" if setting.default is None else repr(setting.default)
             logger.warning("%s=%r is not usable (%s): using %s", setting.option.env, text, error, default)
@@ -187,6 +214,11 @@ def _plain_type(hint: Any) -> type:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (hint,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
     return typing.cast("type", hint)
+
+
+def _value(setting: Setting, text: str) -> Any:
+    """Raises ValueError or ArgumentTypeError."""
+    return _boolean(text) if setting.type is bool else _converter(setting)(text)
 
 
 def _converter(setting: Setting) -> typing.Callable[[str], Any]:

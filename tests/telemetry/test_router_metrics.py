@@ -56,12 +56,17 @@ def metrics(registry: CollectorRegistry) -> RouterMetrics:
 
 
 def samples(registry: CollectorRegistry) -> dict[str, float]:
-    """By name, model and the values of the other labels, in their alphabetical order."""
+    """By name, model and the values of the other labels, in their alphabetical order, but for the worker type."""
     return {
-        " ".join([sample.name, sample.labels.pop("model"), *sample.labels.values()]): sample.value
+        " ".join([sample.name, sample.labels.pop("model"), *_others(sample.labels)]): sample.value
         for family in text_string_to_metric_families(generate_latest(registry).decode())
         for sample in family.samples
     }
+
+
+def _others(labels: dict[str, str]) -> list[str]:
+    assert labels.pop("worker_type") in ("aggregated", "prefill")
+    return list(labels.values())
 
 
 def test_without_a_router_there_is_nothing(registry: CollectorRegistry, metrics: RouterMetrics) -> None:
@@ -70,7 +75,7 @@ def test_without_a_router_there_is_nothing(registry: CollectorRegistry, metrics:
 
 def test_every_figure(registry: CollectorRegistry, metrics: RouterMetrics) -> None:
     source = Source()
-    metrics.add("m", source)
+    metrics.add("m", "aggregated", source)
     source.figures.decided(overlap_tokens=32, cost=1.5, mean_cost=4.0, queued_s=0.0)
     source.figures.decided(overlap_tokens=0, cost=2.0, mean_cost=2.0, queued_s=0.2)
     source.figures.decision_seconds.observe(3e-5)
@@ -112,7 +117,7 @@ def test_every_figure(registry: CollectorRegistry, metrics: RouterMetrics) -> No
 
 
 def test_no_ratio_before_the_first_answer(registry: CollectorRegistry, metrics: RouterMetrics) -> None:
-    metrics.add("m", Source())
+    metrics.add("m", "aggregated", Source())
     assert "dynamo_router_decisions_total m" in samples(registry)
     assert "dynamo_router_hit_ratio m" not in samples(registry)
 
@@ -120,10 +125,20 @@ def test_no_ratio_before_the_first_answer(registry: CollectorRegistry, metrics: 
 def test_models_come_and_go(registry: CollectorRegistry, metrics: RouterMetrics) -> None:
     old, new, other = Source(), Source(), Source()
     old.figures.decisions = 5
-    metrics.add("m", old)
-    metrics.add('quo"ted\n', other)
-    metrics.add("m", new)
-    metrics.remove("m", old)  # which another has replaced
+    metrics.add("m", "aggregated", old)
+    metrics.add('quo"ted\n', "aggregated", other)
+    metrics.add("m", "aggregated", new)
+    metrics.remove("m", "aggregated", old)  # which another has replaced
     assert samples(registry)["dynamo_router_decisions_total m"] == 0
-    metrics.remove("m", new)
+    metrics.remove("m", "aggregated", new)
     assert {name.split(" ")[1] for name in samples(registry)} == {'quo"ted\n'}
+
+
+def test_pools_of_one_model_are_apart(registry: CollectorRegistry, metrics: RouterMetrics) -> None:
+    one, other = Source(), Source()
+    one.figures.decisions, other.figures.decisions = 1, 2
+    metrics.add("m", "prefill", one)
+    metrics.add("m", "decode", other)
+    text = generate_latest(registry).decode()
+    assert 'dynamo_router_decisions_total{model="m",worker_type="prefill"} 1.0' in text
+    assert 'dynamo_router_decisions_total{model="m",worker_type="decode"} 2.0' in text

@@ -3,12 +3,16 @@
 import math
 from dataclasses import dataclass
 
-from dynamo.config import group, option
+from prometheus_client import CollectorRegistry
+
+from dynamo.config import Live, group, option
 from dynamo.errors import ConfigError
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.router.config import KvRouterConfig
+from dynamo.router.disagg import DisaggConfig
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.config import RuntimeConfig
+from dynamo.telemetry.disagg_metrics import DisaggMetrics
 from dynamo.telemetry.router_metrics import RouterMetrics
 
 
@@ -39,6 +43,7 @@ class FrontendConfig(RuntimeConfig):
         help="kv: `python -m dynamo.router` decides, with its own flags, for all frontends that ask it",
     )
     kv_router: KvRouterConfig = group(KvRouterConfig)
+    disagg: DisaggConfig = group(DisaggConfig)
     body_limit_mb: float = option(
         45.0, flag="--http-body-limit-mb", env="DYN_HTTP_BODY_LIMIT_MB", help="largest request body in megabytes"
     )
@@ -55,12 +60,19 @@ class FrontendConfig(RuntimeConfig):
         help="how long a client may send nothing of its request, or take nothing of its answer",
     )
 
-    def routing(self, metrics: RouterMetrics) -> RoutingSetup:
+    def routing(self, registry: CollectorRegistry) -> RoutingSetup:
         """Raises ConfigError for a router mode that has no service."""
         mode = RouterMode(self.router_mode)
         if self.router_service and mode is not RouterMode.KV:
             raise ConfigError(f"--router-service needs --router-mode kv, not {mode.value}")
-        return RoutingSetup(mode=mode, kv=self.kv_router, service=self.router_service, metrics=metrics)
+        return RoutingSetup(
+            mode=mode,
+            kv=self.kv_router,
+            service=self.router_service,
+            disagg=Live(self.disagg),
+            metrics=RouterMetrics(registry),
+            disagg_metrics=DisaggMetrics(registry),
+        )
 
     def body_limit_bytes(self) -> int:
         """Raises ConfigError when --http-body-limit-mb is no size."""

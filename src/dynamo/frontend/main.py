@@ -28,7 +28,6 @@ from dynamo.runtime.system_server import EmbeddedServer
 from dynamo.runtime.worker import shutdown_on_signals
 from dynamo.telemetry import logging as telemetry_logging
 from dynamo.telemetry.metrics import FrontendMetrics
-from dynamo.telemetry.router_metrics import RouterMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +50,11 @@ async def _serve(config: FrontendConfig) -> None:
     sock = bind(config.http_host, config.http_port)
     access_logger.disabled = not config.access_log
     runtime = DistributedRuntime(config=config)
+    routing = config.routing(runtime.registry)
     models = ModelManager(
         runtime,
         namespace=config.namespace,
-        routing=config.routing(RouterMetrics(runtime.registry)),
+        routing=routing,
         cache=ArtifactCache(cache_dir() / "artifacts"),
     )
     frontend = Frontend(

@@ -15,7 +15,7 @@ from dynamo.protocols.generation import (
     WorkerId,
 )
 from dynamo.protocols.kv_events import BlockStored
-from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.protocols.model_card import RuntimeLimits, WorkerType
 from dynamo.protocols.routing import PotentialLoad
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
@@ -45,8 +45,9 @@ class KvRouter:
         *,
         model_name: str = "",
         content_hash: str = "",
+        worker_type: WorkerType = WorkerType.Aggregated,
     ) -> None:
-        """`block_size` in tokens: what the workers' engines have.
+        """`block_size` in tokens: what the workers' engines have; `worker_type`: what they do, for metrics only.
 
         With a `model_name` only instances that announce this model get requests; without, all but those that announce
         models with other blocks. A `content_hash` is that of the model's card, which others of the same name must
@@ -59,6 +60,7 @@ class KvRouter:
         self.endpoint = endpoint
         self.block_size = block_size
         self.model_name = model_name
+        self.worker_type = worker_type
         self._changed = asyncio.Event()
         self._client = runtime.client(endpoint.id)
         self.placer = KvPlacer(runtime, endpoint.id, block_size, kv_router_config or KvRouterConfig(), model_name)
@@ -96,6 +98,7 @@ class KvRouter:
                             kv_router_config,
                             model_name=card.name,
                             content_hash=card.content_hash,
+                            worker_type=card.worker_type,
                         )
                     logger.warning("%r is passed over: its workers do not tell the size of their KV blocks", card.name)
         finally:

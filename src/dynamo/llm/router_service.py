@@ -162,7 +162,7 @@ async def _serve(runtime: DistributedRuntime, config: RouterConfig) -> int:
 
         async def discovered(model_name: str) -> KvRouter:
             router = await KvRouter.discover(workers, config.kv_router, model_name=model_name)
-            metrics.add(router.model_name, router.placer)  # in the place of the one before
+            metrics.add(router.model_name, router.worker_type, router.placer)  # in the place of the one before
             return router
 
         async def follow() -> None:

@@ -4,14 +4,17 @@ import logging
 import random
 from dataclasses import dataclass, field
 
+from dynamo.config import Live
 from dynamo.llm.register import ModelEntry
-from dynamo.protocols.model_card import ModelInput
+from dynamo.protocols.model_card import ModelInput, WorkerType
 from dynamo.router.config import KvRouterConfig
+from dynamo.router.disagg import DisaggConfig
 from dynamo.router.kv_placer import KvPlacer
 from dynamo.router.placement import SelectorPlacer
 from dynamo.router.remote_placer import RemotePlacer
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.telemetry.disagg_metrics import DisaggMetrics
 from dynamo.telemetry.router_metrics import RouterMetrics
 
 logger = logging.getLogger(__name__)
@@ -24,12 +27,16 @@ class RoutingSetup:
     mode: RouterMode = RouterMode.ROUND_ROBIN
     kv: KvRouterConfig = field(default_factory=KvRouterConfig)
     service: bool = False  # in mode KV: a router service decides
+    disagg: Live[DisaggConfig] = field(default_factory=lambda: Live(DisaggConfig()))
     metrics: RouterMetrics | None = None
+    disagg_metrics: DisaggMetrics | None = None
 
     def placer(self, entry: ModelEntry, runtime: DistributedRuntime) -> KvPlacer | RemotePlacer | SelectorPlacer:
         """For the workers that are like the one that `entry` announces. To be closed."""
         card = entry.card
         rng = random.Random()  # noqa: S311 - no secrets here
+        if self.mode is RouterMode.DIRECT and card.worker_type is WorkerType.Prefill:
+            return SelectorPlacer(RouterMode.ROUND_ROBIN, rng)  # a request names the worker that answers it
         if self.mode is not RouterMode.KV:
             return SelectorPlacer(self.mode, rng)
         block_size = card.limits.kv_block_size

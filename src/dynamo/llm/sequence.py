@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from dynamo.protocols.disagg import DisaggReport
 from dynamo.protocols.generation import PreprocessedRequest, WorkerId
 from dynamo.protocols.openai.responses import ToolCallDelta, Usage
 from dynamo.protocols.routing import RoutingReport
@@ -58,4 +59,5 @@ class TextOutput(msgspec.Struct):
     cached_tokens: int | None = None  # of those, that needed no prefill
     worker_id: WorkerId | None = None  # on the first output of a choice
     routing: RoutingReport | None = None  # likewise, where it was asked for
+    disaggregation: DisaggReport | None = None  # likewise, where there are prefill workers
     extra: TextExtra | None = None

@@ -68,6 +68,7 @@ class TextSequence:
         self._started = True
         self._plain = self._stop is None and self._top is None
         result.worker_id, result.routing = output.worker_id, output.routing
+        result.disaggregation = output.disaggregation
         if request.counts_prompt:
             result.prompt_tokens = len(request.engine_request.token_ids)
             result.cached_tokens = output.cached_tokens

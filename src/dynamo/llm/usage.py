@@ -5,6 +5,7 @@ from collections.abc import Collection
 from msgspec import UNSET, UnsetType
 
 from dynamo.llm.sequence import TextOutput
+from dynamo.protocols.disagg import DisaggReport
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.openai.responses import NvExtResponse, PromptTokensDetails, Usage, WorkerIdInfo
 from dynamo.protocols.routing import RoutingReport
@@ -13,7 +14,15 @@ from dynamo.protocols.routing import RoutingReport
 class UsageCounter:
     """Adds up what the outputs of all choices say."""
 
-    __slots__ = ("_cached_tokens", "_prompt_tokens", "_reported", "_routing", "_worker_id", "completion_tokens")
+    __slots__ = (
+        "_cached_tokens",
+        "_disaggregation",
+        "_prompt_tokens",
+        "_reported",
+        "_routing",
+        "_worker_id",
+        "completion_tokens",
+    )
 
     def __init__(self) -> None:
         self.completion_tokens = 0
@@ -22,6 +31,7 @@ class UsageCounter:
         self._reported: Usage | None = None
         self._worker_id: WorkerId | None = None
         self._routing: RoutingReport | None = None
+        self._disaggregation: DisaggReport | None = None
 
     def add(self, output: TextOutput) -> None:
         """Takes everything into account but token_count, which the caller adds to `completion_tokens`."""
@@ -33,6 +43,7 @@ class UsageCounter:
             self._reported = output.extra.usage
         if self._worker_id is None:
             self._worker_id, self._routing = output.worker_id, output.routing
+            self._disaggregation = output.disaggregation
 
     def usage(self) -> Usage | None:
         """The count; None where a worker that speaks text gave none."""
@@ -49,17 +60,11 @@ class UsageCounter:
 
     def nvext(self, fields: Collection[str]) -> NvExtResponse | UnsetType:
         """Those of `fields` that are known, of the first choice that answered; the worker in upstream's shape."""
-        worker, routing = self._worker_id, self._routing
-        if "worker_id" not in fields:
-            worker = None
-        if "routing" not in fields:
-            routing = None
-        if worker is None and routing is None:
-            return UNSET
-        return NvExtResponse(worker_id=_worker_info(worker), routing=routing or UNSET)
-
-
-def _worker_info(worker: WorkerId | None) -> WorkerIdInfo | UnsetType:
-    if worker is None:
-        return UNSET
-    return WorkerIdInfo(decode_worker_id=worker.instance_id, decode_dp_rank=worker.dp_rank)
+        answer = NvExtResponse()
+        if "worker_id" in fields and self._worker_id is not None:
+            answer.worker_id = WorkerIdInfo(
+                decode_worker_id=self._worker_id.instance_id, decode_dp_rank=self._worker_id.dp_rank
+            )
+        if "routing" in fields:
+            answer.routing, answer.disaggregation = self._routing or UNSET, self._disaggregation or UNSET
+        return UNSET if answer == NvExtResponse() else answer

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from dynamo.protocols.disagg import Handoff
+from dynamo.protocols.disagg import DisaggReport, Handoff
 from dynamo.protocols.routing import Priority, RoutingReport
 from dynamo.tokens import TokenArray
 
@@ -109,6 +109,7 @@ class LLMEngineOutput(msgspec.Struct, omit_defaults=True, kw_only=True):
     handoff: Handoff | None = None  # once, of a request that is prefill_only: decode may begin
     worker_id: WorkerId | None = None  # on the first output, set by the router
     routing: RoutingReport | None = None  # likewise, by a router that was asked to explain itself
+    disaggregation: DisaggReport | None = None  # likewise, where there are prefill workers
 
 
 class TextEngineOutput(msgspec.Struct):
@@ -137,6 +138,8 @@ def merge_outputs(outputs: list[LLMEngineOutput]) -> LLMEngineOutput:
             merged.worker_id = output.worker_id
         if output.routing is not None:
             merged.routing = output.routing
+        if output.disaggregation is not None:
+            merged.disaggregation = output.disaggregation
         if output.finish_reason is not None:
             merged.finish_reason, merged.stop_reason = output.finish_reason, output.stop_reason
     return merged

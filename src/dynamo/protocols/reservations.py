@@ -21,6 +21,7 @@ class Reserve(msgspec.Struct, omit_defaults=True, kw_only=True, tag=0):
     cache_salt: str | None = None
     priority: Priority = 0
     session_id: str | None = None
+    prefilled: bool = False  # elsewhere: only load counts
     explain: bool = False  # whether the report names the candidates
 
 
@@ -31,4 +32,14 @@ class Prefilled(msgspec.Struct, omit_defaults=True, kw_only=True, tag=1):
     cached_tokens: int | None = None  # of its prompt, that needed no prefill, as the engine says
 
 
-ReservationMessage = Reserve | Prefilled
+class Look(msgspec.Struct, omit_defaults=True, kw_only=True, tag=2):
+    """Asks what a reservation would give now; it has no consequences. The answer is a RoutingReport with candidates."""
+
+    token_ids: TokenArray
+    instances: list[int]
+    dp_rank: int | None = None
+    cache_salt: str | None = None
+    session_id: str | None = None
+
+
+ReservationMessage = Reserve | Prefilled | Look

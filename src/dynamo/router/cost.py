@@ -66,6 +66,26 @@ def cost_blocks(
     return costs
 
 
+def decode_cost_blocks(
+    config: KvRouterConfig,
+    block_size: int,
+    prompt_tokens: int,
+    activities: Sequence[WorkerActivity],
+    match: PromptMatch,
+) -> list[float]:
+    """The same for a prompt that is prefilled already: how busy the workers are.
+
+    A worker that has a part of it cached need not fetch that part, which costs next to nothing: it counts for nothing.
+    """
+    per_token = config.prefill_load_scale / block_size
+    prompt_blocks = -(-prompt_tokens // block_size)
+    shared = match.active.get
+    return [
+        per_token * activity.prefill_tokens + activity.blocks + prompt_blocks - shared(activity.worker, 0)
+        for activity in activities
+    ]
+
+
 def select(costs: Sequence[float], temperature: float, rng: random.Random) -> int:
     """The position of the chosen one (costs is not empty).
 

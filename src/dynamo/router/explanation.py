@@ -23,6 +23,8 @@ def no_overlap_reason(
     """
     if chosen.overlap.total:
         return None
+    if request.prefilled:
+        return "the prompt is prefilled elsewhere, only load counts"
     if not request.hashes:
         return f"the prompt has {request.prompt_tokens} tokens, a block {block_size}"
     if overlaps:

@@ -43,10 +43,13 @@ class KvPlacement:
         decision: RoutingDecision,
         report: RoutingReport | None,
         *,
-        prompt_tokens: int,
+        prompt_tokens: int | None,
         block_size: int,
     ) -> None:
-        """The first output carries `report`. `block_size` in tokens: by so many the ledger is told of the answer."""
+        """The first output carries `report`. `prompt_tokens`: None for a prompt that was prefilled elsewhere.
+
+        `block_size` in tokens: by so many the ledger is told of the answer.
+        """
         self.worker = decision.worker
         self.dp_rank: int | None = decision.worker.dp_rank
         self._ledger = ledger
@@ -70,7 +73,8 @@ class KvPlacement:
             self._begun = True
             output.routing = self._report
             self._ledger.first_token(self._request_id)
-            self._ledger.figures.prefilled(self._prompt_tokens, output.cached_tokens)
+            if self._prompt_tokens is not None:
+                self._ledger.figures.prefilled(self._prompt_tokens, output.cached_tokens)
             self._ledger.output(self._request_id, len(output.token_ids))
             return self._deliver(output)
         self._gathered += len(output.token_ids)

@@ -16,7 +16,7 @@ from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import RANKS_MAX, KvIndexer
 from dynamo.router.kv_placement import KvPlacement
 from dynamo.router.load_watcher import LoadWatcher
-from dynamo.router.placement import Placement
+from dynamo.router.placement import Placement, Prospect
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT
 from dynamo.router.replica_sync import ReplicaSync
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
@@ -108,15 +108,7 @@ class KvPlacer:
     ) -> Placement:
         assert request is not None, "models whose requests have no tokens yet get another placer"
         explain = request.explain_routing or logger.isEnabledFor(logging.DEBUG)
-        routing = RoutingRequest(
-            request_id=str(next(self._numbers)),  # the client's own id need not be unique
-            token_ids=request.token_ids,
-            seed=block_seed(cache_salt=request.cache_salt),
-            priority=request.priority,
-            session_id=request.session_id,
-            explain=explain,
-            eligible=self.eligible(instances, request.dp_rank, pinned=target is not None),
-        )
+        routing = self._routing(request, instances, pinned=target is not None, explain=explain)
         decision = await self.decide(routing, context)
         report = routing_report(decision, self.scheduler.block_size) if explain else None
         if report is not None:
@@ -125,8 +117,32 @@ class KvPlacer:
             self,
             decision,
             report if request.explain_routing else None,
-            prompt_tokens=len(request.token_ids),
+            prompt_tokens=None if routing.prefilled else len(request.token_ids),
             block_size=self.scheduler.block_size,
+        )
+
+    async def prospect(self, request: PreprocessedRequest, instances: Sequence[int]) -> Prospect | None:
+        try:
+            decision = self.look(self._routing(request, instances, pinned=False, explain=True))
+        except NoInstancesError:
+            return None
+        (chosen,) = (candidate for candidate in decision.candidates if candidate.worker == decision.worker)
+        return Prospect(
+            cached_tokens=decision.overlap.total * self.scheduler.block_size, waiting_tokens=chosen.prefill_tokens
+        )
+
+    def _routing(
+        self, request: PreprocessedRequest, instances: Sequence[int], *, pinned: bool, explain: bool
+    ) -> RoutingRequest:
+        return RoutingRequest(
+            request_id=str(next(self._numbers)),  # the client's own id need not be unique
+            token_ids=request.token_ids,
+            seed=block_seed(cache_salt=request.cache_salt),
+            priority=request.priority,
+            session_id=request.session_id,
+            prefilled=request.handoff is not None,
+            explain=explain,
+            eligible=self.eligible(instances, request.dp_rank, pinned=pinned),
         )
 
     async def decide(self, routing: RoutingRequest, context: Context) -> RoutingDecision:
@@ -142,7 +158,7 @@ class KvPlacer:
         else:
             decision = await self._admitted(routing.request_id, context)
         self.figures.decided(
-            overlap_tokens=decision.overlap.total * self.scheduler.block_size,
+            overlap_tokens=0 if routing.prefilled else decision.overlap.total * self.scheduler.block_size,
             cost=decision.cost,
             mean_cost=decision.mean_cost,
             queued_s=decision.queued_s,

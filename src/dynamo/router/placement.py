@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dynamo.errors import InvalidRequestError
@@ -29,6 +30,14 @@ class Placement(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """What a prompt would find at the worker that it would be given now, in tokens."""
+
+    cached_tokens: int  # of the prompt
+    waiting_tokens: int  # that the worker has to prefill before
+
+
 class Placer(Protocol):
     """Gives requests to workers and keeps account of it."""
 
@@ -44,6 +53,10 @@ class Placer(Protocol):
         Where the request waits and none of them was named, one that comes meanwhile is as good as they are.
         `request` is None where its tokens are not known. May wait; raises a DynamoError when it cannot be served.
         """
+        ...
+
+    async def prospect(self, request: PreprocessedRequest, instances: Sequence[int]) -> Prospect | None:
+        """What would come of place() with one of `instances`, without consequences; None where that is not known."""
         ...
 
     async def close(self) -> None:
@@ -73,6 +86,9 @@ class SelectorPlacer:
                 )
             target = WorkerId(self._selector.pick(instances, self.in_flight))
         return CountedPlacement(target, self.in_flight)
+
+    async def prospect(self, request: PreprocessedRequest, instances: Sequence[int]) -> None:
+        """Nothing is known of what workers have cached."""
 
     async def close(self) -> None:
         """There is nothing to end."""

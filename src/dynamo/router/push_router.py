@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dynamo.errors import DynamoError, InvalidRequestError, NoInstancesError, UnavailableError
+from dynamo.errors import DynamoError, HandoffLostError, InvalidRequestError, NoInstancesError, UnavailableError
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
-from dynamo.router.placement import TARGET_FIELD, Placement, Placer
+from dynamo.router.placement import TARGET_FIELD, Placement, Placer, Prospect
 from dynamo.runtime.client import Client, ReplyStream
 from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.context import Context
@@ -22,20 +22,39 @@ logger = logging.getLogger(__name__)
 class PushRouter:
     """Sends each request to one of the workers of a model, the one that `placer` chooses.
 
-    `serves` says whether an instance of the endpoint belongs to the model (several models may share an endpoint). A
-    worker that fails before its first output loses the request to another one; after that its error is the answer.
+    A worker that fails before its first output loses the request to another one; after that its error is the answer.
     """
 
-    def __init__(self, client: Client, placer: Placer, serves: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        placer: Placer,
+        serves: Callable[[int], bool],
+        fetches: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """`serves`: whether an instance of the endpoint belongs to the model (several models may share an endpoint).
+
+        `fetches`: whether it can take a request with a handoff.
+        """
         self._client = client
         self._placer = placer
         self._serves = serves
+        self._fetches = fetches
 
     def workers(self) -> list[int]:
         """The instances that a request could go to now: those that just failed only if there are no others."""
         workers = [i for i in self._client.instance_ids() if self._serves(i)]
         available = set(self._client.available_ids())
         return [i for i in workers if i in available] or workers
+
+    def takes_handoffs(self, target: WorkerId | None = None) -> bool:
+        """Whether there is a worker for a request with a handoff; or whether `target` is one."""
+        return any(map(self._fetches, self.workers() if target is None else [target.instance_id]))
+
+    async def prospect(self, request: PreprocessedRequest) -> Prospect | None:
+        """What the request would find where it would go now; None where that is not known, or nobody is there."""
+        candidates = self.workers() if request.target is None else [request.target.instance_id]
+        return await self._placer.prospect(request, candidates) if candidates else None
 
     async def generate(self, request: PreprocessedRequest, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
         """A Stage: tokens for tokens."""
@@ -58,8 +77,10 @@ class PushRouter:
     ) -> None:
         """Passes on the answer of the first worker that answers at all."""
         failed: dict[int, DynamoError] = {}
+        has_handoff = tokens is not None and tokens.handoff is not None
         while True:
-            placement = await self._placer.place(tokens, context, self._candidates(target, failed), target)
+            candidates = self._candidates(target, failed, self._fetches if has_handoff else self._serves)
+            placement = await self._placer.place(tokens, context, candidates, target)
             answer = _Answer(placement.worker, placement.watched(deliver))
             try:
                 await self._send(placement, request, context, decode, answer.pass_on)
@@ -68,8 +89,11 @@ class PushRouter:
                 if target is not None or answer.begun or not error.retryable:
                     raise
                 instance_id = placement.worker.instance_id
+                if not isinstance(error, HandoffLostError):
+                    self._client.avoid(instance_id)
+                if has_handoff:  # it is good for one try
+                    raise
                 logger.warning("request %s: instance %x: %s", context.id(), instance_id, error)
-                self._client.avoid(instance_id)
                 failed[instance_id] = error
             finally:
                 placement.end()
@@ -86,12 +110,14 @@ class PushRouter:
         reply = await self._client.call(instance_id, _encode(request, placement.dp_rank), context)
         await ReplyStream(reply, decode, instance_id).push_to(deliver)
 
-    def _candidates(self, target: WorkerId | None, failed: Mapping[int, DynamoError]) -> Sequence[int]:
+    def _candidates(
+        self, target: WorkerId | None, failed: Mapping[int, DynamoError], eligible: Callable[[int], bool]
+    ) -> Sequence[int]:
         if target is not None:
             if target.instance_id not in self._client.instance_ids() or not self._serves(target.instance_id):
                 raise InvalidRequestError(f"there is no worker {target.instance_id} for this model", param=TARGET_FIELD)
             return [target.instance_id]
-        candidates = [i for i in self.workers() if i not in failed]
+        candidates = [i for i in self.workers() if i not in failed and eligible(i)]
         if not candidates:
             # What the last one said of its state says more than that a connection failed.
             said = [error for error in failed.values() if isinstance(error, UnavailableError)]

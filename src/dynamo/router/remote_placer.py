@@ -22,9 +22,9 @@ from dynamo.errors import (
     RequestCancelledError,
 )
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId
-from dynamo.protocols.reservations import Prefilled, Reserve
+from dynamo.protocols.reservations import Look, Prefilled, Reserve
 from dynamo.protocols.routing import RoutingReport
-from dynamo.router.placement import CountedPlacement, Placement, SelectorPlacer
+from dynamo.router.placement import CountedPlacement, Placement, Prospect, SelectorPlacer
 from dynamo.router.reservations import reservations_endpoint
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.background import in_background
@@ -95,6 +95,26 @@ class RemotePlacer:
         worker = WorkerId(reservation.report.worker_id, reservation.report.dp_rank)
         counted = await self._alone.place(request, context, instances, worker)
         return ReservedPlacement(self, reservation, counted, explain=request.explain_routing)
+
+    async def prospect(self, request: PreprocessedRequest, instances: Sequence[int]) -> Prospect | None:
+        look = Look(
+            token_ids=request.token_ids,
+            instances=list(instances),
+            dp_rank=request.dp_rank,
+            cache_salt=request.cache_salt,
+            session_id=request.session_id,
+        )
+        for instance_id in self._services(request.session_id)[:1]:  # place() will find out whether it is well
+            try:
+                async with (
+                    asyncio.timeout(_SILENCE_MAX_S),
+                    closing(await self._client.direct(look, instance_id, annotated=False)) as stream,
+                ):
+                    async for report in stream:
+                        return None if report is None else _prospect(report)
+            except (DynamoError, TimeoutError) as error:
+                logger.debug("router %x does not say what it would do: %s", instance_id, error)
+        return None
 
     def prefilled(self, reservation: "Reservation", cached_tokens: int | None) -> None:
         """The request's first token is there."""
@@ -186,6 +206,7 @@ class RemotePlacer:
             cache_salt=request.cache_salt,
             priority=request.priority,
             session_id=request.session_id,
+            prefilled=request.handoff is not None,
             explain=request.explain_routing or logger.isEnabledFor(logging.DEBUG),
         )
 
@@ -224,6 +245,12 @@ class RemotePlacer:
         else:
             logger.info("the router service for %r answers", self._model)
         self._complaint = text
+
+
+def _prospect(report: RoutingReport) -> Prospect:
+    chosen = (report.worker_id, report.dp_rank)
+    waiting = [c.prefill_tokens for c in report.candidates if (c.worker_id, c.dp_rank) == chosen]
+    return Prospect(cached_tokens=report.overlap_blocks * report.block_size, waiting_tokens=sum(waiting))
 
 
 class Reservation:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from dynamo.errors import InvalidRequestError
-from dynamo.protocols.reservations import Prefilled, ReservationMessage, Reserve
+from dynamo.protocols.reservations import Look, Prefilled, ReservationMessage, Reserve
 from dynamo.protocols.routing import RoutingReport
 from dynamo.router.kv_placer import KvPlacer
 from dynamo.router.model_endpoint import model_endpoint
@@ -41,6 +41,9 @@ class Reservations:
 
     async def serve(self, message: ReservationMessage, context: Context) -> AsyncIterator[RoutingReport | None]:
         """The endpoint's handler. Raises what KvPlacer.decide() raises, InvalidRequestError for an id in use."""
+        if isinstance(message, Look):
+            yield self._looked(message)
+            return
         if isinstance(message, Prefilled):
             self._prefilled(message)
             return
@@ -69,11 +72,24 @@ class Reservations:
         self._closed = True
         self._end_all()
 
+    def _looked(self, message: Look) -> RoutingReport:
+        placer = self._placer
+        routing = RoutingRequest(
+            request_id="",
+            token_ids=message.token_ids,
+            seed=block_seed(cache_salt=message.cache_salt),
+            session_id=message.session_id,
+            explain=True,
+            eligible=placer.eligible(message.instances, message.dp_rank, pinned=True),
+        )
+        return routing_report(placer.look(routing), placer.scheduler.block_size)
+
     def _prefilled(self, message: Prefilled) -> None:
         held = self._held.get(message.request_id)
         if held is not None:
             self._placer.first_token(_key(message.request_id))
-            self._placer.figures.prefilled(held.prompt_tokens, message.cached_tokens)
+            if held.prompt_tokens is not None:
+                self._placer.figures.prefilled(held.prompt_tokens, message.cached_tokens)
 
     def _end_all(self) -> None:
         for held in self._held.values():
@@ -91,7 +107,7 @@ class _Held:
     __slots__ = ("_ended", "prompt_tokens")
 
     def __init__(self, message: Reserve) -> None:
-        self.prompt_tokens = len(message.token_ids)
+        self.prompt_tokens = None if message.prefilled else len(message.token_ids)  # that it may have had cached
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(self) -> None:
@@ -118,6 +134,7 @@ def _routing(placer: KvPlacer, message: Reserve) -> RoutingRequest:
         seed=block_seed(cache_salt=message.cache_salt),
         priority=message.priority,
         session_id=message.session_id,
+        prefilled=message.prefilled,
         explain=message.explain,
         eligible=placer.eligible(message.instances, message.dp_rank, pinned=message.pinned),
     )

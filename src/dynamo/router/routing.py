@@ -24,6 +24,7 @@ class RoutingRequest:
     seed: int = HASH_SEED  # of the block hashes: dynamo.tokens.block_seed
     priority: float = 0.0  # seconds of head start in the queue
     session_id: str | None = None
+    prefilled: bool = False  # elsewhere: what a worker has cached of it is of no use
     explain: bool = False  # whether the decision names its candidates
     eligible: Callable[[WorkerId], bool] | None = None  # which workers may serve it; None: all
     hashes: HashArray = field(default_factory=hash_array)  # of its blocks; filled in by the scheduler

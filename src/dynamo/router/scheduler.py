@@ -12,7 +12,7 @@ from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.load import WorkerLoad
 from dynamo.router.affinity import Sessions
 from dynamo.router.config import Affinity, KvRouterConfig, QueuePolicy
-from dynamo.router.cost import cost_blocks, select
+from dynamo.router.cost import cost_blocks, decode_cost_blocks, select
 from dynamo.router.explanation import no_overlap_reason
 from dynamo.router.load_reports import LoadReports
 from dynamo.router.prefix_caches import PrefixCaches, PromptMatch
@@ -209,7 +209,8 @@ class KvScheduler:
             request.request_id,
             worker_id,
             prompt_tokens=request.prompt_tokens,
-            prefill_tokens=max(request.prompt_tokens - cached_tokens, 1),  # engines compute the last one always
+            # Engines always compute the last one.
+            prefill_tokens=1 if request.prefilled else max(request.prompt_tokens - cached_tokens, 1),
             now_s=now_s,
             hashes=request.hashes,
         )
@@ -280,11 +281,13 @@ class KvScheduler:
     def _costs(
         self, request: RoutingRequest, candidates: list[_Worker], match: PromptMatch, session_worker: _Worker | None
     ) -> list[float]:
+        activities = [worker.activity for worker in candidates]
+        if request.prefilled:
+            return decode_cost_blocks(self.config, self.block_size, request.prompt_tokens, activities, match)
         if session_worker is not None:
             whole = Overlap(device=-(-request.prompt_tokens // self.block_size))
             overlaps = {**match.overlaps, session_worker.id: whole}  # as if it had the prompt cached
             match = PromptMatch(overlaps, match.active, match.in_flight)
-        activities = [worker.activity for worker in candidates]
         return cost_blocks(self.config, self.block_size, request.prompt_tokens, activities, match)
 
 

@@ -16,6 +16,7 @@ from dynamo.telemetry.metrics import HistogramChild
 _DECISION_BUCKETS_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 0.1)
 _WAIT_BUCKETS_S = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PREFIX = "dynamo_router_"
+_LABELS = ("model", "worker_type")
 
 
 @dataclass(slots=True)
@@ -82,19 +83,20 @@ class RouterSource(Protocol):
 
 
 class RouterMetrics(Collector):
-    """The routers of one process, by model."""
+    """The routers of one process, by model and the type of the workers that they route to."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._sources: dict[str, RouterSource] = {}
+        self._sources: dict[tuple[str, str], RouterSource] = {}
         registry.register(self)
 
-    def add(self, model: str, source: RouterSource) -> None:
-        self._sources[model] = source
+    def add(self, model: str, worker_type: str, source: RouterSource) -> None:
+        """`worker_type`: of the workers that it routes to."""
+        self._sources[model, worker_type] = source
 
-    def remove(self, model: str, source: RouterSource) -> None:
+    def remove(self, model: str, worker_type: str, source: RouterSource) -> None:
         """Passed over where another has taken its place."""
-        if self._sources.get(model) is source:
-            del self._sources[model]
+        if self._sources.get((model, worker_type)) is source:
+            del self._sources[model, worker_type]
 
     def collect(self) -> Iterable[Metric]:
         yield from self._counts()
@@ -111,15 +113,15 @@ class RouterMetrics(Collector):
             ("chosen_cost_blocks_total", "Costs of the workers that were chosen", "chosen_cost"),
             ("mean_cost_blocks_total", "Mean costs of all workers that could have been", "mean_cost"),
         ):
-            family = CounterMetricFamily(_PREFIX + name, documentation, labels=("model",))
-            for model, source in self._sources.items():
-                family.add_metric((model,), getattr(source.figures, attribute))
+            family = CounterMetricFamily(_PREFIX + name, documentation, labels=_LABELS)
+            for key, source in self._sources.items():
+                family.add_metric(key, getattr(source.figures, attribute))
             yield family
-        ratio = GaugeMetricFamily(_PREFIX + "hit_ratio", "Cached tokens by prompt tokens", labels=("model",))
-        for model, source in self._sources.items():
+        ratio = GaugeMetricFamily(_PREFIX + "hit_ratio", "Cached tokens by prompt tokens", labels=_LABELS)
+        for key, source in self._sources.items():
             figures = source.figures
             if figures.prompt_tokens:
-                ratio.add_metric((model,), figures.cached_tokens / figures.prompt_tokens)
+                ratio.add_metric(key, figures.cached_tokens / figures.prompt_tokens)
         yield ratio
 
     def _histograms(self) -> Iterable[Metric]:
@@ -127,14 +129,14 @@ class RouterMetrics(Collector):
             ("decision_seconds", "Time that a decision takes", "decision_seconds"),
             ("queue_wait_seconds", "Time that requests wait for a worker", "queued"),
         ):
-            family = HistogramMetricFamily(_PREFIX + name, documentation, labels=("model",))
-            for model, source in self._sources.items():
+            family = HistogramMetricFamily(_PREFIX + name, documentation, labels=_LABELS)
+            for key, source in self._sources.items():
                 histogram: HistogramChild = getattr(source.figures, attribute)
-                family.add_metric((model,), histogram.buckets(), histogram.sum)
+                family.add_metric(key, histogram.buckets(), histogram.sum)
             yield family
 
     def _index(self) -> Iterable[Metric]:
-        figures = {model: source.index_figures() for model, source in self._sources.items()}
+        figures = {key: source.index_figures() for key, source in self._sources.items()}
         for kind, name, documentation, attribute in (
             (GaugeMetricFamily, "blocks", "Different KV blocks that are known from events", "blocks"),
             (GaugeMetricFamily, "believed_blocks", "Blocks that workers without events may have", "believed_blocks"),
@@ -146,13 +148,13 @@ class RouterMetrics(Collector):
             (CounterMetricFamily, "event_dumps_total", "Whole states of workers that were taken over", "dumps"),
             (CounterMetricFamily, "event_recoveries_total", "Times that a worker's feed was whole again", "recoveries"),
         ):
-            family = kind(_PREFIX + name, documentation, labels=("model",))
-            for model, each in figures.items():
-                family.add_metric((model,), getattr(each, attribute))
+            family = kind(_PREFIX + name, documentation, labels=_LABELS)
+            for key, each in figures.items():
+                family.add_metric(key, getattr(each, attribute))
             yield family
 
     def _workers(self) -> Iterable[Metric]:
-        figures = {model: list(source.worker_figures()) for model, source in self._sources.items()}
+        figures = {key: list(source.worker_figures()) for key, source in self._sources.items()}
         for name, documentation, attribute in (
             ("prefill_tokens", "Tokens that wait for prefill", "prefill_tokens"),
             ("active_blocks", "KV blocks of running requests", "blocks"),
@@ -164,10 +166,10 @@ class RouterMetrics(Collector):
             ),
             ("foreign_blocks", "KV blocks in use that no router has told of", "foreign_blocks"),
         ):
-            labels = ("model", "worker_id", "dp_rank")
+            labels = (*_LABELS, "worker_id", "dp_rank")
             family = GaugeMetricFamily(f"{_PREFIX}worker_{name}", documentation, labels=labels)
-            for model, workers in figures.items():
+            for key, workers in figures.items():
                 for worker in workers:
-                    values = (model, str(worker.instance_id), str(worker.dp_rank))
+                    values = (*key, str(worker.instance_id), str(worker.dp_rank))
                     family.add_metric(values, getattr(worker, attribute))
             yield family

@@ -4,6 +4,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from dynamo.protocols.disagg import DisaggReport
 from dynamo.protocols.routing import RoutingReport
 
 
@@ -21,7 +22,7 @@ class Usage(Struct, kw_only=True):
 
 
 class WorkerIdInfo(Struct, kw_only=True):
-    """The worker that served a request, as upstream names it."""
+    """The workers that served a request, as upstream names them."""
 
     decode_worker_id: int  # the instance id
     decode_dp_rank: int
@@ -32,6 +33,7 @@ class NvExtResponse(Struct, kw_only=True):
 
     worker_id: WorkerIdInfo | UnsetType = UNSET
     routing: RoutingReport | UnsetType = UNSET
+    disaggregation: DisaggReport | UnsetType = UNSET  # asked for with "routing"
 
 
 class TopLogprob(Struct, kw_only=True):
