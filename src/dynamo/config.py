@@ -101,6 +101,12 @@ def settings(cls: type) -> list[Setting]:
     return found
 
 
+def setting_values(config: Any) -> dict[str, str]:
+    """The fields of a configuration by name, as text that its flags would take; "" for None."""
+    values = {s.name: operator.attrgetter(s.name)(config) for s in settings(type(config))}
+    return {name: "" if value is None else str(value) for name, value in values.items()}
+
+
 def as_flags(cls: type, config: Any, *, without: Collection[str] = ()) -> list[str]:
     """The command line that gives the fields of `cls` their values in `config`, but for those named in `without`.
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dynamo.config import as_flags, option
-from dynamo.engines.make import ENGINES
+from dynamo.engines.make import DISAGGREGATED_ENGINES, ENGINES
+from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
+from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 
 _NOT_THE_FRONTENDS = ("rpc_port", "system_host", "system_port")  # workers listen there
@@ -21,10 +23,32 @@ class ServeConfig(FrontendConfig):
     """
 
     engine: str = option("vllm", flag="--engine", choices=ENGINES, help="what runs the model")
-    workers: int = option(1, flag="--workers", help="how many worker processes")
+    workers: int | None = option(None, flag="--workers", help="how many worker processes, each doing all (default: 1)")
+    prefill_workers: int = option(0, flag="--prefill-workers", help="how many that only prefill prompts, for others")
+    decode_workers: int = option(
+        0, flag="--decode-workers", help="how many that decode what those have prefilled; they need at least one"
+    )
     model_name: str | None = option(
         None, flag="--model-name", help="name to serve it under (default: MODEL's last part)"
     )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for workers that cannot be, or cannot serve."""
+        for flag, count in (("prefill", self.prefill_workers), ("decode", self.decode_workers)):
+            if count < 0:
+                raise ConfigError(f"--{flag}-workers must be at least 0, not {count}")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers must be at least 1, not {self.workers}")
+        if self.prefill_workers and not self.decode_workers:
+            raise ConfigError("--prefill-workers needs --decode-workers: somebody has to go on with the prompts")
+        if self.decode_workers and self.engine not in DISAGGREGATED_ENGINES:
+            raise ConfigError(f"--engine {self.engine} cannot do prefill and decode apart")
+
+    def aggregated_workers(self) -> int:
+        """How many workers do all of each request."""
+        if self.workers is not None:
+            return self.workers
+        return 0 if self.decode_workers else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +65,33 @@ class Deployment:
         """Two deployments on one host cannot have the same port."""
         return self.config.namespace or f"serve-{self.config.http_port or os.getpid()}"
 
+    def workers(self) -> list[tuple[str, WorkerType]]:
+        """The worker processes, each with its name and what it does."""
+        c = self.config
+        roles = [
+            ("worker", WorkerType.Aggregated, c.aggregated_workers()),
+            ("prefill", WorkerType.Prefill, c.prefill_workers),
+            ("decode", WorkerType.Decode, c.decode_workers),
+        ]
+        return [(f"{name}-{i + 1}", role) for name, role, count in roles for i in range(count)]
+
     def commands(self) -> dict[str, list[str]]:
         """Each process's command line, by a name for the process."""
         commands = {"frontend": self._frontend()}
-        return commands | {f"worker-{i + 1}": self._worker(i) for i in range(self.config.workers)}
+        for position, (name, role) in enumerate(self.workers()):
+            commands[name] = self._worker(position, role)
+        return commands
 
     def _frontend(self) -> list[str]:
         flags = as_flags(FrontendConfig, self._shared(), without=_NOT_THE_FRONTENDS)
         return [sys.executable, "-m", "dynamo.frontend", *flags]
 
-    def _worker(self, position: int) -> list[str]:
+    def _worker(self, position: int, role: WorkerType) -> list[str]:
         c = self.config
         command = [sys.executable, "-m", f"dynamo.{c.engine}", "--model", self.model_dir]
         command += ["--served-model-name" if c.engine == "vllm" else "--model-name", self.model_name]
+        if role is not WorkerType.Aggregated:
+            command += ["--disaggregation-mode", role.value]
         own = replace(self._shared(), system_port=_port(c.system_port, position), rpc_port=_port(c.rpc_port, position))
         return [*command, *as_flags(RuntimeConfig, own), *self.worker_flags]
 

@@ -13,13 +13,15 @@ from dynamo.engines.vllm.args import VllmConfig
 from dynamo.frontend.config import FrontendConfig
 from dynamo.llm.router_service import RouterConfig
 from dynamo.router.config import KvRouterConfig
+from dynamo.router.disagg import DisaggConfig
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.simulator.config import SimulationConfig
 
 _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Every process", RuntimeConfig, ()),
     ("KV routing: frontend, dynamo serve, router", KvRouterConfig, ()),
-    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig)),
+    ("Disaggregation: frontend, dynamo serve; dynamo config sets them live", DisaggConfig, ()),
+    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig, DisaggConfig)),
     ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
     ("dynamo serve", ServeConfig, (FrontendConfig,)),
     ("dynamo run", RunConfig, ()),

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from dynamo.cli.deployment import Deployment, ServeConfig
@@ -17,6 +18,7 @@ from dynamo.engines.make import check_engine
 from dynamo.errors import ConfigError
 from dynamo.llm.model_card import default_name
 from dynamo.llm.model_source import resolve_model
+from dynamo.protocols.model_card import WorkerType
 
 PROG = "dynamo serve"
 _STATUS_INTERVAL_S = 1.0
@@ -47,9 +49,10 @@ def _parse(argv: Sequence[str]) -> tuple[ServeConfig, str, list[str]]:
         "model", nargs="?", default="smollm2", metavar="MODEL", help="smollm2 (default), a directory or a hub name"
     )
     namespace = parser.parse_args(own)
-    config = from_namespace(ServeConfig, namespace)
-    if config.workers < 1:
-        parser.error("--workers must be at least 1")
+    try:
+        config = from_namespace(ServeConfig, namespace)
+    except ConfigError as error:
+        parser.error(str(error))
     if config.discovery_backend == "mem":
         parser.error("--discovery-backend mem works within one process only, and this starts several")
     if config.request_plane == "inproc":
@@ -126,15 +129,25 @@ async def _announce(deployment: Deployment, children: Sequence[Child], status: S
     for child in children:
         await child.was_up.wait()
     url = reachable_url(children[0].ready)
-    model, config = deployment.model_name, deployment.config
+    model = deployment.model_name
     while not await asyncio.to_thread(serves, url, model):  # noqa: ASYNC110 - the frontend does not tell
         await asyncio.sleep(_SERVED_POLL_S)
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
     status.print(
-        f"\nready: {model} on {url} ({config.workers} {config.engine} worker{'s' if config.workers > 1 else ''})\n"
+        f"\nready: {model} on {url} ({_describe(deployment)})\n"
         f"try:\n\n  curl {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n\n"
         f"Further workers join with --namespace {deployment.namespace}. Ctrl-C stops everything.\n"
     )
+
+
+def _describe(deployment: Deployment) -> str:
+    """The workers, for a person."""
+    counts = Counter(role for _, role in deployment.workers())
+    if list(counts) == [WorkerType.Aggregated]:
+        count = counts[WorkerType.Aggregated]
+        return f"{count} {deployment.config.engine} worker{'s' if count > 1 else ''}"
+    roles = ", ".join(f"{count} {role.value}" for role, count in counts.items())
+    return f"{deployment.config.engine} workers: {roles}"
 
 
 async def _watch_figures(frontend: Child, status: StatusLine) -> None:

@@ -10,6 +10,7 @@ from dynamo.engines.mocker.engine import create_engine
 from dynamo.engines.vllm.environment import check_installed
 
 ENGINES = ("vllm", "mocker", "echo")
+DISAGGREGATED_ENGINES = ("vllm", "mocker")  # with workers that only prefill, and such as go on from there
 
 
 def check_engine(name: str) -> None:

@@ -15,6 +15,8 @@ from dynamo.runtime.config import RuntimeConfig
 from dynamo.telemetry.disagg_metrics import DisaggMetrics
 from dynamo.telemetry.router_metrics import RouterMetrics
 
+FRONTEND_COMPONENT = "frontend"  # where frontends serve what is asked of them by others than clients
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendConfig(RuntimeConfig):

@@ -13,7 +13,7 @@ import uvloop
 from dynamo.config import parse
 from dynamo.errors import ConfigError
 from dynamo.frontend.app import create_app
-from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.config import FRONTEND_COMPONENT, FrontendConfig
 from dynamo.frontend.http_protocol import http_protocol
 from dynamo.frontend.state import Frontend
 from dynamo.frontend.tracker import access_logger
@@ -22,6 +22,7 @@ from dynamo.llm.model_cache import cache_dir
 from dynamo.llm.model_manager import ModelManager
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.listening_socket import bind
+from dynamo.runtime.live_config import CONFIG_ENDPOINT, serve_config
 from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.process import announce_ready, settle_memory
 from dynamo.runtime.system_server import EmbeddedServer
@@ -78,6 +79,8 @@ async def _serve(config: FrontendConfig) -> None:
         )
     )
     with shutdown_on_signals(runtime):
+        settings = runtime.namespace(config.worker_namespace).component(FRONTEND_COMPONENT).endpoint(CONFIG_ENDPOINT)
+        await serve_config(settings, routing.disagg)
         async with models.following() as follower:
             serving = asyncio.create_task(server.serve(sockets=[sock]), name="http")
             stopping = asyncio.create_task(runtime.wait_for_shutdown())
