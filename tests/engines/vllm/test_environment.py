@@ -27,6 +27,7 @@ def test_log_level_follows_dyn_log(dyn_log: str, expected: str) -> None:
 def test_prepare_keeps_what_the_user_has_set() -> None:
     theirs = {
         "DYN_LOG": "debug",
+        "NIXL_LOG_LEVEL": "TRACE",
         "PYTHONWARNINGS": "error",
         "TORCH_CPP_LOG_LEVEL": "INFO",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -46,6 +47,7 @@ def test_prepare_fills_an_empty_environment() -> None:
     prepare(environ)
 
     assert environ == {
+        "NIXL_LOG_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -60,6 +62,7 @@ def test_who_asks_for_warnings_gets_all_of_them() -> None:
     prepare(environ)
 
     assert environ["VLLM_LOGGING_LEVEL"] == "WARNING"
+    assert environ["NIXL_LOG_LEVEL"] == "WARN"
     assert "TORCH_CPP_LOG_LEVEL" not in environ
     assert "FutureWarning" not in environ["PYTHONWARNINGS"]
 

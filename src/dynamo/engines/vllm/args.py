@@ -30,6 +30,14 @@ class VllmConfig(DisaggregatedWorkerConfig):
         metavar="NAME",
         help="name by which clients ask for it (default: the directory's, or the name on the hub)",
     )
+    kv_handoff_timeout_s: int = option(
+        60,
+        flag="--kv-handoff-timeout",
+        env="DYN_KV_HANDOFF_TIMEOUT",
+        metavar="SECONDS",
+        minimum=10,
+        help="how long a prefill worker keeps the KV cache of a prompt that no decode worker asks for",
+    )
 
     def model_path(self) -> str:
         """The model's directory, after parse_command_line."""
@@ -64,7 +72,8 @@ def parse_command_line(argv: Sequence[str]) -> "tuple[VllmConfig, EngineConfig]"
     from dynamo.engines.vllm import engine_config  # takes seconds, and --help must not
 
     model_flags = ["--model", config.model_path(), "--served-model-name", config.model_name()]
-    return config, engine_config.parse(PROG, [*model_flags, *rest])
+    flags = [*model_flags, *rest]
+    return config, engine_config.parse(PROG, flags, config.worker_type, config.kv_handoff_timeout_s)
 
 
 def _print_engine_help() -> None:

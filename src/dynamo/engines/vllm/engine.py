@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from vllm import SamplingParams
@@ -14,8 +14,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.vllm.engine_thread import EngineThread
 from dynamo.engines.vllm.failures import DEATH, request_failure, translated
+from dynamo.engines.vllm.handoffs import Handoffs, ReceivedHandoff, TransferParams
 from dynamo.engines.vllm.info import engine_info
 from dynamo.engines.vllm.kv_event_plane import KvEventPlane
+from dynamo.engines.vllm.kv_transfer_stats import KvTransferRecorder
 from dynamo.engines.vllm.outputs import engine_output
 from dynamo.engines.vllm.sampling import sampling_arguments, structured_output_arguments
 from dynamo.engines.vllm.stats import LoadRecorder
@@ -24,6 +26,7 @@ from dynamo.protocols.generation import FinishReason, LLMEngineOutput, Preproces
 from dynamo.protocols.load import WorkerLoad
 from dynamo.runtime.context import Context
 from dynamo.telemetry.kv_event_metrics import KvEventFigures
+from dynamo.telemetry.kv_transfer_metrics import KvTransferMetrics
 
 _HEALTH_INTERVAL_S = 0.2
 _SHUTDOWN_GRACE_S = 2.0
@@ -32,9 +35,11 @@ _SHUTDOWN_GRACE_S = 2.0
 class VllmEngine:
     """Tokens in, tokens out: text, chat templates and stop strings are the frontend's business."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        """`config` as dynamo.engines.vllm.args.parse_command_line makes it."""
+    def __init__(self, config: EngineConfig, handoffs: Handoffs | None = None) -> None:
+        """`config` as dynamo.engines.vllm.args.parse_command_line makes it; without `handoffs` there are none."""
         self._config = config
+        self._handoffs = handoffs or Handoffs()
+        self.kv_transfers = KvTransferMetrics()
         self._recorders: list[LoadRecorder] = []
         self._kv_events: KvEventPlane | None = None
         self._thread: EngineThread[AsyncLLM] = EngineThread(self._build, _shut_down)
@@ -63,16 +68,34 @@ class VllmEngine:
         return info
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
-        """Raises InvalidRequestError for what vLLM refuses, ConnectionLostError when its process dies."""
-        if context.is_stopped():
-            yield LLMEngineOutput(finish_reason=FinishReason.CANCELLED)
-            return
-        self._check_prompt(request)
+        """Raises InvalidRequestError for what vLLM refuses, ConnectionLostError when its process dies.
+
+        HandoffLostError, before any output, when a prefilled prompt's KV cache cannot be had.
+        """
+        handoff = self._handoffs.received(request)
+        try:
+            self._check_prompt(request)
+            if context.is_stopped():
+                await self._give_back(handoff, context)
+                yield LLMEngineOutput(finish_reason=FinishReason.CANCELLED)
+                return
+            outputs = self._outputs(request, context, handoff)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+        except InvalidRequestError:
+            await self._give_back(handoff, context)
+            raise
+
+    async def _outputs(
+        self, request: PreprocessedRequest, context: Context, handoff: ReceivedHandoff | None
+    ) -> AsyncGenerator[LLMEngineOutput, None]:
         first = True
+        transfer = handoff.transfer if handoff is not None else self._handoffs.transfer_params(request)
         with translated(request):
             outputs = self._running().generate(
                 tokens_input(request.token_ids.tolist(), cache_salt=request.cache_salt),
-                _sampling_params(request),
+                _sampling_params(request, transfer),
                 context.id(),
                 data_parallel_rank=request.dp_rank,
             )
@@ -81,6 +104,10 @@ class VllmEngine:
                     result = engine_output(output, request, first=first)
                     if result.finish_reason is FinishReason.ERROR:
                         raise request_failure(request, first=first)
+                    if first and handoff is not None and result.token_ids:
+                        handoff.check()  # it was fetched before this, nobody says when
+                    if request.prefill_only and output.kv_transfer_params:
+                        result.handoff = self._handoffs.made(output.kv_transfer_params)
                     first = False
                     yield result
 
@@ -112,7 +139,7 @@ class VllmEngine:
     def _build(self) -> AsyncLLM:
         return AsyncLLM.from_vllm_config(
             self._config,
-            stat_loggers=[self._make_recorder],
+            stat_loggers=[self._make_recorder, KvTransferRecorder(self.kv_transfers).logger],
             disable_log_stats=True,  # only vLLM's own loggers
         )
 
@@ -125,6 +152,11 @@ class VllmEngine:
         if self._llm is None:
             raise InternalError("vLLM is not running")
         return self._llm
+
+    async def _give_back(self, handoff: ReceivedHandoff | None, context: Context) -> None:
+        """Lets the prefill worker free what nobody will fetch."""
+        if handoff is not None:
+            await self._running().notify_kv_transfer_request_rejected(f"{context.id()}-declined", handoff.transfer)
 
     def _check_prompt(self, request: PreprocessedRequest) -> None:
         """vLLM checks this too, but its error does not say which of the two mistakes it was."""
@@ -144,10 +176,11 @@ def _shut_down(llm: AsyncLLM) -> None:
     llm.shutdown(timeout=_SHUTDOWN_GRACE_S)
 
 
-def _sampling_params(request: PreprocessedRequest) -> SamplingParams:
+def _sampling_params(request: PreprocessedRequest, transfer: TransferParams | None) -> SamplingParams:
     guided = request.guided_decoding
     return SamplingParams(
         **sampling_arguments(request),
         output_kind=RequestOutputKind.DELTA,
+        extra_args={"kv_transfer_params": transfer} if transfer is not None else None,
         structured_outputs=StructuredOutputsParams(**structured_output_arguments(guided)) if guided else None,
     )

@@ -12,7 +12,8 @@ from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from dynamo.engines.vllm import cpu_defaults
+from dynamo.engines.vllm import cpu_defaults, disagg
+from dynamo.protocols.model_card import WorkerType
 
 
 def print_help(prog: str) -> None:
@@ -20,13 +21,19 @@ def print_help(prog: str) -> None:
     print(argparse.ArgumentParser.format_help(_parser(prog)))
 
 
-def parse(prog: str, argv: Sequence[str]) -> EngineConfig:
-    """Exits with code 2 and a message where vLLM does not know a flag or does not accept its value."""
+def parse(
+    prog: str, argv: Sequence[str], role: WorkerType = WorkerType.Aggregated, handoff_timeout_s: int = 60
+) -> EngineConfig:
+    """Exits with code 2 and a message where vLLM does not know a flag or does not accept its value.
+
+    Raises ConfigError where vLLM cannot have the `role`.
+    """
     parser = _parser(prog)
     args = AsyncEngineArgs.from_cli_args(parser.parse_args(list(argv)))
     try:
         if current_platform.is_cpu():
             cpu_defaults.choose(args, os.environ)
+        disagg.choose_connector(args, role, handoff_timeout_s)
         return args.create_engine_config(UsageContext.ENGINE_CONTEXT)
     except (OSError, ValueError, VLLMError) as error:
         parser.error(_explanation(error))

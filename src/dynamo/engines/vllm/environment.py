@@ -19,6 +19,7 @@ _LOG_LEVELS = {
     "off": "CRITICAL",
 }
 _QUIET = ("ERROR", "CRITICAL")
+_NIXL_LOG_LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}  # where its names are not vLLM's
 _FEW_CPUS = 4
 
 
@@ -38,7 +39,9 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", _START_METHOD)
     # Python's resource tracker outlives killed processes to clean up after them, and would tell the user each time.
     ignored = "ignore:resource_tracker:UserWarning"
-    if environ["VLLM_LOGGING_LEVEL"] in _QUIET:
+    level = environ["VLLM_LOGGING_LEVEL"]
+    environ.setdefault("NIXL_LOG_LEVEL", _NIXL_LOG_LEVELS.get(level, level))
+    if level in _QUIET:
         ignored += ",ignore::FutureWarning"  # vLLM's own use of torch
         environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     environ.setdefault("PYTHONWARNINGS", ignored)

@@ -6,7 +6,14 @@ from contextlib import contextmanager
 from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMServerError, VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from dynamo.errors import ConnectionLostError, InternalError, InvalidRequestError, OverloadedError
+from dynamo.errors import (
+    ConnectionLostError,
+    DynamoError,
+    HandoffLostError,
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+)
 from dynamo.protocols.generation import PreprocessedRequest
 
 DEATH = "vLLM's engine process has died"
@@ -32,11 +39,14 @@ def translated(request: PreprocessedRequest) -> Iterator[None]:
         raise InternalError(f"vLLM failed: {error.__cause__ or error}") from error
 
 
-def request_failure(request: PreprocessedRequest, *, first: bool) -> InvalidRequestError | InternalError:
+def request_failure(request: PreprocessedRequest, *, first: bool) -> DynamoError:
     """The error for a request that vLLM ended with its finish reason "error", which comes without a message.
 
-    Before any output it is the grammar, where there is one: vLLM compiles it after it has accepted the request.
+    Before any output it is the handoff, where there is one, or else the grammar: vLLM compiles it after it has accepted
+    the request.
     """
+    if first and request.handoff is not None:
+        return HandoffLostError("the KV cache of the prefilled prompt could not be fetched")
     if first and request.guided_decoding is not None:
         return InvalidRequestError("the engine could not compile this schema", param=_GUIDED_PARAM)
     return InternalError("vLLM could not complete this request")

@@ -2,15 +2,26 @@
 
 import gc
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
-from dynamo.engines.vllm.args import parse_command_line
+from prometheus_client.registry import Collector
+
+from dynamo.engines.vllm.args import VllmConfig, parse_command_line
+from dynamo.engines.vllm.side_channel import side_channel
 from dynamo.engines.worker import Worker, run_workers
 from dynamo.errors import ConfigError
+from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.parent import follow_parent
+from dynamo.runtime.request_plane.tcp import reachable
 from dynamo.telemetry import logging as telemetry_logging
 from dynamo.telemetry.kv_event_metrics import KvEventMetrics
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig as EngineConfig
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +36,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:  # importing vLLM takes long enough to change one's mind
         return 130
-    from dynamo.engines.vllm.engine import VllmEngine  # after the environment is set, and not for --help
-
-    engine = VllmEngine(engine_config)
-    worker = Worker(
-        engine=engine,
-        model_path=config.model_path(),
-        model_name=config.model_name(),
-        metrics=[KvEventMetrics(engine.kv_event_figures)],
-    )
     try:
-        return run_workers(config, [worker])
+        with _side_channel(config, engine_config):
+            return run_workers(config, [_worker(config, engine_config)])
+    except ConfigError as error:
+        logger.error("%s", error)
+        return 1
     finally:
         gc.unfreeze()  # what stays frozen at the exit, Triton's bindings report as leaks, at length
+
+
+def _side_channel(config: VllmConfig, engine_config: "EngineConfig") -> AbstractContextManager[None]:
+    if config.worker_type is WorkerType.Aggregated:
+        return nullcontext()
+    ranks = engine_config.parallel_config.data_parallel_size
+    return side_channel(os.environ, reachable(config.rpc_host), ranks)
+
+
+def _worker(config: VllmConfig, engine_config: "EngineConfig") -> Worker:
+    from dynamo.engines.vllm.disagg import handoffs  # after the environment is set, and not for --help
+    from dynamo.engines.vllm.engine import VllmEngine
+
+    handed = handoffs(engine_config.kv_transfer_config, config.worker_type, config.kv_handoff_timeout_s)
+    engine = VllmEngine(engine_config, handed)
+    metrics: list[Collector] = [KvEventMetrics(engine.kv_event_figures)]
+    if config.worker_type is not WorkerType.Aggregated:
+        metrics.append(engine.kv_transfers)
+    return Worker(engine=engine, model_path=config.model_path(), model_name=config.model_name(), metrics=metrics)

@@ -45,7 +45,7 @@ class TcpPlane:
         _detect_dead_peer(sock)
         listener.on_stop(Acceptor(sock, listener.accept).stop)
         port: int = sock.getsockname()[1]
-        listener.address = msgspec.structs.replace(listener.address, tcp_host=_reachable(self._host), tcp_port=port)
+        listener.address = msgspec.structs.replace(listener.address, tcp_host=reachable(self._host), tcp_port=port)
         if sys.platform == "linux":
             with contextlib.suppress(OSError):  # some sandboxes forbid it: TCP still works
                 _listen_unix(listener)
@@ -103,7 +103,7 @@ def _listen_unix(listener: ConnectionListener) -> None:
     listener.address = msgspec.structs.replace(listener.address, unix=name, host_id=host_id())
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """What to tell others when listening on every interface: the address by which this host reaches others.
 
     Not what its name resolves to, which many a distribution has set to 127.0.1.1.
