@@ -39,7 +39,7 @@ class KvReceiver:
         self._transport = transport
         self._metrics = metrics
         self._block_size = block_size
-        self._receiving: dict[SequenceState, asyncio.Task[None]] = {}
+        self._receiving: dict[SequenceState, asyncio.Task[bool]] = {}
         self._farewells: set[asyncio.Task[None]] = set()
 
     def begin(self, sequence: SequenceState, params: HandoffParams, tokens: int, ended: Ended) -> None:
@@ -74,26 +74,32 @@ class KvReceiver:
             await asyncio.wait(self._receiving.values())
         if self._farewells:
             _, late = await asyncio.wait(self._farewells, timeout=_FAREWELL_S)
-            for task in late:
-                task.cancel()
+            for farewell in late:
+                farewell.cancel()
 
-    def _ended(self, sequence: SequenceState, params: HandoffParams, ended: Ended, task: asyncio.Task[None]) -> None:
+    def _ended(self, sequence: SequenceState, params: HandoffParams, ended: Ended, task: asyncio.Task[bool]) -> None:
         del self._receiving[sequence]
         error = _error_of(task)
         self._metrics.ended["ok" if error is None else error.code] += 1
         ended(sequence, error)
-        self.end(params)
+        if error is not None or not task.result():
+            self.end(params)
 
-    async def _fetch(self, sequence: SequenceState, params: HandoffParams, tokens: int) -> None:
+    async def _fetch(self, sequence: SequenceState, params: HandoffParams, tokens: int) -> bool:
+        """Returns when all is there: whether the holder knows it."""
         began_s = time.monotonic()
         first_block = sequence.computed // self._block_size
         end_block = -(-(sequence.computed + tokens) // self._block_size)
         begin = Begin(id=params.id, tokens=tokens, first_block=first_block, blocks=end_block - first_block)
         grant = msgspec.msgpack.decode(await self._ask(params, begin), type=Grant)
         size_bytes = await self._transport.fetch(sequence, begin, grant, began_s + grant.lease_s)
+        told = not self._transport.notices_loss
+        if told:
+            await self._ask(params, End(id=params.id))  # if it is gone, it has not sent all
         self._metrics.tokens += tokens
         self._metrics.size_bytes += size_bytes
         self._metrics.duration.observe(time.monotonic() - began_s)
+        return told
 
     async def _tell_end(self, params: HandoffParams) -> None:
         try:
@@ -108,15 +114,17 @@ class KvReceiver:
         except ConnectionLostError:
             self._agent.remove_peer(holder)  # it will not come back under this name
             raise
+        except InternalError as error:
+            raise HandoffLostError(f"the holder has failed: {error}") from error
 
 
-def _cancel_once(task: asyncio.Task[None]) -> None:
+def _cancel_once(task: asyncio.Task[bool]) -> None:
     """A second time would be felt by the first one's waiting for the transfer to stop."""
     if not task.cancelling():
         task.cancel()
 
 
-def _error_of(task: asyncio.Task[None]) -> DynamoError | None:
+def _error_of(task: asyncio.Task[bool]) -> DynamoError | None:
     """What a sequence whose transfer has ended so is to be told."""
     if task.cancelled():
         return RequestCancelledError("the request was given up while its prompt came")

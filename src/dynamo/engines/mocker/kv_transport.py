@@ -9,6 +9,11 @@ from dynamo.engines.mocker.sequence import SequenceState
 class KvTransport(Protocol):
     """One worker's end of it."""
 
+    @property
+    def notices_loss(self) -> bool:
+        """Whether fetch() fails when the holder is gone before all is here."""
+        ...
+
     def start(self) -> None:
         """Called once its agent has started."""
         ...

@@ -16,6 +16,10 @@ class ModelledTransport:
         self._model = model
         self._link = Link()
 
+    @property
+    def notices_loss(self) -> bool:
+        return self._model.instant  # it is there at once or not at all
+
     def start(self) -> None:
         pass
 

@@ -24,6 +24,10 @@ class RealTransport:
         # One thread: a slot that was released while it was being filled is filled again only after that.
         self._thread = Threads(1, f"{agent.name}-blocks")
 
+    @property
+    def notices_loss(self) -> bool:
+        return True
+
     def start(self) -> None:
         """Raises OverloadedError when there is not so much memory."""
         self._arena = KvArena(self._agent.allocate(self._num_blocks * self._block_bytes), self._block_bytes)
