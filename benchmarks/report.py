@@ -12,7 +12,7 @@ from benchmarks.machine import CORES, cpu_model
 from benchmarks.points import HttpPoint, RpcPoint
 from benchmarks.prompt import Prompt
 from benchmarks.rpc_load import RpcSample
-from benchmarks.stack import OUTPUT_TOKENS, WORKERS
+from benchmarks.stack import AGGREGATED, OUTPUT_TOKENS
 from benchmarks.suite import Results
 
 BEGIN = "<!-- made by scripts/bench --write -->"
@@ -56,8 +56,8 @@ _RPC_COLUMNS: Sequence[Column[RpcSample]] = (
 def render(results: Results, prompt: Prompt, repetitions: int) -> str:
     """All tables under their caption."""
     caption = (
-        f"{CORES} cores of {cpu_model()}, Python {platform.python_version()}; {WORKERS} mock workers, prompts of "
-        f"{prompt.tokens} tokens, answers of {OUTPUT_TOKENS}; medians of {repetitions}, foreign CPU the highest."
+        f"{CORES} cores of {cpu_model()}, Python {platform.python_version()}; {len(AGGREGATED)} mock workers, prompts "
+        f"of {prompt.tokens} tokens, answers of {OUTPUT_TOKENS}; medians of {repetitions}, foreign CPU the highest."
     )
     tables = [_table(results.http, _HTTP_COLUMNS), _table(results.rpc, _RPC_COLUMNS)]
     return "\n\n".join([caption, *filter(None, tables)])

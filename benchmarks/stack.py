@@ -1,8 +1,8 @@
-"""A frontend and two simulated workers, each a process of its own."""
+"""A frontend and simulated workers, each a process of its own."""
 
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from benchmarks.http_load import HttpJob, HttpSample
 from benchmarks.programs import START_TIMEOUT_S, BenchmarkError, Programs, programs
 from benchmarks.prompt import Prompt
 
-WORKERS = 2
+AGGREGATED = ("aggregated", "aggregated")  # what each worker does: --disaggregation-mode
+DISAGGREGATED = ("prefill", "decode")
 OUTPUT_TOKENS = 64
 _MODEL = "m"
 _POLL_S = 0.05
@@ -63,17 +64,18 @@ class Stack:
 
 
 @contextmanager
-def serving(model_dir: Path, prompt: Prompt, *, speedup: float) -> Iterator[Stack]:
+def serving(model_dir: Path, prompt: Prompt, *, speedup: float, fleet: Sequence[str] = AGGREGATED) -> Iterator[Stack]:
     """Starts all processes and waits until the frontend knows the workers; ends them with the block."""
     with programs() as started:
         frontend_pid = started.start("frontend", "dynamo.frontend", "--http-port", "0")
         worker_pids = [
-            started.start(f"worker{i}", "dynamo.mocker", *_worker_arguments(model_dir, speedup)) for i in range(WORKERS)
+            started.start(f"worker{i}", "dynamo.mocker", *_worker_arguments(model_dir, speedup, role))
+            for i, role in enumerate(fleet)
         ]
         url = started.wait_until_ready("frontend")
-        for i in range(WORKERS):
+        for i in range(len(fleet)):
             started.wait_until_ready(f"worker{i}")
-        _wait_for_workers(url)
+        _wait_for_workers(url, len(fleet))
         yield Stack(
             programs=started,
             port=int(url.rpartition(":")[2]),
@@ -83,23 +85,24 @@ def serving(model_dir: Path, prompt: Prompt, *, speedup: float) -> Iterator[Stac
         )
 
 
-def _worker_arguments(model_dir: Path, speedup: float) -> list[str]:
+def _worker_arguments(model_dir: Path, speedup: float, role: str) -> list[str]:
     return [
         *("--model-path", str(model_dir), "--model-name", _MODEL, "--speedup-ratio", f"{speedup:g}"),
         *("--max-model-len", "8192", "--block-size", "64", "--num-gpu-blocks-override", "16384"),
-        *("--max-num-seqs", "256"),
+        *("--max-num-seqs", "256", "--disaggregation-mode", role),
+        *("--kv-transfer-bandwidth", "0", "--kv-transfer-latency", "0"),
     ]
 
 
-def _wait_for_workers(url: str) -> None:
+def _wait_for_workers(url: str, workers: int) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310 - an http URL
                 health = msgspec.json.decode(answer.read(), type=_Health)
-            if sum(instance.endpoint == "generate" for instance in health.instances) == WORKERS:
+            if sum(instance.endpoint == "generate" for instance in health.instances) == workers:
                 return
         except OSError:
             pass  # 503: no worker yet
         time.sleep(_POLL_S)
-    raise BenchmarkError(f"the frontend does not see {WORKERS} workers")
+    raise BenchmarkError(f"the frontend does not see {workers} workers")

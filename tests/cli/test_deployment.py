@@ -2,7 +2,7 @@
 
 import dataclasses
 from operator import attrgetter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -12,8 +12,10 @@ from dynamo.engines.config import WorkerConfig
 from dynamo.engines.echo import EchoConfig
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
+from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
 from dynamo.router.config import KvRouterConfig
+from dynamo.router.disagg import DisaggConfig
 
 T = TypeVar("T")
 
@@ -35,6 +37,13 @@ GIVEN = ServeConfig(
     access_log=False,
     keep_alive_s=9,
     client_timeout_s=8.0,
+    disagg=DisaggConfig(
+        conditional_disagg=True,
+        disagg_policy="length",
+        max_local_prefill_length=7,
+        max_local_prefill_ratio=0.5,
+        max_prefill_queue_tokens=8,
+    ),
     kv_router=KvRouterConfig(
         overlap_score_weight=0.5,
         host_cache_hit_weight=0.4,
@@ -100,6 +109,34 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
 def test_ports_that_need_not_differ() -> None:
     config = parsed(EchoConfig, commands(ServeConfig(engine="echo", workers=3))["worker-3"])
     assert (config.rpc_port, config.system_port) == (0, -1)
+
+
+def test_prefill_and_decode_workers() -> None:
+    made = commands(ServeConfig(engine="mocker", prefill_workers=1, decode_workers=2, system_port=6000))
+    assert list(made) == ["frontend", "prefill-1", "decode-1", "decode-2"]
+    configs = [parsed(MockerConfig, command) for command in list(made.values())[1:]]
+    assert [config.worker_type.value for config in configs] == ["prefill", "decode", "decode"]
+    assert [config.system_port for config in configs] == [6000, 6001, 6002]
+    assert str(configs[0].endpoint_id()).endswith(".prefill.generate")
+    assert str(configs[1].endpoint_id()).endswith(".backend.generate")
+    beside = commands(ServeConfig(engine="mocker", workers=1, decode_workers=1))
+    assert list(beside) == ["frontend", "worker-1", "decode-1"]
+    assert "--disaggregation-mode" not in beside["worker-1"]  # engines without such roles do not know it
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"prefill_workers": 1}, "somebody has to go on"),
+        ({"prefill_workers": -1, "decode_workers": 1}, "at least 0"),
+        ({"decode_workers": -1}, "at least 0"),
+        ({"workers": 0}, "at least 1"),
+        ({"engine": "echo", "decode_workers": 1}, "echo cannot do"),
+    ],
+)
+def test_workers_that_cannot_be(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        ServeConfig(**({"engine": "mocker"} | options))
 
 
 def test_own_flags_of_the_workers_come_last() -> None:

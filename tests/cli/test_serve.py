@@ -184,6 +184,7 @@ async def test_port_in_use(tiny_model: Path, environ: dict[str, str], discovery:
     [
         (["/proc/nowhere", "--engine", "echo"], 1, "no model '/proc/nowhere'"),
         (["--workers", "0"], 2, "--workers must be at least 1"),
+        (["--prefill-workers", "1"], 2, "--prefill-workers needs --decode-workers"),
         (["--discovery-backend", "mem"], 2, "works within one process only"),
         (["--request-plane", "inproc"], 2, "works within one process only"),
         (["--engine", "gpt"], 2, "'gpt' is not one of vllm, mocker, echo"),

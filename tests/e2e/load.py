@@ -12,7 +12,7 @@ _POLL_S = 0.02
 
 
 class Loads:
-    """Asks all workers of NAMESPACE.backend."""
+    """Asks all workers of a component."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -29,6 +29,12 @@ class Loads:
         """How many requests are running or waiting, all workers together."""
         return sum(rank.running_requests + rank.waiting_requests for rank in await self.ranks())
 
+    async def until_idle(self, seconds: float) -> None:
+        """TimeoutError if the workers still have requests or hold KV blocks then."""
+        async with asyncio.timeout(seconds):
+            while not all(map(_is_idle, await self.ranks())):  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(_POLL_S)
+
     async def until_generated(self, tokens: Mapping[int, int], seconds: float) -> None:
         """TimeoutError if the ranks have not generated exactly so many tokens each, by rank, in time."""
         async with asyncio.timeout(seconds):
@@ -42,12 +48,18 @@ class Loads:
                 await asyncio.sleep(_POLL_S)
 
 
+def _is_idle(rank: WorkerLoad) -> bool:
+    return rank.running_requests + rank.waiting_requests + rank.kv_used_blocks == 0
+
+
 @asynccontextmanager
-async def loads(deployment: Deployment, namespace: str = "dynamo") -> AsyncIterator[Loads]:
+async def loads(
+    deployment: Deployment, namespace: str = "dynamo", *, component: str = "backend"
+) -> AsyncIterator[Loads]:
     runtime = deployment.runtime()
     try:
         yield Loads(
-            await runtime.endpoint(f"{namespace}.backend.{LOAD_ENDPOINT}").client(response_type=list[WorkerLoad])
+            await runtime.endpoint(f"{namespace}.{component}.{LOAD_ENDPOINT}").client(response_type=list[WorkerLoad])
         )
     finally:
         await runtime.close()

@@ -9,10 +9,13 @@ import pytest
 from dynamo.errors import NoInstancesError
 from dynamo.llm import model_slot
 from dynamo.llm.model_manager import ModelManager
+from dynamo.protocols.model_card import WorkerType
 from dynamo.router.selection import RouterMode
 from dynamo.testing import eventually
 
 from .deployed import Deployed, until_models
+
+PREFILL = "ns.prefill.generate"
 
 
 def served_by(manager: ModelManager, name: str) -> set[int]:
@@ -163,3 +166,63 @@ class TestBlocks:
         for block_size in (16, 32, None):
             await fleet.serve("m", tiny, kv_cache_block_size=block_size)
         await until_models(manager, {"m": 3})
+
+
+class TestPrefillWorkers:
+    """They belong to a model that others answer for."""
+
+    async def test_alone_they_serve_nothing(self, fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+        prefill = await fleet.serve("m", tiny, path=PREFILL, worker_type=WorkerType.Prefill)
+        await eventually(lambda: "m" in manager._slots)
+        with pytest.raises(NoInstancesError):
+            manager.get("m")
+        decode = await fleet.serve("m", tiny, worker_type=WorkerType.Decode)
+        await until_models(manager, {"m": 2})
+        assert served_by(manager, "m") == {prefill.instance_id, decode.instance_id}
+
+        await decode.close()
+        await until_models(manager, {})
+        with pytest.raises(NoInstancesError):
+            manager.get("m")
+        again = await fleet.serve("m", tiny, worker_type=WorkerType.Decode)
+        await until_models(manager, {"m": 2})
+        assert served_by(manager, "m") == {prefill.instance_id, again.instance_id}
+
+    async def test_come_and_go(self, fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+        await fleet.serve("m", tiny, worker_type=WorkerType.Decode)
+        await until_models(manager, {"m": 1})
+        served = manager.get("m")
+        for _ in range(2):
+            prefill = await fleet.serve("m", tiny, path=PREFILL, worker_type=WorkerType.Prefill)
+            await until_models(manager, {"m": 2})
+            await prefill.close()
+            await until_models(manager, {"m": 1})
+        assert manager.get("m") is served
+
+    async def test_of_another_endpoint_than_before(self, fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+        await fleet.serve("m", tiny, worker_type=WorkerType.Decode)
+        first = await fleet.serve("m", tiny, path=PREFILL, worker_type=WorkerType.Prefill)
+        await until_models(manager, {"m": 2})
+        await first.close()
+        second = await fleet.serve("m", tiny, path="ns.other.generate", worker_type=WorkerType.Prefill)
+        await until_models(manager, {"m": 2})
+        assert second.instance_id in served_by(manager, "m")
+
+    async def test_of_another_model(
+        self, fleet: Deployed, manager: ModelManager, tiny: Path, other: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        decode = await fleet.serve("m", tiny, worker_type=WorkerType.Decode)
+        await until_models(manager, {"m": 1})
+        wrong = await fleet.serve("m", other, path=PREFILL, worker_type=WorkerType.Prefill)
+        await eventually(lambda: f"instance {wrong.instance_id:x} gets no requests" in caplog.text)
+        assert "endpoint" not in caplog.text  # it need not be the same
+        right = await fleet.serve("m", tiny, path=PREFILL, worker_type=WorkerType.Prefill)
+        await until_models(manager, {"m": 2})
+        assert served_by(manager, "m") == {decode.instance_id, right.instance_id}
+
+    async def test_decode_and_aggregated_workers_share_a_model(
+        self, fleet: Deployed, manager: ModelManager, tiny: Path
+    ) -> None:
+        await fleet.serve("m", tiny, worker_type=WorkerType.Decode)
+        await fleet.serve("m", tiny)
+        await until_models(manager, {"m": 2})

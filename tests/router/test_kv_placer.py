@@ -16,6 +16,7 @@ from dynamo.errors import (
     OverloadedError,
     RequestCancelledError,
 )
+from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockStored, KvEventBatch
 from dynamo.protocols.load import WorkerLoad
@@ -25,6 +26,7 @@ from dynamo.router import kv_placer, load_reports, load_watcher
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.kv_placer import KvPlacer
+from dynamo.router.placement import Prospect
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT, KvEventFeed, WorkerMetricsPublisher
 from dynamo.router.push_router import PushRouter
 from dynamo.router.routing import RoutingRequest
@@ -135,7 +137,7 @@ class Cluster:
         limits = RuntimeLimits(max_num_batched_tokens=BATCH_TOKENS, data_parallel_size=ranks)
         members = {worker.id: limits for worker in workers}
         placer.set_instances(members)
-        push = PushRouter(client, placer, members.__contains__)
+        push = PushRouter(client, placer, members.__contains__, members.__contains__)
         self.routers.append(Router(client=client, placer=placer, members=members, push=push))
         await eventually(lambda: set(members) <= set(client.instance_ids()))
         if config.use_kv_events:
@@ -540,3 +542,44 @@ async def test_closing_leaves_no_task(cluster: Cluster) -> None:
     await within(placer.close())
     await within(asyncio.gather(*(runtime.close() for runtime in cluster.runtimes)))
     await eventually(lambda: asyncio.all_tasks() <= before)
+
+
+async def test_prospect_has_no_consequences(cluster: Cluster) -> None:
+    hanging = Scripted[Any, Any](answers(FIRST), hang=True)
+    cached, other = await cluster.worker(hanging), await cluster.worker()
+    router = await cluster.router(KvRouterConfig(), cached, other)
+    cached.store(PROMPT[: 2 * BLOCK_SIZE])
+    await eventually(lambda: router.knows(cached))
+    both = sorted([cached.id, other.id])
+    found = await router.placer.prospect(request(), both)
+    assert found == Prospect(cached_tokens=2 * BLOCK_SIZE, waiting_tokens=0)
+    assert await router.placer.prospect(request(), [other.id]) == Prospect(cached_tokens=0, waiting_tokens=0)
+    assert await router.placer.prospect(request(), [12345]) is None
+    assert router.idle()
+
+    slow = Scripted[Any, Any](answers(), hang=True)
+    third = await cluster.worker(slow)
+    router = await cluster.router(KvRouterConfig(), third)
+    asking = asyncio.create_task(router.ask(request()))
+    await eventually(lambda: slow.open == 1)
+    found = await router.placer.prospect(request([9] * 40), [third.id])
+    assert found == Prospect(cached_tokens=0, waiting_tokens=len(PROMPT))
+    await cancel(asking)
+
+
+async def test_prompt_that_is_prefilled_already_goes_by_load(cluster: Cluster) -> None:
+    hanging = Scripted[Any, Any](answers(FIRST), hang=True)
+    cached, other = await cluster.worker(hanging), await cluster.worker()
+    router = await cluster.router(KvRouterConfig(), cached, other)
+    cached.store(PROMPT)
+    await eventually(lambda: router.knows(cached))
+    asking = asyncio.create_task(router.ask(request(PROMPT)))
+    await eventually(lambda: hanging.open == 1)
+    handoff = Handoff(engine="test", params=b"")
+    report = await router.report(request(PROMPT, handoff=handoff))
+    assert (report.worker_id, report.overlap_blocks) == (other.id, 0)
+    assert report.no_overlap_reason == "the prompt is prefilled elsewhere, only load counts"
+    figures = router.placer.figures
+    assert figures.decisions == 2
+    assert figures.prompt_tokens == len(PROMPT)  # of the one whose cache was of interest
+    await cancel(asking)

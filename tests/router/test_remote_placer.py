@@ -19,6 +19,7 @@ from dynamo.errors import (
     OverloadedError,
     RequestCancelledError,
 )
+from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.protocols.reservations import Prefilled, Reserve
@@ -26,6 +27,7 @@ from dynamo.protocols.routing import RoutingReport
 from dynamo.router import remote_placer
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
+from dynamo.router.placement import Prospect
 from dynamo.router.push_router import PushRouter
 from dynamo.router.remote_placer import RemotePlacer
 from dynamo.router.reservations import Reservations, reservations_endpoint
@@ -531,3 +533,34 @@ class TestService:
         service = await world.service()
         assert await within(self.ask(world, Prefilled(request_id="?", cached_tokens=5))) == []
         assert service.placer.figures.prompt_tokens == 0
+
+
+async def test_prospect_by_a_service(world: World) -> None:
+    worker = await world.worker()
+    service, frontend = await world.service(), await world.frontend()
+    asked = request()
+    assert await frontend.placer.prospect(asked, [worker]) == Prospect(cached_tokens=0, waiting_tokens=0)
+    await frontend.report()
+    full = len(PROMPT) // BLOCK_SIZE * BLOCK_SIZE
+    assert await frontend.placer.prospect(asked, [worker]) == Prospect(cached_tokens=full, waiting_tokens=0)
+    assert service.idle
+    assert await frontend.placer.prospect(asked, [12345]) is None
+
+
+async def test_no_prospect_without_a_service(world: World) -> None:
+    worker = await world.worker()
+    frontend = await world.frontend(services=0)
+    assert await frontend.placer.prospect(request(), [worker]) is None
+
+
+async def test_service_hears_that_a_prompt_is_prefilled(world: World) -> None:
+    """It is load, but nothing to prefill."""
+    await world.worker(hang=True)
+    await world.service()
+    frontend = await world.frontend()
+    prefilled = request(handoff=Handoff(engine="test", params=b""))
+    frontend.push._fetches = lambda _: True
+    async with reading(frontend.push.generate, prefilled) as reader:
+        await reader.until(1)
+        assert reader.items[0].routing is not None
+        assert reader.items[0].routing.no_overlap_reason == "the prompt is prefilled elsewhere, only load counts"

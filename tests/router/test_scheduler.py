@@ -13,7 +13,7 @@ from dynamo.router.config import KvRouterConfig
 from dynamo.router.radix_tree import Overlap
 from dynamo.router.routing import WorkerLimits
 
-from .scheduling import BATCH_TOKENS, A, B, C, Fleet, fleet_of, make_fleet, only, prompt
+from .scheduling import BATCH_TOKENS, BLOCK_SIZE, A, B, C, Fleet, fleet_of, make_fleet, only, prompt
 
 
 class TestChoice:
@@ -160,6 +160,36 @@ class TestDefaults:
         fleet = fleet_of(KvRouterConfig(), A, B, C)
         assert {fleet.worker(str(i), prompt(0), eligible=only(A)) for i in range(60)} == {A}
         assert fleet.worker("r", prompt(0), eligible=only(A, B)) == B
+
+
+class TestPrefilledElsewhere:
+    """The prompt needs a place to be decoded, and no more."""
+
+    def test_load_counts_and_caches_do_not(self) -> None:
+        fleet = make_fleet(A, B, C)
+        fleet.stored(A, prompt(0))
+        busy = fleet.worker("busy", prompt(0))
+        assert busy == A
+        assert fleet.worker("plain", prompt(0)) == A  # where it is cached
+        assert fleet.worker("prefilled", prompt(0), prefilled=True) != A
+
+    def test_it_is_no_prefill_load(self) -> None:
+        fleet = make_fleet(A, B, C)
+        decision = fleet.sent("r", prompt(0), prefilled=True)
+        activity = dict(fleet.scheduler.activities())[decision.worker]
+        assert activity.prefill_tokens == 1  # engines compute the last one themselves
+        assert activity.blocks == len(prompt(0)) // BLOCK_SIZE
+
+    def test_a_worker_that_prefills_is_passed_over(self) -> None:
+        fleet = make_fleet(A, B, C)
+        workers = [fleet.worker(f"r{i}", prompt(1000 * i, 80)) for i in range(2)]
+        chosen = fleet.worker("prefilled", prompt(9000), prefilled=True)
+        assert chosen not in workers
+
+    def test_a_session_does_not_draw_it(self) -> None:
+        fleet = make_fleet(A, B, C)
+        first = fleet.worker("r1", prompt(0), session_id="s")
+        assert fleet.worker("r2", prompt(500), session_id="s", prefilled=True) != first
 
 
 class TestLoad:

@@ -5,9 +5,12 @@ import msgspec
 import pytest
 
 from dynamo.config import parse
+from dynamo.engines.mocker import args
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.transfer_model import TransferModel
 from dynamo.errors import ConfigError
+from dynamo.protocols.model_card import WorkerType
 
 
 def config_of(*argv: str) -> MockerConfig:
@@ -46,6 +49,44 @@ def test_the_flags_reach_the_scheduler(model_dir: Path) -> None:
         enable_prefix_caching=False,
         enable_chunked_prefill=False,
     )
+
+
+def test_handoffs_are_as_upstreams_by_default() -> None:
+    config = config_of("--speedup-ratio", "5").handoff_config()
+
+    assert config.role is WorkerType.Aggregated
+    assert config.lease_s == 60.0
+    assert config.model == TransferModel(bandwidth_gb_s=64.0, bytes_per_token=131072, latency_ms=0.2, speedup_ratio=5.0)
+    assert not config.real_bytes
+
+
+def test_the_flags_reach_the_handoffs() -> None:
+    config = config_of(
+        *("--disaggregation-mode", "decode", "--kv-transfer", "bytes", "--kv-transfer-bandwidth", "2.5"),
+        *("--kv-transfer-latency", "3", "--kv-bytes-per-token", "1024", "--kv-handoff-timeout", "7"),
+        *("--rpc-host", "127.0.0.2", "--num-gpu-blocks-override", "10"),
+    ).handoff_config()
+
+    assert (config.role, config.host, config.lease_s) == (WorkerType.Decode, "127.0.0.2", 7.0)
+    assert config.model == TransferModel(bandwidth_gb_s=2.5, bytes_per_token=1024, latency_ms=3.0)
+    assert config.real_bytes
+
+
+def test_real_bytes_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(args, "available_memory_bytes", lambda: 10_000_000_000)
+    size = ("--block-size", "50", "--num-gpu-blocks-override", "1000", "--kv-bytes-per-token", "100000")
+    config = config_of("--disaggregation-mode", "prefill", "--kv-transfer", "bytes", *size)
+    assert config.handoff_config(num_engines=1).real_bytes
+    with pytest.raises(ConfigError, match=r"10\.0 GB of memory .* 10\.0 GB"):
+        config.handoff_config(num_engines=2)
+
+    assert config_of("--kv-transfer", "bytes", *size).handoff_config(num_engines=2), "aggregated workers need none"
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_a_lease_is_a_time(seconds: str) -> None:
+    with pytest.raises(ConfigError, match="--kv-handoff-timeout"):
+        config_of("--kv-handoff-timeout", seconds).handoff_config()
 
 
 def test_a_model_that_does_not_say_its_context_needs_the_flag(tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 from dynamo.config import option
 from dynamo.engines.config import DisaggregatedWorkerConfig
+from dynamo.engines.mocker.handoff_config import HandoffConfig
+from dynamo.engines.mocker.kv_arena import available_memory_bytes
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.timing import TimingModel
+from dynamo.engines.mocker.transfer_model import BYTES_PER_TOKEN, TransferModel
 from dynamo.errors import ConfigError
 from dynamo.llm.model_card import model_context_length
+from dynamo.protocols.model_card import WorkerType
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,27 @@ class MockerConfig(DisaggregatedWorkerConfig):
     startup_time_s: float = option(
         0.0, flag="--startup-time", metavar="SECONDS", help="how long to pretend to load a model"
     )
+    kv_transfer: str = option(
+        "model",
+        flag="--kv-transfer",
+        choices=("model", "bytes"),
+        help="how prompts get from prefill to decode workers: in the time that a model says, or by moving real bytes",
+    )
+    kv_transfer_bandwidth: float = option(
+        64.0, flag="--kv-transfer-bandwidth", metavar="GB/S", help="of a worker's link in the model; 0: no time at all"
+    )
+    kv_transfer_latency: float = option(
+        0.2, flag="--kv-transfer-latency", metavar="MS", help="of a transfer in the model, beside the time of its bytes"
+    )
+    kv_bytes_per_token: int = option(
+        BYTES_PER_TOKEN, flag="--kv-bytes-per-token", help="size of the KV cache; the default is Llama 3.1 8B's"
+    )
+    kv_handoff_timeout_s: float = option(
+        60.0,
+        flag="--kv-handoff-timeout",
+        metavar="SECONDS",
+        help="how long a prefill worker keeps a prompt that nobody fetches",
+    )
     seed: int = option(0, flag="--seed", help="decides what the model says")
     data_parallel_size: int = option(
         1, flag=("--data-parallel-size", "--dp-size"), help="as upstream's; only 1 is possible yet"
@@ -81,3 +106,33 @@ class MockerConfig(DisaggregatedWorkerConfig):
     def timing_model(self) -> TimingModel:
         """Raises ConfigError when --speedup-ratio is not possible."""
         return TimingModel(speedup_ratio=self.speedup_ratio)
+
+    def handoff_config(self, num_engines: int = 1) -> HandoffConfig:
+        """Raises ConfigError for figures that are not possible, or real memory that is not there."""
+        if not 0 < self.kv_handoff_timeout_s < float("inf"):
+            raise ConfigError(f"--kv-handoff-timeout must be more than 0 seconds, not {self.kv_handoff_timeout_s}")
+        config = HandoffConfig(
+            role=self.worker_type,
+            host=self.rpc_host,
+            lease_s=self.kv_handoff_timeout_s,
+            model=TransferModel(
+                bandwidth_gb_s=self.kv_transfer_bandwidth,
+                bytes_per_token=self.kv_bytes_per_token,
+                latency_ms=self.kv_transfer_latency,
+                speedup_ratio=self.speedup_ratio,
+            ),
+            real_bytes=self.kv_transfer == "bytes",
+        )
+        if config.real_bytes and config.role is not WorkerType.Aggregated:
+            self._check_memory(num_engines)
+        return config
+
+    def _check_memory(self, num_engines: int) -> None:
+        needed = num_engines * self.num_gpu_blocks_override * self.block_size * self.kv_bytes_per_token
+        available = available_memory_bytes()
+        if needed > available / 2:
+            raise ConfigError(
+                f"--kv-transfer bytes needs {needed / 1e9:.1f} GB of memory for KV blocks, which is more than half of"
+                f" the {available / 1e9:.1f} GB that are free: lower --num-gpu-blocks-override, --num-workers or"
+                " --kv-bytes-per-token"
+            )

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.cache_events import CacheEvents
+from dynamo.engines.mocker.handoff_config import HandoffConfig
 from dynamo.engines.mocker.mailbox import Mailbox
 from dynamo.engines.mocker.pacing import Pacer
+from dynamo.engines.mocker.roles import make_role
 from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler import Scheduler
 from dynamo.engines.mocker.sequence import SequenceState
@@ -20,6 +22,7 @@ from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.runtime.context import Context
+from dynamo.telemetry.kv_transfer_metrics import KvTransferMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +36,24 @@ def create_engine(config: MockerConfig) -> "MockerEngine":
 
 
 def create_engines(config: MockerConfig) -> list["MockerEngine"]:
-    """As many as --num-workers says; as create_engine() otherwise."""
+    """As many as --num-workers says, which share their metrics; as create_engine() otherwise."""
     if config.num_workers < 1:
         raise ConfigError(f"--num-workers must be at least 1, not {config.num_workers}")
     return _create(config, num_engines=config.num_workers)
 
 
 def _create(config: MockerConfig, *, num_engines: int) -> list["MockerEngine"]:
+    handoffs, metrics = config.handoff_config(num_engines), KvTransferMetrics()
     model_dir = resolve_model(config.model_path, weights=False)
     scheduler_config, timing = config.scheduler_config(model_dir), config.timing_model()
     sampler = Sampler(load_vocabulary(model_dir), config.seed)
     return [
-        MockerEngine(Scheduler(scheduler_config, timing, sampler), startup_time_s=config.startup_time_s)
+        MockerEngine(
+            Scheduler(scheduler_config, timing, sampler),
+            startup_time_s=config.startup_time_s,
+            handoffs=handoffs,
+            metrics=metrics,
+        )
         for _ in range(num_engines)
     ]
 
@@ -52,8 +61,20 @@ def _create(config: MockerConfig, *, num_engines: int) -> list["MockerEngine"]:
 class MockerEngine:
     """An LLMEngine without a model: real scheduling, simulated time, words without sense."""
 
-    def __init__(self, scheduler: Scheduler, *, pacer: Pacer | None = None, startup_time_s: float = 0.0) -> None:
-        """`pacer`: how time passes; `startup_time_s`: how long start() pretends to load a model."""
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        pacer: Pacer | None = None,
+        startup_time_s: float = 0.0,
+        handoffs: HandoffConfig | None = None,
+        metrics: KvTransferMetrics | None = None,
+    ) -> None:
+        """`pacer`: how time passes; `startup_time_s`: how long start() pretends to load a model.
+
+        `handoffs`: the engine's role, aggregated by default; `metrics`: of its transfers.
+        """
+        self.metrics = metrics or KvTransferMetrics()
         self._scheduler = scheduler
         self._pacer = pacer or Pacer()
         self._startup_time_s = startup_time_s
@@ -61,6 +82,7 @@ class MockerEngine:
         self._cache_events = CacheEvents()
         self._kv_events: KvEventSink | None = None
         self._arrival = asyncio.Event()
+        self._role = make_role(handoffs or HandoffConfig(), scheduler, self._mailboxes, self._arrival.set, self.metrics)
         self._stepping: asyncio.Task[None] | None = None
         self._stopped: type[DynamoError] | None = None  # why nothing is served any more
         self._failed = asyncio.Event()
@@ -73,6 +95,7 @@ class MockerEngine:
         return True
 
     async def start(self) -> EngineInfo:
+        await self._role.start()
         await asyncio.sleep(self._startup_time_s)
         self._stepping = asyncio.create_task(self._run(), name="mocker steps")
         self._stepping.add_done_callback(self._stepping_ended)
@@ -90,14 +113,18 @@ class MockerEngine:
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         """Yields one output per step, or per several steps to a slow consumer.
 
-        Raises InvalidRequestError for what can never be served, OverloadedError when too many requests wait,
-        UnavailableError once the engine was stopped and InternalError once it has failed.
+        Raises InvalidRequestError for what can never be served, or not by a worker of this role, OverloadedError when
+        too many requests wait, HandoffLostError when the request's handoff leads nowhere, UnavailableError once the
+        engine was stopped and InternalError once it has failed.
         """
         if self._stopped is not None:
             raise self._stopped(_STOPPED)
+        self._role.check(request)
         sequence = self._scheduler.add(request)
         mailbox = self._mailboxes[sequence] = Mailbox(context.id())
+        self._role.added(sequence, request)
         self._arrival.set()
+        output = None
         try:
             while True:
                 output = mailbox.take() or await mailbox.arrival()
@@ -106,13 +133,13 @@ class MockerEngine:
                     return
         finally:
             self._mailboxes.pop(sequence, None)
-            self._scheduler.abort(sequence)
+            self._role.give_up(sequence, handed_over=output is not None and output.handoff is not None)
 
     async def abort(self, request_id: str) -> None:
         for sequence, mailbox in tuple(self._mailboxes.items()):
             if mailbox.request_id == request_id:
                 del self._mailboxes[sequence]
-                self._scheduler.abort(sequence)
+                self._role.give_up(sequence, handed_over=False)
                 mailbox.put(LLMEngineOutput(finish_reason=FinishReason.CANCELLED))
 
     def load(self) -> list[WorkerLoad]:
@@ -127,17 +154,20 @@ class MockerEngine:
             self._stepping.cancel()
             await asyncio.wait([self._stepping])
         self._stop(UnavailableError)
+        await self._role.close()
 
     async def _run(self) -> None:
-        scheduler, pacer = self._scheduler, self._pacer
+        scheduler, pacer, role = self._scheduler, self._pacer, self._role
         pacer.restart()
         while True:
             if not scheduler.has_work:
                 await self._wait_for_work()
                 pacer.restart()
             step = scheduler.step()
+            role.step_began(step)
             await pacer.step(step.duration_s)
             self._publish_events()
+            role.step_ended(step)
             for sequence, output in step.outputs.items():
                 mailbox = self._mailboxes.get(sequence)  # None: given up while the step lasted
                 if mailbox is not None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from dynamo.config import parse
 from dynamo.engines.mocker.args import MockerConfig
-from dynamo.engines.mocker.engine import create_engines
+from dynamo.engines.mocker.engine import MockerEngine, create_engines
 from dynamo.engines.worker import Worker, run_workers
 from dynamo.errors import ConfigError
+from dynamo.protocols.model_card import WorkerType
 from dynamo.telemetry import logging as telemetry_logging
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         logger.error("%s", error)
         return 1
-    return run_workers(
-        config, [Worker(engine=e, model_path=config.model_path, model_name=config.model_name) for e in engines]
-    )
+    return run_workers(config, _workers(config, engines))
+
+
+def _workers(config: MockerConfig, engines: Sequence[MockerEngine]) -> list[Worker]:
+    """The first one shows the metrics of all."""
+    shown = [] if config.worker_type is WorkerType.Aggregated else [engines[0].metrics]
+    return [
+        Worker(
+            engine=engine,
+            model_path=config.model_path,
+            model_name=config.model_name,
+            metrics=shown if engine is engines[0] else [],
+        )
+        for engine in engines
+    ]

@@ -39,9 +39,18 @@ class Pacer:
         left_s = self._end_s - self._now_s()
         if -left_s > max(duration_s, LAG_S_MAX):
             self.restart()
-        await self._sleep(_whole_ticks(left_s))
-        while (left_s := self._end_s - self._now_s()) > 0:  # timers can go off a little early
-            await self._sleep(_whole_ticks(left_s))
+        await sleep_until(self._end_s, self._now_s, self._sleep)
+
+
+async def sleep_until(
+    end_s: float,
+    now_s: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Returns at that time, or a tick later; never before, and not before the event loop has had a turn."""
+    await sleep(_whole_ticks(end_s - now_s()))
+    while (left_s := end_s - now_s()) > 0:  # timers can go off a little early
+        await sleep(_whole_ticks(left_s))
 
 
 def _whole_ticks(left_s: float) -> float:

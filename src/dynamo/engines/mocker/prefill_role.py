@@ -1,0 +1,79 @@
+"""A simulated engine that prefills for others. It serves whole requests too, if it is given any."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from dynamo.engines.mocker.handoff_config import HandoffConfig
+from dynamo.engines.mocker.held_prefills import HeldPrefills
+from dynamo.engines.mocker.mailbox import Mailbox
+from dynamo.engines.mocker.role import refuse_handoff
+from dynamo.engines.mocker.scheduler import Scheduler, StepResult
+from dynamo.engines.mocker.sequence import SequenceState
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.runtime.background import in_background
+from dynamo.telemetry.kv_transfer_metrics import KvTransferMetrics
+
+
+class PrefillRole:
+    """A Role. The only output of a prompt that is prefilled for others leaves when they can get at its KV cache."""
+
+    def __init__(
+        self,
+        config: HandoffConfig,
+        scheduler: Scheduler,
+        mailboxes: Mapping[SequenceState, Mailbox],
+        wake: Callable[[], None],
+        metrics: KvTransferMetrics,
+    ) -> None:
+        """`mailboxes`: of those whose outputs are still wanted. `wake`: the scheduler may have work again."""
+        self._scheduler = scheduler
+        self._mailboxes = mailboxes
+        self._agent = config.agent()
+        self._transport = config.transport(self._agent, scheduler.config)
+        self._held = HeldPrefills(scheduler, self._transport, wake, metrics, lease_s=config.lease_s)
+        self._handing_over: set[asyncio.Task[None]] = set()  # at most one for each block
+        self._metadata = b""
+
+    async def start(self) -> None:
+        await self._agent.start()
+        self._transport.start()
+        self._metadata = self._agent.metadata()
+        self._agent.answer_with(self._held.answer)
+
+    async def close(self) -> None:
+        for task in self._handing_over:
+            task.cancel()
+        if self._handing_over:
+            await asyncio.wait(self._handing_over)
+        self._held.close()
+        await self._agent.close()
+        await self._transport.close()
+
+    def check(self, request: PreprocessedRequest) -> None:
+        refuse_handoff(request)
+
+    def added(self, sequence: SequenceState, request: PreprocessedRequest) -> None:
+        pass
+
+    def step_began(self, step: StepResult) -> None:
+        pass
+
+    def step_ended(self, step: StepResult) -> None:
+        for sequence in [sequence for sequence in step.outputs if sequence.prefill_only]:
+            task = in_background(self._hand_over(sequence, step.outputs.pop(sequence)), "hand over a prompt")
+            self._handing_over.add(task)
+            task.add_done_callback(self._handing_over.discard)
+
+    def give_up(self, sequence: SequenceState, *, handed_over: bool) -> None:
+        self._scheduler.abort(sequence)
+        if sequence.prefill_only and not handed_over:
+            self._held.release(sequence)
+
+    async def _hand_over(self, sequence: SequenceState, output: LLMEngineOutput) -> None:
+        if sequence in self._mailboxes:
+            output.handoff = await self._held.hold(sequence, self._metadata)
+        mailbox = self._mailboxes.get(sequence)
+        if mailbox is None:  # given up while the step lasted, or meanwhile
+            self._held.release(sequence)
+        else:
+            mailbox.put(output)

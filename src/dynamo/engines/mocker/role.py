@@ -1,0 +1,84 @@
+"""What becomes of a simulated engine's steps and requests by the part that it has in them."""
+
+from typing import Protocol
+
+from dynamo.engines.mocker.scheduler import Scheduler, StepResult
+from dynamo.engines.mocker.sequence import SequenceState
+from dynamo.errors import InvalidRequestError
+from dynamo.protocols.generation import PreprocessedRequest
+
+
+class Role(Protocol):
+    """The engine calls it at these moments."""
+
+    async def start(self) -> None:
+        """Raises ConfigError, OverloadedError when the role cannot be played here."""
+        ...
+
+    async def close(self) -> None:
+        """Idempotent, and possible without start()."""
+        ...
+
+    def check(self, request: PreprocessedRequest) -> None:
+        """Raises InvalidRequestError for what is another role's."""
+        ...
+
+    def added(self, sequence: SequenceState, request: PreprocessedRequest) -> None:
+        """A request that has passed check() waits for its turn."""
+        ...
+
+    def step_began(self, step: StepResult) -> None:
+        """The outputs are not due yet."""
+        ...
+
+    def step_ended(self, step: StepResult) -> None:
+        """The outputs are due. What it takes out of them, it delivers itself."""
+        ...
+
+    def give_up(self, sequence: SequenceState, *, handed_over: bool) -> None:
+        """Nobody waits for outputs of this sequence any more: frees what it holds, at once or very soon.
+
+        `handed_over`: somebody was told how to get at its KV cache.
+        """
+        ...
+
+
+class AggregatedRole:
+    """All of each request: nothing is added."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    def check(self, request: PreprocessedRequest) -> None:
+        refuse_prefill_only(request)
+        refuse_handoff(request)
+
+    def added(self, sequence: SequenceState, request: PreprocessedRequest) -> None:
+        pass
+
+    def step_began(self, step: StepResult) -> None:
+        pass
+
+    def step_ended(self, step: StepResult) -> None:
+        pass
+
+    def give_up(self, sequence: SequenceState, *, handed_over: bool) -> None:
+        self._scheduler.abort(sequence)
+
+
+def refuse_prefill_only(request: PreprocessedRequest) -> None:
+    """Raises InvalidRequestError where that is asked for."""
+    if request.prefill_only:
+        raise InvalidRequestError("this worker does not prefill for others: it is no --disaggregation-mode prefill")
+
+
+def refuse_handoff(request: PreprocessedRequest) -> None:
+    """Raises InvalidRequestError where there is one."""
+    if request.handoff is not None:
+        raise InvalidRequestError("this worker takes no handoffs: it is no --disaggregation-mode decode")

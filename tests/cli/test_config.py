@@ -1,0 +1,55 @@
+"""`dynamo config` with a frontend that runs, and without."""
+
+from pathlib import Path
+
+import pytest
+
+from dynamo.cli.main import main
+from dynamo.testing.deployment import deployment
+from dynamo.testing.program import program
+
+GET, SET = ["-m", "dynamo.cli.main", "config", "get"], ["-m", "dynamo.cli.main", "config", "set"]
+END_S = 30.0
+
+
+async def test_settings_of_running_frontends() -> None:
+    async with deployment() as deployed:
+        await deployed.frontend("--max-local-prefill-length", "77")
+        await deployed.frontend()
+        environ = deployed.environ
+        async with program(GET, environ) as got:
+            assert await got.exit_code(END_S) == 0
+        assert got.output.count("conditional_disagg = False") == 2
+        assert got.output.count("max_local_prefill_length = 77") == 1
+        changes = ["conditional-disagg=true", "max_local_prefill_length=500"]
+        async with program([*SET, *changes], environ) as changed:
+            assert await changed.exit_code(END_S) == 0
+        async with program(GET, environ) as got:
+            assert await got.exit_code(END_S) == 0
+        assert got.output.count("conditional_disagg = True") == 2
+        assert got.output.count("max_local_prefill_length = 500") == 2
+        async with program([*SET, "disagg_policy=none"], environ) as refused:
+            assert await refused.exit_code(END_S) == 1
+        assert refused.output.count("'none' is not one of length, prefill-load, either") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["get", "a=b"], "get takes no NAME=VALUE"),
+        (["set"], "set at least one"),
+        (["set", "a"], "NAME=VALUE, not 'a'"),
+        (["put"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_wrong_command_line(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["config", *arguments])
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_nobody_there(discovery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--file-kv", str(discovery), "get"]) == 1
+    assert "no frontend in namespace 'dynamo'" in capsys.readouterr().err

@@ -1,0 +1,439 @@
+"""Prefill and decode engines in one process, with sockets between them; what becomes of a request in each phase."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+import pytest
+
+from dynamo.engines.mocker.decode_role import DecodeRole
+from dynamo.engines.mocker.engine import MockerEngine
+from dynamo.engines.mocker.handoff import HandoffParams
+from dynamo.engines.mocker.handoff_config import HandoffConfig
+from dynamo.engines.mocker.prefill_role import PrefillRole
+from dynamo.engines.mocker.real_transport import RealTransport
+from dynamo.engines.mocker.sampler import Sampler
+from dynamo.engines.mocker.scheduler import Scheduler
+from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.timing import TimingModel
+from dynamo.engines.mocker.transfer_model import TransferModel
+from dynamo.errors import HandoffLostError, InternalError, InvalidRequestError
+from dynamo.protocols.disagg import Handoff
+from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.model_card import WorkerType
+from dynamo.runtime.context import Context
+from dynamo.runtime.handler import closing
+from dynamo.testing import eventually, within
+
+MakeRequest = Callable[..., PreprocessedRequest]
+
+INSTANT = TransferModel(bandwidth_gb_s=0.0, bytes_per_token=1024)
+SLOW = TransferModel(latency_ms=3_600_000.0, bytes_per_token=1024)  # nothing ever arrives
+SIZE = SchedulerConfig(block_size=4, num_blocks=100, max_model_len=200)
+
+
+class Worker:
+    """An engine, and what its tests look at."""
+
+    def __init__(self, config: HandoffConfig, size: SchedulerConfig = SIZE, *, speedup_ratio: float = 0.0) -> None:
+        self.scheduler = Scheduler(size, TimingModel(speedup_ratio=speedup_ratio), Sampler(range(1000)))
+        self.engine = MockerEngine(self.scheduler, handoffs=config)
+        self.metrics = self.engine.metrics
+
+    async def serve(self, request: PreprocessedRequest) -> list[LLMEngineOutput]:
+        """All outputs to a request."""
+
+        async def outputs() -> list[LLMEngineOutput]:
+            return [output async for output in self.engine.generate(request, Context())]
+
+        return await within(outputs())
+
+    async def empty(self) -> None:
+        """Waits until nothing is held, waits or runs."""
+        load = self.scheduler.load
+        await eventually(lambda: not (load().kv_used_blocks or load().waiting_requests or load().running_requests))
+
+    @property
+    def transport(self) -> RealTransport:
+        role = self.engine._role
+        assert isinstance(role, PrefillRole | DecodeRole)
+        assert isinstance(role._transport, RealTransport)
+        return role._transport
+
+
+class Fleet:
+    """Starts workers that know how to exchange KV caches."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def worker(
+        self,
+        role: WorkerType,
+        *,
+        model: TransferModel = INSTANT,
+        real_bytes: bool = False,
+        lease_s: float = 60.0,
+        size: SchedulerConfig = SIZE,
+        speedup_ratio: float = 0.0,
+    ) -> Worker:
+        config = HandoffConfig(role=role, model=model, real_bytes=real_bytes, lease_s=lease_s)
+        worker = Worker(config, size, speedup_ratio=speedup_ratio)
+        self._stack.push_async_callback(worker.engine.cleanup)
+        await worker.engine.start()
+        return worker
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with AsyncExitStack() as stack:
+        yield Fleet(stack)
+
+
+def prefill_leg(request: PreprocessedRequest) -> PreprocessedRequest:
+    return msgspec.structs.replace(request, prefill_only=True)
+
+
+async def prefilled(worker: Worker, request: PreprocessedRequest) -> PreprocessedRequest:
+    """The decode leg of a request whose prefill leg a worker has served."""
+    (output,) = await worker.serve(prefill_leg(request))
+    assert output.finish_reason == FinishReason.LENGTH
+    return msgspec.structs.replace(request, handoff=output.handoff)
+
+
+def tokens(outputs: list[LLMEngineOutput]) -> list[int]:
+    return [token_id for output in outputs for token_id in output.token_ids]
+
+
+@asynccontextmanager
+async def under_way(worker: Worker, request: PreprocessedRequest) -> AsyncIterator["asyncio.Task[object]"]:
+    """A request that somebody waits for until the end of the block, if it lasts so long."""
+    task: asyncio.Task[object] = asyncio.create_task(worker.serve(request))
+    try:
+        await asyncio.sleep(0)
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.mark.parametrize("real_bytes", [False, True])
+@pytest.mark.parametrize("prefix_caching", [False, True])
+async def test_the_answer_is_that_of_one_engine(
+    fleet: Fleet, request_of: MakeRequest, real_bytes: bool, prefix_caching: bool
+) -> None:
+    size = SchedulerConfig(block_size=4, num_blocks=100, max_model_len=200, enable_prefix_caching=prefix_caching)
+    prefill = await fleet.worker(WorkerType.Prefill, real_bytes=real_bytes, size=size)
+    decode = await fleet.worker(WorkerType.Decode, real_bytes=real_bytes, size=size)
+    aggregated = await fleet.worker(WorkerType.Aggregated, size=size)
+    for length in (1, 4, 5, 9, 30, 31):
+        request = request_of(range(100, 100 + length), max_tokens=20)
+        outputs = await decode.serve(await prefilled(prefill, request))
+
+        assert tokens(outputs) == tokens(await aggregated.serve(request))
+        assert outputs[0].cached_tokens == length - 1
+        await prefill.empty()
+        await decode.empty()
+    lacking = [0, 3, 0, 4, 21, 2] if prefix_caching else [0, 3, 4, 8, 29, 30]
+    assert decode.metrics.tokens == sum(lacking)
+    assert decode.metrics.ended == {"ok": sum(tokens > 0 for tokens in lacking)}
+    blocks = sum(-(-tokens // 4) for tokens in lacking)
+    assert decode.metrics.size_bytes == 1024 * (4 * blocks if real_bytes else sum(lacking))
+    assert prefill.metrics.held == prefill.metrics.expired == 0
+
+
+async def test_many_at_once(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefills = [await fleet.worker(WorkerType.Prefill, real_bytes=True) for _ in range(2)]
+    decodes = [await fleet.worker(WorkerType.Decode, real_bytes=True) for _ in range(2)]
+    requests = [request_of([*range(20), number % 8, *range(number)], max_tokens=20) for number in range(32)]
+
+    async def serve(number: int) -> list[LLMEngineOutput]:
+        leg = await prefilled(prefills[number % 2], requests[number])
+        return await decodes[number // 2 % 2].serve(leg)
+
+    answers = await asyncio.gather(*map(serve, range(32)))
+    for request, outputs in zip(requests, answers, strict=True):
+        assert tokens(outputs) == Sampler(range(1000)).script(request, 100).tokens(0, 20)
+    for worker in (*prefills, *decodes):
+        await worker.empty()
+        assert worker.transport._arena.used == 0
+
+
+async def test_a_transfer_takes_the_time_of_its_model(fleet: Fleet, request_of: MakeRequest) -> None:
+    model = TransferModel(bandwidth_gb_s=1e-3, bytes_per_token=1000, latency_ms=5.0)  # 1000 tokens per second
+    prefill = await fleet.worker(WorkerType.Prefill, model=model)
+    decode = await fleet.worker(WorkerType.Decode, model=model)
+    legs = [await prefilled(prefill, request_of(range(start, start + 21), max_tokens=1)) for start in (0, 100)]
+    await asyncio.gather(*map(decode.serve, legs))
+
+    assert decode.metrics.duration.sum >= 0.025 + 0.045
+    assert decode.metrics.tokens == 40
+
+
+async def test_what_each_role_refuses(fleet: Fleet, request_of: MakeRequest) -> None:
+    request = request_of(range(10), max_tokens=2)
+    prefill, decode, aggregated = [await fleet.worker(role) for role in (*_ROLES, WorkerType.Aggregated)]
+    decode_leg = await prefilled(prefill, request)
+    foreign = msgspec.structs.replace(request, handoff=Handoff(engine="vllm", params=b""))
+    broken = msgspec.structs.replace(request, handoff=Handoff(engine="mocker", params=b"?"))
+
+    for worker, refused in [
+        (prefill, decode_leg),
+        (decode, prefill_leg(request)),
+        (decode, foreign),
+        (decode, broken),
+        (aggregated, prefill_leg(request)),
+        (aggregated, decode_leg),
+    ]:
+        with pytest.raises(InvalidRequestError):
+            await worker.serve(refused)
+    for worker in (prefill, decode):
+        assert len(await worker.serve(request)) == 2
+
+
+_ROLES = (WorkerType.Prefill, WorkerType.Decode)
+
+
+async def test_a_handoff_is_good_for_one_decode(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill, decode, other = [await fleet.worker(role) for role in (*_ROLES, WorkerType.Decode)]
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    await decode.serve(leg)
+
+    with pytest.raises(HandoffLostError, match="not held"):
+        await other.serve(leg)
+    await other.empty()
+    assert other.metrics.ended == {"handoff_lost": 1}
+
+
+async def test_nobody_gets_what_was_begun_by_another(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    slow, other = [await fleet.worker(WorkerType.Decode, model=SLOW) for _ in range(2)]
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    async with under_way(slow, leg):
+        await eventually(lambda: _begun(prefill))
+        with pytest.raises(HandoffLostError, match="not held"):
+            await other.serve(leg)
+    await slow.empty()
+    await prefill.empty()
+
+
+def _begun(prefill: Worker) -> bool:
+    role = prefill.engine._role
+    assert isinstance(role, PrefillRole)
+    return any(held.begun for held in role._held._held.values())
+
+
+async def test_what_nobody_fetches_is_freed(
+    fleet: Fleet, request_of: MakeRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill, lease_s=0.05)
+    decode = await fleet.worker(WorkerType.Decode)
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    assert (prefill.metrics.held, prefill.scheduler.pool.used) == (1, 3)
+    with caplog.at_level(logging.WARNING):
+        await prefill.empty()
+
+    assert (prefill.metrics.held, prefill.metrics.expired) == (0, 1)
+    assert caplog.text.count("10 tokens") == 1
+    with pytest.raises(HandoffLostError):
+        await decode.serve(leg)
+
+
+async def test_a_transfer_that_outlasts_its_lease_is_lost(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill, lease_s=0.05)
+    decode = await fleet.worker(WorkerType.Decode, model=SLOW)
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+
+    with pytest.raises(HandoffLostError, match="longer"):
+        await decode.serve(leg)
+    await decode.empty()
+    await prefill.empty()
+    assert prefill.metrics.expired == 0, "its end was told"
+
+
+async def test_a_decode_worker_that_vanishes_does_not_keep_a_prompt(
+    fleet: Fleet, request_of: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill, lease_s=0.05)
+    decode = await fleet.worker(WorkerType.Decode, model=SLOW)
+    role = decode.engine._role
+    assert isinstance(role, DecodeRole)
+    monkeypatch.setattr(role._receiver, "end", lambda params: None)
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    async with under_way(decode, leg):
+        await prefill.empty()
+    assert prefill.metrics.expired == 1
+
+
+async def test_room_that_is_held_is_given_to_the_next_when_it_is_fetched(fleet: Fleet, request_of: MakeRequest) -> None:
+    size = SchedulerConfig(block_size=4, num_blocks=4, max_model_len=200)
+    prefill = await fleet.worker(WorkerType.Prefill, size=size)
+    decode = await fleet.worker(WorkerType.Decode)
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    async with under_way(prefill, prefill_leg(request_of(range(100, 110)))) as second:
+        await eventually(lambda: not prefill.scheduler.has_work)
+        assert not second.done()
+        await decode.serve(leg)
+        await within(asyncio.wait([second]))
+        assert second.exception() is None
+
+
+# Phases in which a request may be given up
+
+
+async def test_given_up_before_its_prefill(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    async with under_way(prefill, prefill_leg(request_of(range(10)))):
+        assert prefill.scheduler.load().waiting_requests == 1
+    await prefill.empty()
+
+
+@pytest.mark.parametrize("real_bytes", [False, True])
+async def test_given_up_while_its_prefill_lasts(fleet: Fleet, request_of: MakeRequest, real_bytes: bool) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill, speedup_ratio=1.0, real_bytes=real_bytes)
+    async with under_way(prefill, prefill_leg(request_of(range(10)))):
+        await eventually(lambda: prefill.scheduler.held == 1)
+    await prefill.empty()
+    assert prefill.metrics.held == 0
+
+
+async def test_given_up_while_its_blocks_are_filled(
+    fleet: Fleet, request_of: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill, real_bytes=True)
+    transport = prefill.transport
+    filling, go_on = asyncio.Event(), asyncio.Event()
+    prepare = transport.prepare
+
+    async def slowly(sequence: object) -> None:
+        await prepare(sequence)  # type: ignore[arg-type]
+        filling.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(transport, "prepare", slowly)
+    async with under_way(prefill, prefill_leg(request_of(range(10)))):
+        await within(filling.wait())
+        assert transport._arena.used == 3
+    go_on.set()
+    await prefill.empty()
+    await eventually(lambda: not prefill.metrics.held)
+    assert transport._arena.used == 0
+
+
+async def test_given_up_while_it_waits_for_room(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    size = SchedulerConfig(block_size=4, num_blocks=4, max_model_len=200)
+    decode = await fleet.worker(WorkerType.Decode, model=SLOW, size=size)
+    first, second = [await prefilled(prefill, request_of(range(s, s + 10), max_tokens=2)) for s in (0, 100)]
+    async with under_way(decode, first):
+        await eventually(lambda: decode.scheduler.pool.used == 3)
+        async with under_way(decode, second):
+            assert decode.scheduler.load().waiting_requests == 2
+        await eventually(lambda: prefill.metrics.held == 1)
+    await prefill.empty()
+    await decode.empty()
+
+
+@pytest.mark.parametrize("by", ["close", "abort"])
+async def test_given_up_while_its_prompt_comes(fleet: Fleet, request_of: MakeRequest, by: str) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    decode = await fleet.worker(WorkerType.Decode, model=SLOW)
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    context = Context("the-one")
+    async with closing(decode.engine.generate(leg, context)) as outputs:
+        first = asyncio.ensure_future(anext(outputs))
+        await eventually(lambda: _begun(prefill))
+        if by == "abort":
+            await decode.engine.abort("the-one")
+            assert await within(first) == LLMEngineOutput(finish_reason=FinishReason.CANCELLED)
+        else:
+            first.cancel()
+            await asyncio.wait([first])
+    await decode.empty()
+    await prefill.empty()
+    assert decode.metrics.ended == {"cancelled": 1}
+    assert prefill.metrics.expired == 0
+
+
+async def test_given_up_in_the_moment_in_which_it_begins_to_come(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    decode = await fleet.worker(WorkerType.Decode, model=SLOW)
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    async with under_way(decode, leg):
+        while not decode.scheduler._receiving:  # noqa: ASYNC110 - the moment is over before an event could tell
+            await asyncio.sleep(0)
+    await decode.empty()
+    await prefill.empty()
+
+
+async def test_given_up_while_it_decodes(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill, decode = [await fleet.worker(role) for role in _ROLES]
+    leg = await prefilled(prefill, request_of(range(10), ignore_eos=True))
+    async with closing(decode.engine.generate(leg, Context())) as outputs:
+        await within(anext(outputs))
+    await decode.empty()
+    await prefill.empty()
+
+
+# Workers that go, and bytes that are wrong
+
+
+@pytest.mark.parametrize("real_bytes", [False, True])
+async def test_a_holder_that_is_gone(fleet: Fleet, request_of: MakeRequest, real_bytes: bool) -> None:
+    prefill, decode = [await fleet.worker(role, real_bytes=real_bytes) for role in _ROLES]
+    request = request_of(range(10), max_tokens=2)
+    leg = await prefilled(prefill, request)
+    await prefill.engine.cleanup()
+
+    with pytest.raises(HandoffLostError):
+        await decode.serve(leg)
+    await decode.empty()
+    assert len(await decode.serve(request)) == 2
+
+
+async def test_a_holder_that_goes_while_it_sends(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    decode = await fleet.worker(WorkerType.Decode, model=TransferModel(latency_ms=500.0))
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    async with under_way(decode, leg) as decoding:
+        await eventually(lambda: _begun(prefill))
+        await prefill.engine.cleanup()
+        with pytest.raises(HandoffLostError):
+            await decoding
+    await decode.empty()
+
+
+async def test_a_decode_engine_that_stops_tells_the_holder(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    decode = await fleet.worker(WorkerType.Decode, model=SLOW)
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    async with under_way(decode, leg):
+        await eventually(lambda: _begun(prefill))
+        await decode.engine.cleanup()
+    await prefill.empty()
+
+
+async def test_bytes_that_are_not_the_prompts(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill, decode = [await fleet.worker(role, real_bytes=True) for role in _ROLES]
+    request = request_of(range(10), max_tokens=2)
+    leg = await prefilled(prefill, request)
+    arena = prefill.transport._arena
+    arena._view[:] = bytes(len(arena._view))
+
+    with pytest.raises(InternalError, match="3 of 3"):
+        await decode.serve(leg)
+    assert decode.metrics.ended == {"internal_error": 1}
+    await decode.empty()
+    await prefill.empty()
+    assert decode.transport._arena.used == 0
+
+
+async def test_a_handoff_names_its_holder_only(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    legs = [await prefilled(prefill, request_of(range(10), max_tokens=2)) for _ in range(2)]
+    first, second = [HandoffParams.of(leg.handoff) for leg in legs if leg.handoff is not None]
+
+    assert first.agent == second.agent
+    assert first.id != second.id
