@@ -33,7 +33,9 @@ _BUCKETS_S = (
 class KvTransferMetrics(Collector):
     """Of all the engines in a process. Whoever does something adds to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, knows_held: bool = True) -> None:
+        """Without `knows_held` nothing is said of the handoffs that are held: not every engine tells."""
+        self._knows_held = knows_held
         self.ended: Counter[str] = Counter()  # received transfers, by their result
         self.tokens = 0
         self.size_bytes = 0
@@ -51,7 +53,10 @@ class KvTransferMetrics(Collector):
         duration = HistogramMetricFamily(_PREFIX + "seconds", "Duration of transfers that succeeded")
         duration.add_metric((), self.duration.buckets(), self.duration.sum)
         yield duration
-        yield GaugeMetricFamily(_PREFIX + "held", "Prompts prefilled for others, and kept for them", value=self.held)
+        if self._knows_held:
+            yield GaugeMetricFamily(
+                _PREFIX + "held", "Prompts prefilled for others, and kept for them", value=self.held
+            )
         yield CounterMetricFamily(
             _PREFIX + "expired", "Prompts that nobody fetched before their lease was over", value=self.expired
         )

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from dynamo.engines.vllm import cpu_defaults
+from dynamo.protocols.model_card import WorkerType
 
 
 @dataclass
@@ -64,6 +65,29 @@ def test_data_parallel_ranks_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> 
     chosen(environ, data_parallel_size=2)
 
     assert environ == {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+
+
+@pytest.mark.parametrize(
+    ("role", "cpus", "expected"),
+    [
+        (WorkerType.Prefill, {0, 1}, "0"),
+        (WorkerType.Decode, {0, 1}, "1"),
+        (WorkerType.Prefill, {2, 3, 5}, "2"),
+        (WorkerType.Decode, {2, 3, 5}, "3,5"),
+        (WorkerType.Decode, {7}, "7"),
+        (WorkerType.Aggregated, {0, 1}, "0,1"),
+        (WorkerType.Prefill, set(range(8)), None),
+    ],
+)
+def test_prefill_and_decode_share_a_small_machine(
+    role: WorkerType, cpus: set[int], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: cpus)
+    environ: dict[str, str] = {}
+
+    cpu_defaults.choose(Args(), environ, role)
+
+    assert environ.get("VLLM_CPU_OMP_THREADS_BIND") == expected
 
 
 def test_ranks_of_one_model_are_left_to_vllm() -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -80,7 +81,7 @@ def test_without_nixl(missing: set[str], smollm2_dir: Path, monkeypatch: pytest.
     find_spec = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else find_spec(name))
 
-    with pytest.raises(ConfigError, match="pip install --no-deps nixl==1.5.1 nixl-cu12==1.5.1"):
+    with pytest.raises(ConfigError, match=re.escape("pip install --no-deps nixl==1.5.1 nixl-cu12==1.5.1")):
         parse_command_line(["--model", str(smollm2_dir), "--disaggregation-mode", "prefill"])
 
 

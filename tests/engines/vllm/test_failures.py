@@ -1,8 +1,17 @@
 """What vLLM raises, as the framework says it. Needs vLLM for its exceptions, no engine."""
 
+import msgspec
 import pytest
 
-from dynamo.errors import ConnectionLostError, DynamoError, InternalError, InvalidRequestError, OverloadedError
+from dynamo.errors import (
+    ConnectionLostError,
+    DynamoError,
+    HandoffLostError,
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+)
+from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import GuidedDecoding, PreprocessedRequest
 from dynamo.tokens import token_array
 
@@ -10,6 +19,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]  # import
 
 PLAIN = PreprocessedRequest(model="m", token_ids=token_array([1]))
 GUIDED = PreprocessedRequest(model="m", token_ids=token_array([1]), guided_decoding=GuidedDecoding(json_object=True))
+
+HANDED = msgspec.structs.replace(GUIDED, handoff=Handoff(engine="vllm", params=b""))
 
 
 def translation(error: Exception, request: PreprocessedRequest = PLAIN) -> DynamoError:
@@ -76,3 +87,5 @@ def test_a_request_that_fails_without_a_message() -> None:
     assert type(request_failure(GUIDED, first=True)) is InvalidRequestError
     assert type(request_failure(GUIDED, first=False)) is InternalError
     assert type(request_failure(PLAIN, first=True)) is InternalError
+    assert type(request_failure(HANDED, first=True)) is HandoffLostError
+    assert type(request_failure(HANDED, first=False)) is InternalError

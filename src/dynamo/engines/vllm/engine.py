@@ -39,7 +39,7 @@ class VllmEngine:
         """`config` as dynamo.engines.vllm.args.parse_command_line makes it; without `handoffs` there are none."""
         self._config = config
         self._handoffs = handoffs or Handoffs()
-        self.kv_transfers = KvTransferMetrics()
+        self.kv_transfers = KvTransferMetrics(knows_held=False)
         self._recorders: list[LoadRecorder] = []
         self._kv_events: KvEventPlane | None = None
         self._thread: EngineThread[AsyncLLM] = EngineThread(self._build, _shut_down)

@@ -32,7 +32,7 @@ def parse(
     args = AsyncEngineArgs.from_cli_args(parser.parse_args(list(argv)))
     try:
         if current_platform.is_cpu():
-            cpu_defaults.choose(args, os.environ)
+            cpu_defaults.choose(args, os.environ, role)
         disagg.choose_connector(args, role, handoff_timeout_s)
         return args.create_engine_config(UsageContext.ENGINE_CONTEXT)
     except (OSError, ValueError, VLLMError) as error:

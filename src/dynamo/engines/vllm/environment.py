@@ -20,7 +20,7 @@ _LOG_LEVELS = {
 }
 _QUIET = ("ERROR", "CRITICAL")
 _NIXL_LOG_LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}  # where its names are not vLLM's
-_FEW_CPUS = 4
+FEW_CPUS = 4
 
 
 def check_installed() -> None:
@@ -74,7 +74,7 @@ def bind_threads(environ: MutableMapping[str, str], cpus: Iterable[int], ranks: 
     is right on a large machine, but on a small one it gives half of it away.
     """
     available = sorted(cpus)
-    if ranks <= len(available) <= _FEW_CPUS:
+    if ranks <= len(available) <= FEW_CPUS:
         shares = (available[rank::ranks] for rank in range(ranks))
         environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, share)) for share in shares))
 
