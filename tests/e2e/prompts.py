@@ -23,12 +23,12 @@ _TEXTS = (
     "Chapter one. My grandmother kept bees behind the house, and every summer she gave each hive a name.",
     "Log of the expedition, day forty: the river has frozen and the dogs are restless tonight.",
 )
-_LONG = {17: 50, 19: 70}  # so often are these repeated
+_LONG = {17: 45, 19: 60}  # so often are these repeated
 _TIMES = 2
 
 
 def prompts() -> list[str]:
     return [
-        " ".join(f"{text} ({part})" for part in range(_LONG.get(number, _TIMES + number % 3)))
+        " ".join(f"{text} ({part})" for part in range(_LONG.get(number, _TIMES + (number + 1) % 3)))
         for number, text in enumerate(_TEXTS)
     ]

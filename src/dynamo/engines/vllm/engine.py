@@ -74,11 +74,11 @@ class VllmEngine:
         """
         handoff = self._handoffs.received(request)
         try:
-            self._check_prompt(request)
             if context.is_stopped():
                 await self._give_back(handoff, context)
                 yield LLMEngineOutput(finish_reason=FinishReason.CANCELLED)
                 return
+            self._check_prompt(request)
             outputs = self._outputs(request, context, handoff)
             async with aclosing(outputs):
                 async for output in outputs:
@@ -155,8 +155,9 @@ class VllmEngine:
 
     async def _give_back(self, handoff: ReceivedHandoff | None, context: Context) -> None:
         """Lets the prefill worker free what nobody will fetch."""
-        if handoff is not None:
-            await self._running().notify_kv_transfer_request_rejected(f"{context.id()}-declined", handoff.transfer)
+        llm = self._running()
+        if handoff is not None and not llm.errored:
+            await llm.notify_kv_transfer_request_rejected(f"{context.id()}-declined", handoff.transfer)
 
     def _check_prompt(self, request: PreprocessedRequest) -> None:
         """vLLM checks this too, but its error does not say which of the two mistakes it was."""
