@@ -14,8 +14,13 @@ from dynamo.engines.vllm.args import parse_command_line
 from dynamo.engines.vllm.handoffs import Handoffs
 from dynamo.errors import ConfigError
 from dynamo.protocols.model_card import WorkerType
+from dynamo.transfer import nixl_library
 
-pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]  # importing vLLM and torch warns a lot
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),  # importing vLLM and torch warns a lot
+    pytest.mark.skipif(not nixl_library.is_installed(), reason=f"NIXL is not installed: {nixl_library.INSTALL}"),
+]
 
 
 @pytest.fixture(autouse=True)
