@@ -49,7 +49,7 @@ class Scheduler:
         self._sampler = sampler
         self.pool = BlockPool(config.num_blocks, observer)
         self._waiting: deque[SequenceState] = deque()
-        self._prefilling: SequenceState | None = None  # newer than all that decode
+        self._prefilling: SequenceState | None = None  # gives way before all that decode
         self._decoding: list[SequenceState] = []  # oldest first
         self._receiving: set[SequenceState] = set()
         self._arrived: list[SequenceState] = []  # have received all; decode from the next step on
