@@ -57,6 +57,15 @@ def test_taken_by_itself_where_it_is_of_use(
     assert {"cma", "tcp"} < {*names, "nixl"}
 
 
+def test_what_the_user_has_set_for_ucx_stays() -> None:
+    environ = {"UCX_TLS": "tcp"}
+    nixl_library.set_defaults(environ)
+    assert environ == {"UCX_TLS": "tcp", "UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "y"}
+    environ = {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "n"}
+    nixl_library.set_defaults(environ)
+    assert environ == {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "n"}
+
+
 async def test_gpus_are_out_of_the_reach_of_other_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tensor lies in host memory in truth: who looks at it does no harm but would succeed."""
     monkeypatch.setattr(Agent, "_set_key", lambda *_: None)
