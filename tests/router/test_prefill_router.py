@@ -101,7 +101,8 @@ class TestBothLegs:
         await prefill_fleet.add_scripted(answers(PREFILLED))
         outputs = await outputs_of(both(decode=fleet, prefill=prefill_fleet).generate, request(explain_routing=False))
         assert [output.cached_tokens for output in outputs] == [4, None]
-        assert outputs[0].disaggregation is None
+        assert outputs[0].disaggregation is not None  # who has prefilled it is of interest to those who ask no reasons
+        assert outputs[0].disaggregation.routing is None
 
     async def test_decode_begins_with_the_handoff(self, fleet: Fleet, prefill_fleet: Fleet) -> None:
         """However long the prefill goes on: until the end of the answer."""

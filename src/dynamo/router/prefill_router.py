@@ -175,6 +175,5 @@ class _FirstOutput:
             journey = self._journey
             if journey.reason.remote and journey.leg is not None:
                 output.cached_tokens = journey.leg.cached_tokens  # to the decode worker all of it looks cached
-            if self._request.explain_routing:
-                output.disaggregation = journey.report(len(self._request.token_ids))
+            output.disaggregation = journey.report(len(self._request.token_ids))
         return self._deliver(output)
