@@ -49,7 +49,7 @@ def test_taken_by_itself_where_it_is_of_use(
 ) -> None:
     monkeypatch.setattr(importlib, "import_module", (lambda _name: None) if installed else not_installed)
     monkeypatch.setattr(nixl, "_RDMA", tmp_path)
-    monkeypatch.setattr(nixl, "_DEVICES", tmp_path / "none")
+    monkeypatch.setattr(nixl_library, "_DEVICES", tmp_path / "none")
     if hardware:
         (tmp_path / "mlx5_0").touch()
     names = [each.name for each in backends.backends_of_use()]
@@ -57,10 +57,14 @@ def test_taken_by_itself_where_it_is_of_use(
     assert {"cma", "tcp"} < {*names, "nixl"}
 
 
-def test_what_the_user_has_set_for_ucx_stays() -> None:
-    environ = {"UCX_TLS": "tcp"}
+def test_defaults_for_ucx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nixl_library, "_DEVICES", tmp_path)
+    environ: dict[str, str] = {}
     nixl_library.set_defaults(environ)
-    assert environ == {"UCX_TLS": "tcp", "UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "y"}
+    assert environ == {}  # of variables that are of no use UCX warns on stdout
+    (tmp_path / "nvidia0").touch()
+    nixl_library.set_defaults(environ)
+    assert environ == {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "y"}
     environ = {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "n"}
     nixl_library.set_defaults(environ)
     assert environ == {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "n"}

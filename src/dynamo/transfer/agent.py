@@ -351,10 +351,12 @@ class Agent:
         failures = [result for result in results if isinstance(result, BaseException)]
         if any(isinstance(failure, ConnectionLostError) for failure in failures):
             peer.lost(link)
-        if any(isinstance(failure, asyncio.CancelledError) for failure in failures):
-            job.control.check()
-        if failures:  # of several, one that has made the others be cancelled
-            raise min(failures, key=lambda failure: isinstance(failure, RequestCancelledError))
+        if failures:
+            begun = [failure for failure in failures if not isinstance(failure, asyncio.CancelledError)]
+            if not begun:
+                job.control.check()
+            # Of several, one that has made the others be cancelled.
+            raise min(begun or failures, key=lambda failure: isinstance(failure, RequestCancelledError))
 
     async def _same(
         self, peer: Peer | Storage, link: Link, job: Job, vectors: tuple[Vector, Vector], context: Context

@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dynamo.errors import ConfigError, ConnectionLostError, DynamoError
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 INSTALL = "pip install --no-deps nixl==1.5.1 nixl-cu12==1.5.1"
 _BUILDS = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
+_DEVICES = Path("/dev")
 _PAUSE_US = 100_000  # of the progress thread, when nothing wakes it
 _POLL_S_MAX = 0.001
 _GRACE_S = 2.0  # how long a chunk that nobody waits for any more may take to its end, before the agent is destroyed
@@ -54,8 +56,17 @@ class Chunk:
 
 
 def set_defaults(environ: MutableMapping[str, str]) -> None:
-    """What UCX should find when it starts, in this process or a child; what the user has set stays."""
-    environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "y")
+    """What UCX should find when it starts, in this process or a child; what the user has set stays.
+
+    Nothing on hosts without a GPU: UCX warns of variables that are another machine's.
+    """
+    if has_gpus():
+        environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "y")
+
+
+def has_gpus() -> bool:
+    """Whether this host has GPUs that NIXL knows."""
+    return any(_DEVICES.glob("nvidia[0-9]*"))
 
 
 class NixlLibrary:
