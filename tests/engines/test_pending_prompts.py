@@ -1,6 +1,7 @@
 """Which prompts have not been answered with anything yet."""
 
 from dynamo.engines.pending_prompts import PendingPrompts
+from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import PreprocessedRequest
 from dynamo.protocols.load import WorkerLoad
 from dynamo.tokens import token_array
@@ -47,3 +48,14 @@ def test_nothing_is_left_of_ranks_that_do_not_exist() -> None:
         pending.add(request(rank, rank))
         pending.remove(request(rank, rank))
     assert not pending._tokens
+
+
+def test_what_was_prefilled_elsewhere_is_no_prompt_to_prefill() -> None:
+    pending = PendingPrompts()
+    prefilled = request(1000)
+    prefilled.handoff = Handoff(engine="test", params=b"")
+    pending.add(prefilled)
+    pending.add(request(5))
+    assert tokens(pending, ONE_RANK) == [6]
+    pending.remove(prefilled)
+    assert tokens(pending, ONE_RANK) == [5]

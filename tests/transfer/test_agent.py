@@ -25,7 +25,7 @@ from dynamo.errors import (
 )
 from dynamo.runtime.context import Context
 from dynamo.testing import eventually, within
-from dynamo.transfer import Agent, Blocks, Notification, TransferState, agent, backends, cma, regions
+from dynamo.transfer import Agent, Blocks, Notification, TransferState, agent, backends, cma, peer, regions
 from dynamo.transfer.agent import ChecksumRequest
 from dynamo.transfer.checksum import checksum_of_memory
 from dynamo.transfer.metadata import AgentMetadata
@@ -353,3 +353,16 @@ async def test_an_agent_that_cannot_start_leaves_nothing_behind(monkeypatch: pyt
     with pytest.raises(ConfigError, match="not here"):
         await Agent("a", ["shm", "tcp"]).start()
     assert "transfer-shm" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_deadline_of_what_has_only_begun_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end is the deadline's doing, whichever of its parts is looked at."""
+    monkeypatch.setattr(peer, "_THREADS", 1)
+    async with Agent("a", ["cma"]) as near, Agent("b", ["cma"]) as far:
+        there, here = far.allocate(256 << 20), near.allocate(256 << 20)
+        near.add_peer(far.metadata())
+        await near.read(here.blocks([0], 8), there.blocks([0], 8))
+        for _ in range(5):
+            transfer = near.read(here.all(), there.all(), timeout_s=0.02)
+            with pytest.raises(DeadlineExceededError):
+                await within(transfer)

@@ -10,7 +10,7 @@ from dynamo.runtime.request_plane.base import Address
 from dynamo.transfer.metadata import AgentMetadata, CmaOffer, RegionInfo, TcpOffer
 
 REGION = RegionInfo(0, 1, 4096, 8, True)
-CMA = CmaOffer(pid=1, cookie_address=8, cookie=bytes(16), keys_address=8)
+CMA = CmaOffer(pid=1, ledger_address=8, cookie=bytes(16))
 TCP = TcpOffer(host="localhost", port=1, secret=b"")
 
 
@@ -32,7 +32,7 @@ def test_regions_that_cannot_be(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"pid": 0}, {"pid": -1}, {"pid": 2**32 + 1}, {"cookie_address": -1}, {"keys_address": 2**63}]
+    "change", [{"pid": 0}, {"pid": -1}, {"pid": 2**32 + 1}, {"ledger_address": -1}, {"ledger_address": 2**63}]
 )
 def test_processes_that_cannot_be(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):

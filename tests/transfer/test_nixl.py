@@ -49,12 +49,25 @@ def test_taken_by_itself_where_it_is_of_use(
 ) -> None:
     monkeypatch.setattr(importlib, "import_module", (lambda _name: None) if installed else not_installed)
     monkeypatch.setattr(nixl, "_RDMA", tmp_path)
-    monkeypatch.setattr(nixl, "_DEVICES", tmp_path / "none")
+    monkeypatch.setattr(nixl_library, "_DEVICES", tmp_path / "none")
     if hardware:
         (tmp_path / "mlx5_0").touch()
     names = [each.name for each in backends.backends_of_use()]
     assert ("nixl" in names) == taken
     assert {"cma", "tcp"} < {*names, "nixl"}
+
+
+def test_defaults_for_ucx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nixl_library, "_DEVICES", tmp_path)
+    environ: dict[str, str] = {}
+    nixl_library.set_defaults(environ)
+    assert environ == {}  # of variables that are of no use UCX warns on stdout
+    (tmp_path / "nvidia0").touch()
+    nixl_library.set_defaults(environ)
+    assert environ == {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "y"}
+    environ = {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "n"}
+    nixl_library.set_defaults(environ)
+    assert environ == {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "n"}
 
 
 async def test_gpus_are_out_of_the_reach_of_other_backends(monkeypatch: pytest.MonkeyPatch) -> None:

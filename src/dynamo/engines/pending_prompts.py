@@ -17,11 +17,11 @@ class PendingPrompts:
 
     def add(self, request: PreprocessedRequest) -> None:
         """The engine is given this request."""
-        self._tokens[request.dp_rank] += len(request.token_ids)
+        self._tokens[request.dp_rank] += _prefill_tokens(request)
 
     def remove(self, request: PreprocessedRequest) -> None:
         """Its first output is there, or it has ended without one; once for each add()."""
-        self._tokens[request.dp_rank] -= len(request.token_ids)
+        self._tokens[request.dp_rank] -= _prefill_tokens(request)
         if not self._tokens[request.dp_rank]:
             del self._tokens[request.dp_rank]  # clients may name any rank
 
@@ -32,3 +32,8 @@ class PendingPrompts:
         """
         share = self._tokens[None] // max(len(loads), 1)
         return [msgspec.structs.replace(load, prefill_tokens=self._tokens[load.dp_rank] + share) for load in loads]
+
+
+def _prefill_tokens(request: PreprocessedRequest) -> int:
+    """Of a prompt that was prefilled elsewhere, engines compute the last token only."""
+    return len(request.token_ids) if request.handoff is None else 1

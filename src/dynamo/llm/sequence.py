@@ -59,5 +59,5 @@ class TextOutput(msgspec.Struct):
     cached_tokens: int | None = None  # of those, that needed no prefill
     worker_id: WorkerId | None = None  # on the first output of a choice
     routing: RoutingReport | None = None  # likewise, where it was asked for
-    disaggregation: DisaggReport | None = None  # likewise, where there are prefill workers
+    disaggregation: DisaggReport | None = None  # likewise, and whenever another worker has prefilled the prompt
     extra: TextExtra | None = None

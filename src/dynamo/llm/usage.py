@@ -65,6 +65,8 @@ class UsageCounter:
             answer.worker_id = WorkerIdInfo(
                 decode_worker_id=self._worker_id.instance_id, decode_dp_rank=self._worker_id.dp_rank
             )
+            if self._disaggregation is not None and self._disaggregation.prefill == "remote":
+                answer.worker_id.prefill_worker_id = self._disaggregation.worker_id or UNSET
         if "routing" in fields:
             answer.routing, answer.disaggregation = self._routing or UNSET, self._disaggregation or UNSET
         return UNSET if answer == NvExtResponse() else answer

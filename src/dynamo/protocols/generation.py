@@ -109,7 +109,7 @@ class LLMEngineOutput(msgspec.Struct, omit_defaults=True, kw_only=True):
     handoff: Handoff | None = None  # once, of a request that is prefill_only: decode may begin
     worker_id: WorkerId | None = None  # on the first output, set by the router
     routing: RoutingReport | None = None  # likewise, by a router that was asked to explain itself
-    disaggregation: DisaggReport | None = None  # likewise, where there are prefill workers
+    disaggregation: DisaggReport | None = None  # likewise, and whenever another worker has prefilled the prompt
 
 
 class TextEngineOutput(msgspec.Struct):

@@ -298,8 +298,7 @@ class Agent:
             local_gpu=_gpu_of(here.values()),
             remote_gpu=_gpu_of(regions),
         )
-        context = Context(deadline_s=deadline_s)
-        transfer = Transfer(there.size_bytes, job.control, context)
+        transfer = Transfer(there.size_bytes, job.control)
         gpus = job.local_gpu is not None or job.remote_gpu is not None
         if gpus and checksum:
             raise UnsupportedFeatureError("there are no checksums of the memory of GPUs")
@@ -308,6 +307,8 @@ class Agent:
         if link is not None and little and not checksum:
             self._copy_at_once(transfer, peer, link, job)
             return transfer
+
+        context = Context(deadline_s=deadline_s)
 
         async def work() -> None:
             link = await _before(context, peer.link(regions, gpus=gpus))
@@ -318,7 +319,7 @@ class Agent:
                     raise InternalError(f"the bytes here are not those at {remote.agent!r}")
 
         self._under_way += 1
-        transfer.run(work(), f"transfer-{self.name}-{remote.agent}", self._ended)
+        transfer.run(work(), f"transfer-{self.name}-{remote.agent}", context, self._ended)
         return transfer
 
     def _ended(self) -> None:
@@ -350,10 +351,12 @@ class Agent:
         failures = [result for result in results if isinstance(result, BaseException)]
         if any(isinstance(failure, ConnectionLostError) for failure in failures):
             peer.lost(link)
-        if any(isinstance(failure, asyncio.CancelledError) for failure in failures):
-            job.control.check()
-        if failures:  # of several, one that has made the others be cancelled
-            raise min(failures, key=lambda failure: isinstance(failure, RequestCancelledError))
+        if failures:
+            begun = [failure for failure in failures if not isinstance(failure, asyncio.CancelledError)]
+            if not begun:
+                job.control.check()
+            # Of several, one that has made the others be cancelled.
+            raise min(begun or failures, key=lambda failure: isinstance(failure, RequestCancelledError))
 
     async def _same(
         self, peer: Peer | Storage, link: Link, job: Job, vectors: tuple[Vector, Vector], context: Context
@@ -480,10 +483,12 @@ def _copy_job(link: Link, job: Job) -> None:
 
 def _gpu_of(places: Iterable[Region | RegionInfo]) -> int | None:
     """Whose memory all of this is; None: the host's."""
-    gpus = {place.gpu for place in places}
-    if len(gpus) > 1:
-        raise InvalidRequestError("blocks of one list lie in the memory of the host, or of one GPU")
-    return gpus.pop() if gpus else None
+    gpu: int | None = None
+    for number, place in enumerate(places):
+        if number and place.gpu != gpu:
+            raise InvalidRequestError("blocks of one list lie in the memory of the host, or of one GPU")
+        gpu = place.gpu
+    return gpu
 
 
 _decode = payload_decoder()

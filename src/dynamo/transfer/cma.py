@@ -14,10 +14,10 @@ from pathlib import Path
 
 from dynamo.errors import ConnectionLostError, InvalidRequestError
 from dynamo.transfer.job import Job, RegionKey
-from dynamo.transfer.metadata import REGIONS_MAX, AgentMetadata, CmaOffer, RegionInfo
+from dynamo.transfer.ledger import COOKIE_BYTES, KEYS_OFFSET, LEDGER_BYTES, Ledger
+from dynamo.transfer.metadata import AgentMetadata, CmaOffer, RegionInfo
 from dynamo.transfer.vector import IOV_MAX
 
-_COOKIE_BYTES = 16
 _CALL_BYTES_MAX = 16 << 20  # of one call of the kernel, which nothing can interrupt
 _KEYS_MAX = IOV_MAX - 1  # that one call can read, beside the cookie
 _INLINE_BYTES_MAX = 256 << 10
@@ -30,25 +30,21 @@ class CmaTarget:
     """As Target: it has nothing to do but to say where the memory is."""
 
     def __init__(self) -> None:
-        self._cookie = ctypes.create_string_buffer(secrets.token_bytes(_COOKIE_BYTES), _COOKIE_BYTES)
-        self._keys = (ctypes.c_uint64 * REGIONS_MAX)()
-        self._offer = CmaOffer(
-            pid=os.getpid(),
-            cookie_address=ctypes.addressof(self._cookie),
-            cookie=self._cookie.raw,
-            keys_address=ctypes.addressof(self._keys),
-        )
+        self._memory = ctypes.create_string_buffer(LEDGER_BYTES)
+        address = ctypes.addressof(self._memory)
+        self._ledger = Ledger(address)
+        self._offer = CmaOffer(pid=os.getpid(), ledger_address=address, cookie=secrets.token_bytes(COOKIE_BYTES))
+        self._ledger.open(self._offer.cookie)
         _allow_others()
 
     def offer(self, metadata: AgentMetadata) -> None:
         metadata.cma = self._offer
 
     def set_key(self, region_id: int, key: int) -> None:
-        self._keys[region_id] = key
+        self._ledger.set_key(region_id, key)
 
     def close(self) -> None:
-        """Peers take this for the end of the process."""
-        ctypes.memset(self._cookie, 0, _COOKIE_BYTES)
+        self._ledger.close()
 
 
 class CmaLink:
@@ -62,8 +58,7 @@ class CmaLink:
         """Raises ConnectionLostError where it does not work."""
         self._pid = offer.pid
         self._cookie = offer.cookie
-        self._cookie_address = offer.cookie_address
-        self._keys_address = offer.keys_address
+        self._ledger_address = offer.ledger_address
         self._closed = False
         self._check(())
 
@@ -108,16 +103,16 @@ class CmaLink:
 
     def _check_some(self, keys: tuple[RegionKey, ...]) -> None:
         """As many as one call of the kernel can look at."""
-        found = array("Q", bytes(_COOKIE_BYTES + 8 * len(keys)))
+        found = array("Q", bytes(COOKIE_BYTES + 8 * len(keys)))
         here = array("Q", [found.buffer_info()[0], 8 * len(found)])
-        there = array("Q", [self._cookie_address, _COOKIE_BYTES])
+        there = array("Q", [self._ledger_address, COOKIE_BYTES])
         for region_id, _ in keys:
-            there.extend((self._keys_address + 8 * region_id, 8))
+            there.extend((self._ledger_address + KEYS_OFFSET + 8 * region_id, 8))
         read = _read(self._pid, here.buffer_info()[0], 1, there.buffer_info()[0], 1 + len(keys), 0)
         if read < 0:
             raise _failure(ctypes.get_errno())
-        values = found[_COOKIE_BYTES // 8 :]
-        if read != 8 * len(found) or found[: _COOKIE_BYTES // 8].tobytes() != self._cookie:
+        values = found[COOKIE_BYTES // 8 :]
+        if read != 8 * len(found) or found[: COOKIE_BYTES // 8].tobytes() != self._cookie:
             raise ConnectionLostError("the peer's process is gone")
         for (region_id, key), value in zip(keys, values, strict=True):
             if value != key:

@@ -13,12 +13,27 @@ _PART_BYTES_MIN = 4 << 20  # what takes a millisecond is not worth another threa
 RegionKey = tuple[int, int]  # a region's id, and what tells it from others that had the id before
 
 
+class Flag:
+    """As much of a threading.Event as nobody waits for: one for each transfer is made in no time."""
+
+    __slots__ = ("_set",)
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Control:
     """Whether a transfer is still wanted; shared by all its jobs."""
 
     deadline_s: float  # on time.monotonic()
-    cancelled: Event = field(default_factory=Event)
+    cancelled: Flag | Event = field(default_factory=Flag)
 
     def check(self) -> None:
         """Raises RequestCancelledError or DeadlineExceededError."""

@@ -1,4 +1,4 @@
-"""Which regions an agent has registered, in memory that its peers map."""
+"""Which regions an agent has registered, in memory that its peers read: mapped, by the kernel, or by NIXL."""
 
 import ctypes
 
@@ -7,6 +7,7 @@ from dynamo.transfer.job import RegionKey
 from dynamo.transfer.metadata import REGIONS_MAX
 
 COOKIE_BYTES = 16
+KEYS_OFFSET = COOKIE_BYTES  # of the first key, bytes
 LEDGER_BYTES = COOKIE_BYTES + 8 * REGIONS_MAX
 
 
@@ -16,7 +17,7 @@ class Ledger:
     def __init__(self, address: int) -> None:
         """It has LEDGER_BYTES there, zeros at first; only the agent itself may change them."""
         self._cookie = (ctypes.c_char * COOKIE_BYTES).from_address(address)
-        self._keys = (ctypes.c_uint64 * REGIONS_MAX).from_address(address + COOKIE_BYTES)
+        self._keys = (ctypes.c_uint64 * REGIONS_MAX).from_address(address + KEYS_OFFSET)
 
     def open(self, cookie: bytes) -> None:
         self._cookie.raw = cookie

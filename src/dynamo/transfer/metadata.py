@@ -29,9 +29,8 @@ class CmaOffer(msgspec.Struct, frozen=True, kw_only=True):
     """Processes of the same host and user may read and write each other's memory: process_vm_readv."""
 
     pid: Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
-    cookie_address: Size
-    cookie: bytes  # what stands there: another process of this number has something else
-    keys_address: Size
+    ledger_address: Size
+    cookie: bytes  # what it begins with: another process of this number has something else there
 
 
 class ShmOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +54,7 @@ class NixlOffer(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     connection: bytes  # how NIXL gets there
-    page_address: Size  # of a cookie, and of the keys of regions
+    ledger_address: Size
     cookie: bytes
 
 

@@ -1,7 +1,7 @@
 """Reads and writes by NIXL: RDMA where there is a network card for it, and memory of GPUs.
 
-Each side has a page of memory with a cookie and the keys of its regions, which NIXL reads like any other memory: before
-and after each transfer it tells whether this is the peer still, and the regions are registered. NIXL itself does not
+Each side has a ledger of its regions, which NIXL reads like any other memory: before and after each transfer it tells
+whether this is the peer still, and the regions are registered. NIXL itself does not
 tell: within a host, memory that was deregistered can still be read.
 """
 
@@ -16,19 +16,18 @@ from typing import Any
 
 import msgspec
 
-from dynamo.errors import ConnectionLostError, InvalidRequestError, UnsupportedFeatureError
+from dynamo.errors import ConnectionLostError, UnsupportedFeatureError
 from dynamo.transfer.job import Job, RegionKey
+from dynamo.transfer.ledger import COOKIE_BYTES, KEYS_OFFSET, LEDGER_BYTES, Ledger
 from dynamo.transfer.memory import Region
 from dynamo.transfer.metadata import REGIONS_MAX, AgentMetadata, NixlOffer, RegionInfo
-from dynamo.transfer.nixl_library import Chunk, Descriptor, NixlLibrary, is_installed
+from dynamo.transfer.nixl_library import Chunk, Descriptor, NixlLibrary, has_gpus, is_installed
 from dynamo.transfer.vector import Vector
 
 logger = logging.getLogger(__name__)
 
-_COOKIE_BYTES = 16
 _CHUNK_BYTES_MAX = 8 << 20  # which has to end before its transfer can
 _RDMA = Path("/sys/class/infiniband")
-_DEVICES = Path("/dev")
 
 
 def is_of_use() -> bool:
@@ -36,7 +35,7 @@ def is_of_use() -> bool:
 
     Without these it is slower than the other backends: UCX over TCP, or over the kernel's copies.
     """
-    return (any(_RDMA.glob("*")) or any(_DEVICES.glob("nvidia[0-9]*"))) and is_installed()
+    return (any(_RDMA.glob("*")) or has_gpus()) and is_installed()
 
 
 class NixlEnds:
@@ -56,12 +55,6 @@ class NixlEnds:
         return NixlLink(self._library, offer)
 
 
-class Page(ctypes.Structure):
-    """What tells a peer, and whether its regions are registered: `keys` by region id."""
-
-    _fields_ = (("cookie", ctypes.c_char * _COOKIE_BYTES), ("keys", ctypes.c_uint64 * REGIONS_MAX))
-
-
 class NixlTarget:
     """As Target: its memory is registered with NIXL as well."""
 
@@ -70,13 +63,13 @@ class NixlTarget:
         self._library = library
         self._regions = regions
         self._registered: dict[int, tuple[Any, bytes]] = {}  # NIXL's handle and what peers have to know, by region id
-        self._page = Page()
-        cookie = secrets.token_bytes(_COOKIE_BYTES)
-        address = ctypes.addressof(self._page)
-        ctypes.memmove(address, cookie, _COOKIE_BYTES)
-        page = library.register(address, ctypes.sizeof(Page), None)
-        connection = library.describe(page, connection=True)
-        self._offer = NixlOffer(name=library.name, connection=connection, page_address=address, cookie=cookie)
+        self._memory = ctypes.create_string_buffer(LEDGER_BYTES)
+        address = ctypes.addressof(self._memory)
+        self._ledger = Ledger(address)
+        cookie = secrets.token_bytes(COOKIE_BYTES)
+        self._ledger.open(cookie)
+        connection = library.describe(library.register(address, LEDGER_BYTES, None), connection=True)
+        self._offer = NixlOffer(name=library.name, connection=connection, ledger_address=address, cookie=cookie)
 
     def offer(self, metadata: AgentMetadata) -> None:
         if self._library.closing:
@@ -89,7 +82,7 @@ class NixlTarget:
 
     def set_key(self, region_id: int, key: int) -> None:
         """Raises UnsupportedFeatureError for memory of a GPU that NIXL cannot register."""
-        self._page.keys[region_id] = key
+        self._ledger.set_key(region_id, key)
         if key:
             self._register(self._regions[region_id])
         elif region_id in self._registered:
@@ -99,7 +92,7 @@ class NixlTarget:
 
     def close(self) -> None:
         """Blocks for as long as a chunk may take."""
-        ctypes.memset(ctypes.addressof(self._page), 0, _COOKIE_BYTES)
+        self._ledger.close()
         self._library.close()
 
     def _register(self, region: Region) -> None:
@@ -128,8 +121,9 @@ class NixlLink:
         self._closed = False
         self._known: dict[int, RegionInfo] = {}  # by key; for who has the turn
         self._way = library.way(offer.name)
-        self._page = Page()
-        self._page_handle = library.register(ctypes.addressof(self._page), ctypes.sizeof(Page), None)
+        self._memory = ctypes.create_string_buffer(LEDGER_BYTES)  # what was last read of the peer's ledger
+        self._ledger = Ledger(ctypes.addressof(self._memory))
+        self._handle = library.register(ctypes.addressof(self._memory), LEDGER_BYTES, None)
         with self._way.turn(lambda: None):
             self._way.user = self
             try:
@@ -198,7 +192,7 @@ class NixlLink:
         self._way.user = None
         self._library.forget(self._offer.name)
         with suppress(ConnectionLostError):  # then all of NIXL was closed
-            self._library.deregister(self._page_handle)
+            self._library.deregister(self._handle)
 
     def _learn(self, regions: Iterable[RegionInfo]) -> None:
         """NIXL cannot forget a single region, and might take an old one for a new one at the same place.
@@ -223,19 +217,15 @@ class NixlLink:
 
     def _check(self, keys: tuple[RegionKey, ...], check: Callable[[], None]) -> None:
         """Raises ConnectionLostError if this is not the peer any more, InvalidRequestError if not its regions."""
-        here, there = ctypes.addressof(self._page), self._offer.page_address
-        places = [(0, _COOKIE_BYTES), *((_COOKIE_BYTES + 8 * region_id, 8) for region_id, _ in keys)]
+        here, there = ctypes.addressof(self._memory), self._offer.ledger_address
+        places = [(0, COOKIE_BYTES), *((KEYS_OFFSET + 8 * region_id, 8) for region_id, _ in keys)]
         chunk = Chunk(
             write=False,
             local=[(here + offset, size_bytes, 0) for offset, size_bytes in places],
             remote=[(there + offset, size_bytes, 0) for offset, size_bytes in places],
         )
         self._library.move(self._offer.name, chunk, check)
-        if ctypes.string_at(here, _COOKIE_BYTES) != self._offer.cookie:
-            raise ConnectionLostError("nixl: the peer is gone")
-        for region_id, key in keys:
-            if self._page.keys[region_id] != key:
-                raise InvalidRequestError(f"the peer's region {region_id} is not registered any more")
+        self._ledger.check(self._offer.cookie, keys)
 
 
 def _descriptors(vector: Vector, pieces: int, gpu: int | None) -> list[Descriptor]:

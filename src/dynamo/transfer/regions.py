@@ -35,6 +35,9 @@ class Regions(Mapping[int, Region]):
     def __len__(self) -> int:
         return len(self._regions)
 
+    def __contains__(self, region_id: object) -> bool:
+        return region_id in self._regions  # the mixin's makes an exception of each that is not there
+
     def register(self, memory: Any) -> Region:
         """Raises what Memory() and `on_change` raise, OverloadedError when there are too many."""
         return self._add(Memory(memory))

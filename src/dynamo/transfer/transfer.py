@@ -27,12 +27,12 @@ class Transfer:
     or that the connection to was lost, may yet take in what was on its way to it.
     """
 
-    def __init__(self, size_bytes: int, control: Control, context: Context) -> None:
-        """For Agent: runs once it is given run() or ran()."""
+    def __init__(self, size_bytes: int, control: Control) -> None:
+        """For Agent: it has ended, unless it is given to run()."""
         self.size_bytes = size_bytes
         self.backend = ""  # which it goes by; empty as long as none was found
         self._control = control
-        self._context = context
+        self._context: Context | None = None
         self._jobs: list[Job] = []
         self._task: asyncio.Task[None] | None = None
         self._error: DynamoError | None = None
@@ -59,13 +59,15 @@ class Transfer:
     def cancel(self) -> None:
         """Asks for an early end, which is there when the transfer has been awaited. Idempotent."""
         self._control.cancelled.set()
-        self._context.kill()
+        if self._context is not None:
+            self._context.kill()
 
     def __await__(self) -> Generator[Any, None, None]:
         return self._wait().__await__()
 
-    def run(self, work: Coroutine[Any, Any, None], name: str, on_end: Callable[[], None]) -> None:
-        """Runs it in a task."""
+    def run(self, work: Coroutine[Any, Any, None], name: str, context: Context, on_end: Callable[[], None]) -> None:
+        """Runs it in a task, which ends when `context` is killed."""
+        self._context = context
         self._task = asyncio.create_task(self._run(work), name=name)
         self._task.add_done_callback(lambda _: on_end())
 

@@ -4,6 +4,7 @@ import bisect
 import functools
 import itertools
 import operator
+import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
@@ -71,7 +72,7 @@ class Vector:
 
         These are at most IOV_MAX pieces, of about `size_bytes` at most.
         """
-        count = min(len(self), IOV_MAX)
+        count = min(self._end - self._at, IOV_MAX)
         while (total := self._size(count)) > size_bytes and count > 1:
             count = max(count * size_bytes // total, 1)
         return count, total
@@ -110,6 +111,8 @@ class Vector:
         return self._cells[2 * self._at : 2 * self._end].tobytes()
 
     def _size(self, pieces: int) -> int:
+        if pieces == 1:
+            return self._cells[2 * self._at + 1]
         return sum(self._cells[2 * self._at + 1 : 2 * (self._at + pieces) : 2])
 
 
@@ -122,6 +125,12 @@ def locate(blocks: Blocks, places: Mapping[int, Place], *, write: bool) -> Vecto
             raise InvalidRequestError(f"{blocks.agent!r} has no region {span.region} registered")
         if write and not place.writable:
             raise InvalidRequestError(f"region {span.region} of {blocks.agent!r} is read-only")
+        if len(span.offsets) == 8:  # one block: small transfers are many
+            offset, length = _ONE.unpack(span.offsets)[0], _ONE.unpack(span.lengths)[0]
+            if 0 < length <= PIECE_BYTES_MAX and offset + length <= place.size_bytes:
+                cells.append(place.address + offset)
+                cells.append(length)
+                continue
         offsets, lengths = offsets_of(span), lengths_of(span)
         if _end(offsets, lengths, same_size=is_uniform(span)) > place.size_bytes:
             raise InvalidRequestError(f"region {span.region} of {blocks.agent!r} has {place.size_bytes} bytes")
@@ -131,6 +140,9 @@ def locate(blocks: Blocks, places: Mapping[int, Place], *, write: bool) -> Vecto
             addresses, lengths = _cut(addresses, lengths)
         cells.extend(_by_turns(addresses, lengths))
     return Vector(cells)
+
+
+_ONE = struct.Struct("=Q")
 
 
 def _end(offsets: "array[int]", lengths: "array[int]", *, same_size: bool) -> int:

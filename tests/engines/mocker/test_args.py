@@ -83,6 +83,12 @@ def test_real_bytes_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config_of("--kv-transfer", "bytes", *size).handoff_config(num_engines=2), "aggregated workers need none"
 
 
+def test_real_bytes_need_blocks_of_some_size() -> None:
+    size = ("--block-size", "3", "--kv-bytes-per-token", "8")
+    with pytest.raises(ConfigError, match="not 24"):
+        config_of("--disaggregation-mode", "decode", "--kv-transfer", "bytes", *size).handoff_config()
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
 def test_a_lease_is_a_time(seconds: str) -> None:
     with pytest.raises(ConfigError, match="--kv-handoff-timeout"):

@@ -17,6 +17,7 @@ from dynamo.engines.mocker.real_transport import RealTransport
 from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler import Scheduler
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.engines.mocker.transfer_model import TransferModel
 from dynamo.errors import HandoffLostError, InternalError, InvalidRequestError
@@ -307,8 +308,8 @@ async def test_given_up_while_its_blocks_are_filled(
     filling, go_on = asyncio.Event(), asyncio.Event()
     prepare = transport.prepare
 
-    async def slowly(sequence: object) -> None:
-        await prepare(sequence)  # type: ignore[arg-type]
+    async def slowly(sequence: SequenceState) -> None:
+        await prepare(sequence)
         filling.set()
         await go_on.wait()
 
@@ -316,10 +317,34 @@ async def test_given_up_while_its_blocks_are_filled(
     async with under_way(prefill, prefill_leg(request_of(range(10)))):
         await within(filling.wait())
         assert transport._arena.used == 3
-    go_on.set()
     await prefill.empty()
-    await eventually(lambda: not prefill.metrics.held)
-    assert transport._arena.used == 0
+    role = prefill.engine._role
+    assert isinstance(role, PrefillRole)
+    assert role._handing_over
+    go_on.set()
+    await eventually(lambda: not role._handing_over)
+    assert prefill.metrics.held == transport._arena.used == 0
+
+
+async def test_given_up_in_the_moment_in_which_it_is_handed_over(
+    fleet: Fleet, request_of: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    role = prefill.engine._role
+    assert isinstance(role, PrefillRole)
+    hold = role._held.hold
+
+    async def hold_and_cancel(sequence: SequenceState, agent: bytes) -> Handoff:
+        handoff = await hold(sequence, agent)
+        waiting.cancel()
+        return handoff
+
+    monkeypatch.setattr(role._held, "hold", hold_and_cancel)
+    async with under_way(prefill, prefill_leg(request_of(range(10)))) as waiting:
+        await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    await prefill.empty()
+    assert prefill.metrics.held == 0
 
 
 async def test_given_up_while_it_waits_for_room(fleet: Fleet, request_of: MakeRequest) -> None:
@@ -355,6 +380,35 @@ async def test_given_up_while_its_prompt_comes(fleet: Fleet, request_of: MakeReq
     await prefill.empty()
     assert decode.metrics.ended == {"cancelled": 1}
     assert prefill.metrics.expired == 0
+
+
+async def test_blocks_that_are_written_to_are_not_anybody_elses(
+    fleet: Fleet, request_of: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = [await fleet.worker(role, real_bytes=True) for role in _ROLES]
+    writing, stopped = asyncio.Event(), asyncio.Event()
+
+    async def fetch(*_: object) -> int:
+        writing.set()
+        try:
+            return await asyncio.Future[int]()
+        finally:
+            await stopped.wait()
+
+    monkeypatch.setattr(decode.transport, "fetch", fetch)
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    context = Context("the-one")
+    async with closing(decode.engine.generate(leg, context)) as outputs:
+        first = asyncio.ensure_future(anext(outputs))
+        await within(writing.wait())
+        await decode.engine.abort("the-one")
+        await within(first)
+    for _ in range(5):
+        await asyncio.sleep(0)  # it was given up twice by now, and would have stopped
+    assert decode.scheduler.pool.used == 3
+    stopped.set()
+    await decode.empty()
+    await prefill.empty()
 
 
 async def test_given_up_in_the_moment_in_which_it_begins_to_come(fleet: Fleet, request_of: MakeRequest) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dynamo.config import option
 from dynamo.engines.config import DisaggregatedWorkerConfig
+from dynamo.engines.mocker.block_content import ALIGN_BYTES
 from dynamo.engines.mocker.handoff_config import HandoffConfig
 from dynamo.engines.mocker.kv_arena import available_memory_bytes
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
@@ -124,11 +125,16 @@ class MockerConfig(DisaggregatedWorkerConfig):
             real_bytes=self.kv_transfer == "bytes",
         )
         if config.real_bytes and config.role is not WorkerType.Aggregated:
-            self._check_memory(num_engines)
+            self._check_real_bytes(num_engines)
         return config
 
-    def _check_memory(self, num_engines: int) -> None:
-        needed = num_engines * self.num_gpu_blocks_override * self.block_size * self.kv_bytes_per_token
+    def _check_real_bytes(self, num_engines: int) -> None:
+        block_bytes = self.block_size * self.kv_bytes_per_token
+        if block_bytes % ALIGN_BYTES:
+            raise ConfigError(
+                f"--kv-transfer bytes needs KV blocks of a multiple of {ALIGN_BYTES} bytes, not {block_bytes}"
+            )
+        needed = num_engines * self.num_gpu_blocks_override * block_bytes
         available = available_memory_bytes()
         if needed > available / 2:
             raise ConfigError(

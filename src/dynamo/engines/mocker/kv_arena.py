@@ -1,15 +1,10 @@
-"""Real memory for the KV blocks of one simulated engine, and what stands in them."""
+"""Real memory for the KV blocks of one simulated engine."""
 
-import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import xxhash
-
+from dynamo.engines.mocker.block_content import BlockContent
 from dynamo.transfer import Blocks, Region
-
-_PAGE_BYTES = 4096
-_stamp = struct.Struct("<QQ")
 
 
 class KvArena:
@@ -20,9 +15,11 @@ class KvArena:
     """
 
     def __init__(self, region: Region, block_bytes: int) -> None:
+        """`block_bytes`: a multiple of ALIGN_BYTES."""
         self._region = region
         self._view = region.view()
         self._block_bytes = block_bytes
+        self._content = BlockContent(block_bytes)
         self._free = list(range(region.size_bytes // block_bytes))
         self._named: dict[int, int] = {}
         self._users: dict[int, int] = {}  # by name
@@ -65,28 +62,17 @@ class KvArena:
         """What a transfer reads or writes."""
         return self._region.blocks([slot * self._block_bytes for slot in slots], self._block_bytes)
 
-    def fill(self, slots: Iterable[int], names: Iterable[int]) -> None:
-        """Writes each block's content; in any thread."""
+    def write(self, slots: Iterable[int], names: Iterable[int]) -> None:
+        """Puts these blocks there; in any thread."""
         for slot, name in zip(slots, names, strict=True):
-            self._at(slot)[:] = content(name, self._block_bytes)
+            self._content.write(self._at(slot), name)
 
-    def count_wrong(self, slots: Iterable[int], names: Iterable[int]) -> int:
-        """How many of these slots hold something else than these blocks; in any thread."""
-        digest = xxhash.xxh3_128_digest
-        return sum(
-            digest(self._at(slot)) != digest(content(name, self._block_bytes))
-            for slot, name in zip(slots, names, strict=True)
-        )
+    def consume(self, slots: Iterable[int], names: Iterable[int]) -> int:
+        """How many of these slots held something else than these blocks; in any thread. They hold nothing then."""
+        return sum(not self._content.consume(self._at(slot), name) for slot, name in zip(slots, names, strict=True))
 
     def _at(self, slot: int) -> memoryview:
         return self._view[slot * self._block_bytes : (slot + 1) * self._block_bytes]
-
-
-def content(name: int, size_bytes: int) -> bytes:
-    """What a block of that name holds: no page of it is like another, or like one of another block."""
-    pages = range(-(-size_bytes // _PAGE_BYTES))
-    stamps = _PAGE_BYTES // _stamp.size
-    return b"".join([_stamp.pack(name, page) * stamps for page in pages])[:size_bytes]
 
 
 def available_memory_bytes() -> int:

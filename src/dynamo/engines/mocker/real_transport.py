@@ -39,7 +39,7 @@ class RealTransport:
         names = self._prepared[sequence] = block_names(sequence, self._block_size)
         new = self._arena.take_named(names)
         # Also with nothing to fill: somebody else may have begun to fill them, and not be done.
-        await self._thread.run(self._arena.fill, self._arena.slots(new), new)
+        await self._thread.run(self._arena.write, self._arena.slots(new), new)
 
     def grant(self, sequence: SequenceState, begin: Begin, lease_s: float) -> Grant:
         names = self._prepared[sequence][begin.first_block :][: begin.blocks]
@@ -57,7 +57,7 @@ class RealTransport:
             own = self._arena.blocks(slots)
             await self._agent.read(own, remote, timeout_s=deadline_s - time.monotonic())
             names = block_names(sequence, self._block_size)[begin.first_block :][: begin.blocks]
-            wrong = await self._thread.run(self._arena.count_wrong, slots, names)
+            wrong = await self._thread.run(self._arena.consume, slots, names)
         finally:
             self._arena.give(slots)
         if wrong:

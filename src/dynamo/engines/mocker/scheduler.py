@@ -3,19 +3,16 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-import msgspec
-
 from dynamo.engines.mocker.block_pool import BlockPool, CacheObserver
+from dynamo.engines.mocker.intake import sequence_of
 from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.engines.mocker.timing import TimingModel
-from dynamo.errors import ContextLengthExceededError, InvalidRequestError, OverloadedError
-from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, StopConditions
+from dynamo.errors import OverloadedError
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import WorkerLoad
-from dynamo.tokens import block_seed, hash_array
-
-_ONE_TOKEN = StopConditions(max_tokens=1, ignore_eos=True)
+from dynamo.tokens import hash_array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +49,7 @@ class Scheduler:
         self._sampler = sampler
         self.pool = BlockPool(config.num_blocks, observer)
         self._waiting: deque[SequenceState] = deque()
-        self._prefilling: SequenceState | None = None  # newer than all that decode
+        self._prefilling: SequenceState | None = None  # gives way before all that decode
         self._decoding: list[SequenceState] = []  # oldest first
         self._receiving: set[SequenceState] = set()
         self._arrived: list[SequenceState] = []  # have received all; decode from the next step on
@@ -68,16 +65,7 @@ class Scheduler:
         """
         if len(self._waiting) >= self.config.max_num_waiting:
             raise OverloadedError(f"{len(self._waiting)} requests are waiting already")
-        room = _room_for_output(request, self.config.context_length)
-        if request.prefill_only:
-            request = msgspec.structs.replace(request, stop_conditions=_ONE_TOKEN)
-        sequence = SequenceState(
-            request.token_ids,
-            self._sampler.script(request, room),
-            block_seed(cache_salt=request.cache_salt),
-            prefill_only=request.prefill_only,
-            remote=request.handoff is not None,
-        )
+        sequence = sequence_of(request, self._sampler, self.config.context_length)
         self._waiting.append(sequence)
         return sequence
 
@@ -304,20 +292,3 @@ class Scheduler:
         shared = sequence.shared_blocks
         self.pool.release(sequence.blocks - shared, sequence.block_hashes[:shared])
         sequence.rewind()
-
-
-def _room_for_output(request: PreprocessedRequest, context_length: int) -> int:
-    """Tokens that the prompt leaves; InvalidRequestError when nothing could be generated."""
-    prompt_tokens = len(request.token_ids)
-    max_tokens = request.stop_conditions.max_tokens
-    if not prompt_tokens:
-        raise InvalidRequestError("the prompt is empty", param="prompt")
-    if max_tokens is not None and max_tokens < 1:
-        raise InvalidRequestError(f"max_tokens must be at least 1, not {max_tokens}", param="max_tokens")
-    if prompt_tokens >= context_length:
-        raise ContextLengthExceededError(
-            f"the prompt has {prompt_tokens} tokens, which leaves no room for output in a context of"
-            f" {context_length} tokens",
-            param="prompt",
-        )
-    return context_length - prompt_tokens

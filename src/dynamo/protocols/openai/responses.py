@@ -26,6 +26,7 @@ class WorkerIdInfo(Struct, kw_only=True):
 
     decode_worker_id: int  # the instance id
     decode_dp_rank: int
+    prefill_worker_id: int | UnsetType = UNSET  # where it was another one
 
 
 class NvExtResponse(Struct, kw_only=True):
