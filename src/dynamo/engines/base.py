@@ -18,6 +18,7 @@ class EngineInfo:
     context_length: int | None = None  # tokens, prompt and output together
     features: frozenset[EngineFeature] = frozenset()
     limits: RuntimeLimits = field(default_factory=RuntimeLimits)
+    handoff_format: str = ""  # equal for workers that can hand over to each other; empty: they hand nothing over
 
 
 class KvEventSink(Protocol):

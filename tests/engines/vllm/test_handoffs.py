@@ -62,6 +62,12 @@ def test_a_prefill_for_others() -> None:
     assert PREFILL.transfer_params(request(prefill_only=True)) == {"do_remote_decode": True, "do_remote_prefill": False}
 
 
+def test_the_format_tells_who_understands_whom() -> None:
+    assert PREFILL.format == DECODE.format == "vllm/NixlConnector"
+    assert Handoffs(connector="MooncakeConnector", decodes=True).format != PREFILL.format
+    assert AGGREGATED.format == ""
+
+
 def test_roles_that_cannot() -> None:
     for role in (DECODE, AGGREGATED):
         with pytest.raises(InvalidRequestError, match="does not prefill"):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 from vllm import SamplingParams
 from vllm.config import VllmConfig as EngineConfig
@@ -61,7 +62,7 @@ class VllmEngine:
             await self._llm.get_supported_tasks()
         except Exception as error:
             raise InternalError(f"vLLM did not start: {error}") from error
-        info = engine_info(self._llm.vllm_config)
+        info = replace(engine_info(self._llm.vllm_config), handoff_format=self._handoffs.format)
         if self._kv_events is not None:
             assert info.limits.kv_block_size is not None
             self._kv_events.start(self._llm.get_kv_event_sources(), info.limits.kv_block_size)

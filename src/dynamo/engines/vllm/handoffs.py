@@ -47,6 +47,11 @@ class Handoffs:
     decodes: bool = False
     lease_s: float = 0.0  # how long vLLM keeps a prefilled prompt that nobody asks for
 
+    @property
+    def format(self) -> str:
+        """Equal for workers that can hand over to each other; empty for those that hand nothing over."""
+        return f"{_ENGINE}/{self.connector}" if self.prefills or self.decodes else ""
+
     def transfer_params(self, request: PreprocessedRequest) -> TransferParams | None:
         """What vLLM is told with a request that has no handoff."""
         if not request.prefill_only:
