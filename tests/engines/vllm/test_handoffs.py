@@ -73,7 +73,7 @@ def test_roles_that_cannot() -> None:
         with pytest.raises(InvalidRequestError, match="does not prefill"):
             role.transfer_params(request(prefill_only=True))
     for role in (PREFILL, AGGREGATED):
-        with pytest.raises(InvalidRequestError, match="does not decode"):
+        with pytest.raises(HandoffLostError, match="does not decode"):
             role.received(request(handoff=PREFILL.made(GIVEN)))
 
 
@@ -108,5 +108,5 @@ def test_a_handoff_may_end_while_it_is_fetched(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_handoffs_of_no_use(handoff: Handoff, message: str) -> None:
-    with pytest.raises(InvalidRequestError, match=message):
+    with pytest.raises(HandoffLostError, match=message):
         DECODE.received(request(handoff=handoff))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 
 from dynamo.engines.vllm.ownership import PLUGIN_NAME
 from dynamo.errors import ConfigError
+from dynamo.transfer import nixl_library
 
 # An engine process starts as a fresh interpreter: a forked one would inherit the worker's sockets and locks.
 _START_METHOD = "spawn"
@@ -40,6 +41,7 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     # Python's resource tracker outlives killed processes to clean up after them, and would tell the user each time.
     ignored = "ignore:resource_tracker:UserWarning"
     level = environ["VLLM_LOGGING_LEVEL"]
+    nixl_library.set_defaults(environ)
     environ.setdefault("NIXL_LOG_LEVEL", _NIXL_LOG_LEVELS.get(level, level))
     if level in _QUIET:
         ignored += ",ignore::FutureWarning"  # vLLM's own use of torch

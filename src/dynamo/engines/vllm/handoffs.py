@@ -61,20 +61,20 @@ class Handoffs:
         return dict(_PREFILL)
 
     def received(self, request: PreprocessedRequest) -> ReceivedHandoff | None:
-        """Raises HandoffLostError when it comes too late, InvalidRequestError when it is none for this worker."""
+        """Raises HandoffLostError when it comes too late, or is none for this worker: so it has to be prefilled here."""
         handoff = request.handoff
         if handoff is None:
             return None
         if not self.decodes:
-            raise InvalidRequestError("this worker does not decode what others have prefilled")
+            raise HandoffLostError("this worker does not decode what others have prefilled")
         if handoff.engine != _ENGINE:
-            raise InvalidRequestError(f"a handoff of {handoff.engine} is no use to vLLM")
+            raise HandoffLostError(f"a handoff of {handoff.engine} is no use to vLLM")
         try:
             params = msgspec.msgpack.decode(handoff.params, type=_Params)
         except msgspec.DecodeError as error:
-            raise InvalidRequestError(f"the handoff is malformed: {error}") from error
+            raise HandoffLostError(f"the handoff is malformed: {error}") from error
         if params.connector != self.connector:
-            raise InvalidRequestError(f"a handoff by {params.connector} is no use to {self.connector}")
+            raise HandoffLostError(f"a handoff by {params.connector} is no use to {self.connector}")
         received = ReceivedHandoff(transfer=params.transfer, expires_s=params.expires_s)
         received.check()
         return received
