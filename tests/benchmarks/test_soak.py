@@ -10,6 +10,7 @@ from benchmarks.soak import GROWTH_MAX_MIB, growth_mib, soak
 REQUESTS = 100_000
 
 
+@pytest.mark.alone
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_memory_does_not_grow_over_many_requests(model_dir: Path) -> None:

@@ -28,6 +28,9 @@ async def test_settings_of_running_frontends() -> None:
             assert await got.exit_code(END_S) == 0
         assert got.output.count("conditional_disagg = True") == 2
         assert got.output.count("max_local_prefill_length = 500") == 2
+        async with program([*GET, "--namespace", "other"], environ) as got:
+            assert await got.exit_code(END_S) == 1
+        assert "no frontend in namespace 'other'; there are some with --namespace dynamo" in got.output
         async with program([*SET, "disagg_policy=none"], environ) as refused:
             assert await refused.exit_code(END_S) == 1
         assert refused.output.count("'none' is not one of length, prefill-load, either") == 2

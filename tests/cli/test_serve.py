@@ -110,6 +110,7 @@ async def test_without_a_terminal(tiny_model: Path, environ: dict[str, str], dis
         assert entries(discovery) == []
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("when", ["starting", "up", "busy"])
 async def test_supervisor_killed(tiny_model: Path, environ: dict[str, str], when: str) -> None:
     async with program(mocker(tiny_model, "--workers", "2"), environ) as serve:
@@ -135,6 +136,7 @@ async def test_supervisor_killed_as_it_starts_its_children(tiny_model: Path, env
         await eventually(lambda: not any(map(is_running, processes)), seconds=10)
 
 
+@pytest.mark.alone
 async def test_second_ctrl_c_does_not_wait(tiny_model: Path, environ: dict[str, str]) -> None:
     async with terminal(*mocker(tiny_model), environ=environ) as shown:
         await shown.until("Ctrl-C stops everything.", START_S)

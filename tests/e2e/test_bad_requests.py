@@ -207,6 +207,7 @@ async def test_prompt_over_the_context(stack: Stack, stream: bool) -> None:
         assert "400" in error["message"] or "800" in error["message"]
 
 
+@pytest.mark.alone
 async def test_prompt_far_over_the_context_is_not_even_tokenized(stack: Stack) -> None:
     """At 32,768 tokens of at most a few characters there is no need to look at two million."""
     started_s = time.monotonic()

@@ -130,6 +130,7 @@ async def test_many_clients_leave_at_once(pair: Pair) -> None:
     assert answer.json()["usage"]["completion_tokens"] == 2
 
 
+@pytest.mark.alone
 async def test_slow_reader_holds_up_nobody_else(pair: Pair) -> None:
     long = {"model": "fast", "max_tokens": 20_000, "seed": 7}
     async with dawdle(pair.url) as dawdler:

@@ -33,6 +33,7 @@ HELPS = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("command", HELPS.values(), ids=HELPS.keys())
 async def test_help_is_quick_and_needs_nothing(own: Deployment, command: tuple[str, ...]) -> None:
     started_s = time.monotonic()

@@ -38,6 +38,7 @@ def on(worker: Program) -> dict[str, Any]:
     return {"backend_instance_id": instance_of(worker)}
 
 
+@pytest.mark.alone
 async def test_worker_killed_in_mid_stream(own: Deployment, tiny_model: Path) -> None:
     (_, url), first, second = await asyncio.gather(
         own.frontend(), own.mocker(tiny_model, "m", *SLOW), own.mocker(tiny_model, "m", *SLOW)
@@ -80,6 +81,7 @@ async def test_worker_killed_in_mid_stream(own: Deployment, tiny_model: Path) ->
     assert await until_served(url, 1) == [instance_of(second)]
 
 
+@pytest.mark.alone
 async def test_all_workers_killed(own: Deployment, tiny_model: Path) -> None:
     (frontend, url), first, second = await asyncio.gather(
         own.frontend(), own.mocker(tiny_model, "m"), own.mocker(tiny_model, "m")

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from dynamo.errors import NoInstancesError
 from dynamo.llm import model_slot
+from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_manager import ModelManager
+from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.protocols.model_card import WorkerType
 from dynamo.router.selection import RouterMode
+from dynamo.telemetry.disagg_metrics import DisaggMetrics
+from dynamo.telemetry.router_metrics import RouterMetrics
 from dynamo.testing import eventually
 
 from .deployed import Deployed, until_models
@@ -226,3 +231,52 @@ class TestPrefillWorkers:
         await fleet.serve("m", tiny, worker_type=WorkerType.Decode)
         await fleet.serve("m", tiny)
         await until_models(manager, {"m": 2})
+
+    async def test_of_another_deployment(
+        self, fleet: Deployed, manager: ModelManager, tiny: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Two namespaces that have models of one name: each keeps to its own workers."""
+        own = [await fleet.serve("m", tiny, worker_type=WorkerType.Decode) for _ in range(2)]
+        await until_models(manager, {"m": 2})
+        prefill = await fleet.serve("m", tiny, path=PREFILL, worker_type=WorkerType.Prefill)
+        for _ in range(2):
+            await fleet.serve("m", tiny, path="other.prefill.generate", worker_type=WorkerType.Prefill)
+        await eventually(lambda: caplog.text.count("namespace other, not ns") == 2)
+        assert served_by(manager, "m") == {worker.instance_id for worker in (*own, prefill)}
+
+    async def test_that_hand_over_in_another_way(
+        self, fleet: Deployed, manager: ModelManager, tiny: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Even where an aggregated worker, which tells of no way, was there first."""
+        await fleet.serve("m", tiny)
+        decode = await fleet.serve("m", tiny, worker_type=WorkerType.Decode, handoff_format="a/16")
+        await until_models(manager, {"m": 2})
+        wrong = await fleet.serve("m", tiny, path=PREFILL, worker_type=WorkerType.Prefill, handoff_format="a/32")
+        await eventually(lambda: f"instance {wrong.instance_id:x} gets no requests" in caplog.text)
+        assert "handed over as a/32, not a/16" in caplog.text
+        right = await fleet.serve("m", tiny, path=PREFILL, worker_type=WorkerType.Prefill, handoff_format="a/16")
+        await until_models(manager, {"m": 3})
+        assert {decode.instance_id, right.instance_id} < served_by(manager, "m")
+
+    async def test_what_is_left_of_those_that_are_gone(self, fleet: Deployed, tiny: Path) -> None:
+        """No metrics, no subscriptions."""
+        registry = CollectorRegistry()
+        routing = RoutingSetup(
+            mode=RouterMode.KV, metrics=RouterMetrics(registry), disagg_metrics=DisaggMetrics(registry)
+        )
+        manager = ModelManager(fleet.runtime, namespace=None, routing=routing, cache=ArtifactCache(None))
+        async with manager.following():
+            decode = await fleet.serve("m", tiny, kv_cache_block_size=16, worker_type=WorkerType.Decode)
+            for path in (PREFILL, "ns.other.generate"):
+                prefill = await fleet.serve(
+                    "m", tiny, path=path, kv_cache_block_size=16, worker_type=WorkerType.Prefill
+                )
+                await until_models(manager, {"m": 2})
+                assert generate_latest(registry).decode().count('decisions_total{model="m",worker_type="prefill"}') == 1
+                await prefill.close()
+                await until_models(manager, {"m": 1})
+            assert "dynamo_disagg_prefill_seconds" in generate_latest(registry).decode()
+            await decode.close()
+            await eventually(lambda: not manager._slots)
+            assert 'model="m"' not in generate_latest(registry).decode()
+            assert not [client for client in fleet.runtime._clients if "prefill" in str(client.endpoint)]

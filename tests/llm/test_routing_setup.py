@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from dynamo.errors import InvalidRequestError
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_manager import ModelManager
 from dynamo.llm.register import ModelEntry
 from dynamo.llm.routing_setup import RoutingSetup
-from dynamo.protocols.model_card import ModelCard, ModelInput, RuntimeLimits
+from dynamo.protocols.model_card import ModelCard, ModelInput, RuntimeLimits, WorkerType
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
 from dynamo.router.placement import SelectorPlacer
@@ -59,3 +60,14 @@ async def test_metrics_live_as_long_as_their_model(fleet: Deployed, tiny: Path) 
             await worker.close()
             await eventually(lambda: not manager._slots)
             assert 'model="m"' not in generate_latest(registry).decode()
+
+
+async def test_direct_mode_names_who_answers_and_not_who_prefills(fleet: Deployed) -> None:
+    routing = RoutingSetup(mode=RouterMode.DIRECT)
+    prefill = entry(16, ModelInput.Tokens)
+    prefill.card.worker_type = WorkerType.Prefill
+    chosen = routing.placer(prefill, fleet.runtime)
+    assert isinstance(chosen, SelectorPlacer)
+    chosen.check(None)
+    with pytest.raises(InvalidRequestError):
+        routing.placer(entry(16, ModelInput.Tokens), fleet.runtime).check(None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dynamo.protocols.generation import WorkerId
 from dynamo.router.config import KvRouterConfig
-from dynamo.router.cost import cost_blocks, select
+from dynamo.router.cost import cost_blocks, decode_cost_blocks, select
 from dynamo.router.prefix_caches import PromptMatch
 from dynamo.router.radix_tree import Overlap
 from dynamo.router.sequences import WorkerActivity
@@ -43,6 +43,21 @@ def cost(
     )
     (found,) = cost_blocks(config, BLOCK_SIZE, PROMPT_TOKENS, [activity], match)
     return found - 10
+
+
+class TestDecodeCost:
+    """Of a prompt that is prefilled already."""
+
+    def test_is_load_alone(self) -> None:
+        activities = [
+            WorkerActivity(worker=A),
+            WorkerActivity(worker=B, blocks=7),
+            WorkerActivity(worker=C, prefill_tokens=56),
+            WorkerActivity(worker=D, blocks=7),
+        ]
+        match = PromptMatch({A: Overlap(device=10)}, {D: 4}, {})
+        found = decode_cost_blocks(UNIT, BLOCK_SIZE, PROMPT_TOKENS, activities, match)
+        assert found == [10, 17, 13.5, 13]  # the last has four of the ten blocks in use
 
 
 class TestCost:

@@ -121,7 +121,7 @@ WRONG_HASHES = [
 
 
 @needs_native
-@pytest.mark.parametrize("wrong", WRONG_HASHES, ids=str)
+@pytest.mark.parametrize("wrong", WRONG_HASHES)
 def test_wrong_hashes(wrong: Any) -> None:
     index = native.BlockIndex(10)
     for call in (index.match, lambda h: index.store(0, 0, h), lambda h: index.remove(0, 0, h)):
@@ -150,7 +150,6 @@ def test_wrong_hashes(wrong: Any) -> None:
         (b"1234", 1, 2**64),
         (b"1234", 1, None),
     ],
-    ids=str,
 )
 def test_wrong_arguments_of_hashing(arguments: tuple[Any, ...]) -> None:
     for call in (native.sequence_hashes, native.BlockIndex(1).hash_and_match):

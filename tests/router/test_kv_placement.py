@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import LLMEngineOutput, WorkerId
 from dynamo.protocols.routing import RoutingReport
 from dynamo.router.kv_placement import KvPlacement
@@ -71,3 +72,33 @@ def test_the_first_output_explains_and_counts() -> None:
     notes, outputs = passed(1, 1, report=REPORT)
     assert [output.routing for output in outputs] == [REPORT, None]
     assert (notes.figures.prompt_tokens, notes.figures.cached_tokens) == (10, 8)
+
+
+def test_a_handoff_that_comes_before_the_prefill_is_done_is_no_first_token() -> None:
+    notes = Notes()
+    decision = RoutingDecision(
+        request_id="r", worker=WORKER, overlap=NO_OVERLAP, prompt_blocks=2, cost=0.0, mean_cost=0.0
+    )
+    outputs = list[LLMEngineOutput]()
+
+    def deliver(output: LLMEngineOutput) -> bool:
+        outputs.append(output)
+        return True
+
+    push = KvPlacement(notes, decision, REPORT, prompt_tokens=10, block_size=4).watched(deliver)
+    push(LLMEngineOutput(handoff=Handoff(engine="test", params=b"")))
+    assert notes.told == []
+    push(LLMEngineOutput(token_ids=[1]))
+    assert notes.told == ["first token", 1]
+    assert [output.routing for output in outputs] == [REPORT, None]
+
+
+def test_what_was_prefilled_elsewhere_says_nothing_of_the_cache() -> None:
+    notes = Notes()
+    decision = RoutingDecision(
+        request_id="r", worker=WORKER, overlap=NO_OVERLAP, prompt_blocks=2, cost=0.0, mean_cost=0.0
+    )
+    push = KvPlacement(notes, decision, None, prompt_tokens=None, block_size=4).watched(lambda _: True)
+    push(LLMEngineOutput(token_ids=[1], cached_tokens=9))
+    assert notes.told == ["first token", 1]
+    assert (notes.figures.prompt_tokens, notes.figures.cached_tokens) == (0, 0)

@@ -21,12 +21,11 @@ from dynamo.protocols.generation import FinishReason, LLMEngineOutput, Preproces
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockStored, KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
-from dynamo.protocols.routing import RoutingReport
+from dynamo.protocols.routing import Prospect, RoutingReport
 from dynamo.router import kv_placer, load_reports, load_watcher
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.kv_placer import KvPlacer
-from dynamo.router.placement import Prospect
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT, KvEventFeed, WorkerMetricsPublisher
 from dynamo.router.push_router import PushRouter
 from dynamo.router.routing import RoutingRequest
@@ -551,10 +550,10 @@ async def test_prospect_has_no_consequences(cluster: Cluster) -> None:
     cached.store(PROMPT[: 2 * BLOCK_SIZE])
     await eventually(lambda: router.knows(cached))
     both = sorted([cached.id, other.id])
-    found = await router.placer.prospect(request(), both)
+    found = await router.placer.prospect(request(), Context(), both)
     assert found == Prospect(cached_tokens=2 * BLOCK_SIZE, waiting_tokens=0)
-    assert await router.placer.prospect(request(), [other.id]) == Prospect(cached_tokens=0, waiting_tokens=0)
-    assert await router.placer.prospect(request(), [12345]) is None
+    assert await router.placer.prospect(request(), Context(), [other.id]) == Prospect(cached_tokens=0, waiting_tokens=0)
+    assert await router.placer.prospect(request(), Context(), [12345]) is None
     assert router.idle()
 
     slow = Scripted[Any, Any](answers(), hang=True)
@@ -562,7 +561,7 @@ async def test_prospect_has_no_consequences(cluster: Cluster) -> None:
     router = await cluster.router(KvRouterConfig(), third)
     asking = asyncio.create_task(router.ask(request()))
     await eventually(lambda: slow.open == 1)
-    found = await router.placer.prospect(request([9] * 40), [third.id])
+    found = await router.placer.prospect(request([9] * 40), Context(), [third.id])
     assert found == Prospect(cached_tokens=0, waiting_tokens=len(PROMPT))
     await cancel(asking)
 

@@ -88,6 +88,16 @@ class TestForeign:
         worker.says(busy(prefill_tokens=40, blocks=10))
         assert worker.foreign == (0, 0, 0)
 
+    def test_a_prompt_that_was_prefilled_elsewhere_hides_nobody_elses(self, worker: Reports) -> None:
+        """The worker tells of its last token only."""
+        worker.sequences.add("r", A, prompt_tokens=10_000, prefill_tokens=1, now_s=0.0, prefilled=True)
+        worker.says(busy(2, prefill_tokens=8001))
+        assert worker.activity.foreign_prefill_tokens == 8000
+        worker.sequences.first_token("r", 0.0)
+        worker.says(busy(2, prefill_tokens=0))
+        worker.says(busy(2, prefill_tokens=8000))
+        assert worker.activity.foreign_prefill_tokens == 8000
+
     def test_prompts_that_are_prefilled_are_no_excuse(self, worker: Reports) -> None:
         worker.add("r", 40)
         worker.sequences.first_token("r", 0.0)

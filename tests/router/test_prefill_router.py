@@ -1,8 +1,9 @@
 """Requests over two kinds of workers: both legs, what is left out, and whatever fails on the way."""
 
 import asyncio
+import dataclasses
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -11,15 +12,18 @@ from dynamo.config import Live
 from dynamo.errors import (
     ConnectionLostError,
     DeadlineExceededError,
+    DrainingError,
     HandoffLostError,
     InternalError,
     InvalidRequestError,
+    NoInstancesError,
     OverloadedError,
     RequestCancelledError,
 )
 from dynamo.protocols.disagg import DisaggReport, Handoff
 from dynamo.protocols.generation import (
     FinishReason,
+    GuidedDecoding,
     LLMEngineOutput,
     OutputOptions,
     PreprocessedRequest,
@@ -27,8 +31,9 @@ from dynamo.protocols.generation import (
     StopConditions,
     WorkerId,
 )
+from dynamo.protocols.routing import Prospect
 from dynamo.router.disagg import DisaggConfig
-from dynamo.router.placement import Prospect, SelectorPlacer
+from dynamo.router.placement import SelectorPlacer
 from dynamo.router.prefill_router import PrefillRouter
 from dynamo.router.push_router import PushRouter
 from dynamo.router.selection import RouterMode
@@ -70,12 +75,15 @@ async def answered(router: PrefillRouter, asked: PreprocessedRequest, context: C
 
 class TestBothLegs:
     async def test_each_worker_gets_its_part(self, fleet: Fleet, prefill_fleet: Fleet) -> None:
-        _, decoding = await fleet.add_scripted(answers(FIRST, DONE))
+        decode_id, decoding = await fleet.add_scripted(answers(FIRST, DONE))
         prefill_id, prefilling = await prefill_fleet.add_scripted(answers(PREFILLED))
         asked = request(
             stop_conditions=StopConditions(max_tokens=50, min_tokens=3),
             sampling_options=SamplingOptions(temperature=0.5),
             output_options=OutputOptions(logprobs=2),
+            guided_decoding=GuidedDecoding(json_object=True),
+            dp_rank=0,
+            target=WorkerId(decode_id),
             cache_salt="salt",
             session_id="s",
         )
@@ -162,6 +170,60 @@ class TestLeftOut:
 
 
 class TestFailures:
+    @pytest.mark.parametrize("error", [OverloadedError("full"), DrainingError("bye")])
+    async def test_a_handoff_that_was_refused_goes_to_another_worker(
+        self, fleet: Fleet, prefill_fleet: Fleet, error: Exception
+    ) -> None:
+        refusing = [(await fleet.add_scripted(answers(error)))[1] for _ in range(2)]
+        _, decoding = await fleet.add_scripted(answers(FIRST, DONE))
+        _, prefilling = await prefill_fleet.add_scripted(answers(PREFILLED))
+        report = await answered(both(decode=fleet, prefill=prefill_fleet), request())
+        assert report.prefill == "remote"
+        assert len(prefilling.requests) == 1
+        assert [asked.handoff for asked in decoding.requests] == [HANDOFF]
+        assert all(asked.handoff == HANDOFF for worker in refusing for asked in worker.requests)
+
+    async def test_nothing_is_prefilled_for_what_cannot_be_placed(self, fleet: Fleet, prefill_fleet: Fleet) -> None:
+        await fleet.add_scripted(answers(FIRST, DONE))
+        _, prefilling = await prefill_fleet.add_scripted(answers(PREFILLED))
+        router = PrefillRouter(fleet.router(RouterMode.DIRECT, fetches=lambda _: True), Live(DisaggConfig()))
+        router.use(prefill_fleet.router())
+        with pytest.raises(InvalidRequestError, match="direct mode"):
+            await answered(router, request())
+        router = both(decode=fleet, prefill=prefill_fleet)
+        with pytest.raises(InvalidRequestError, match="no worker 17"):
+            await answered(router, request(target=WorkerId(17)))
+        for instance_id in tuple(fleet.workers):
+            await fleet.workers[instance_id].close()
+        await eventually(lambda: not fleet.client.instance_ids())
+        with pytest.raises(NoInstancesError):
+            await answered(router, request())
+        assert not prefilling.requests
+
+    async def test_a_worker_that_the_client_named_dies_with_the_handoff(
+        self, fleet: Fleet, prefill_fleet: Fleet
+    ) -> None:
+        """Its end is what is told, and not that there is no such worker."""
+        target, decoding = await fleet.add_scripted(answers(), hang=True)
+        await prefill_fleet.add_scripted(answers(PREFILLED))
+        router = both(decode=fleet, prefill=prefill_fleet)
+        answer = asyncio.create_task(answered(router, request(target=WorkerId(target))))
+        await eventually(lambda: decoding.open == 1)
+        await fleet.workers[target].close(graceful=False)
+        with pytest.raises(ConnectionLostError):
+            await within(answer)
+
+    async def test_one_that_just_failed_takes_handoffs_if_there_is_no_other(
+        self, fleet: Fleet, prefill_fleet: Fleet
+    ) -> None:
+        decode_id, _ = await fleet.add_scripted(answers(FIRST, DONE))
+        await fleet.add_scripted(answers(FIRST, DONE))  # that cannot
+        await prefill_fleet.add_scripted(answers(PREFILLED))
+        router = PrefillRouter(fleet.router(fetches=lambda i: i == decode_id), Live(DisaggConfig()))
+        router.use(prefill_fleet.router())
+        fleet.client.avoid(decode_id)
+        assert (await answered(router, request())).prefill == "remote"
+
     @pytest.mark.parametrize("error", [ConnectionLostError("gone"), OverloadedError("full"), InternalError("broken")])
     async def test_prefill_fails(self, fleet: Fleet, prefill_fleet: Fleet, error: Exception) -> None:
         _, decoding = await fleet.add_scripted(answers(FIRST, DONE))
@@ -277,7 +339,7 @@ class TestConditions:
         router = await self._router(fleet, prefill_fleet, cached=6)
         report = await answered(router, request())
         assert (report.prefill, report.reason) == ("local", "short")
-        assert (report.uncached_tokens, report.waiting_tokens) == (4, 0)
+        assert (report.uncached_tokens, report.waiting_tokens) == (4, None)  # nobody was asked
         report = await answered(await self._router(fleet, prefill_fleet, cached=5), request())
         assert (report.prefill, report.reason, report.uncached_tokens) == ("remote", "conditions_not_met", 5)
 
@@ -306,6 +368,28 @@ class TestConditions:
             await eventually(lambda: sum(worker.open for worker in hanging) == 1)
             report = await answered(router, request())
         assert (report.reason, report.waiting_tokens, report.uncached_tokens) == ("prefill_busy", 101, 10)
+        async with reading(router.generate, request()) as reader:  # the long one has left
+            await eventually(lambda: sum(worker.open for worker in hanging) == 1)
+            assert not reader.items
+
+    async def test_nobody_is_asked_what_the_policy_does_not_need(self, fleet: Fleet, prefill_fleet: Fleet) -> None:
+        router = await self._router(fleet, prefill_fleet, cached=6, waiting=101, live=Live(self._with("prefill-load")))
+        report = await answered(router, request())
+        assert (report.reason, report.uncached_tokens, report.waiting_tokens) == ("prefill_busy", None, 101)
+        router = await self._router(fleet, prefill_fleet, waiting=101, live=Live(self._with("length")))
+        report = await answered(router, request())
+        assert (report.prefill, report.uncached_tokens, report.waiting_tokens) == ("remote", 10, None)
+
+    async def test_the_prefill_pool_is_not_asked_for_the_decode_worker(
+        self, fleet: Fleet, prefill_fleet: Fleet
+    ) -> None:
+        router = await self._router(fleet, prefill_fleet, waiting=101)
+        (decode_id,) = fleet.workers
+        report = await answered(router, request(target=WorkerId(decode_id), dp_rank=0))
+        assert report.waiting_tokens == 101
+
+    def _with(self, policy: str) -> DisaggConfig:
+        return dataclasses.replace(self.CONFIG, disagg_policy=policy)
 
     async def _router(
         self,
@@ -332,7 +416,8 @@ class Foreseeing(SelectorPlacer):
         super().__init__(RouterMode.ROUND_ROBIN, random.Random(0))
         self._prospect = Prospect(cached_tokens=cached, waiting_tokens=waiting)
 
-    async def prospect(self, request: PreprocessedRequest, instances: Any) -> Any:
+    async def prospect(self, request: PreprocessedRequest, context: Context, instances: Sequence[int]) -> Any:
+        assert request.target is None or request.target.instance_id in instances
         return self._prospect
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,10 @@ from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.protocols.reservations import Prefilled, Reserve
-from dynamo.protocols.routing import RoutingReport
+from dynamo.protocols.routing import Prospect, RoutingReport
 from dynamo.router import remote_placer
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.kv_placer import KvPlacer
-from dynamo.router.placement import Prospect
 from dynamo.router.push_router import PushRouter
 from dynamo.router.remote_placer import RemotePlacer
 from dynamo.router.reservations import Reservations, reservations_endpoint
@@ -539,18 +539,18 @@ async def test_prospect_by_a_service(world: World) -> None:
     worker = await world.worker()
     service, frontend = await world.service(), await world.frontend()
     asked = request()
-    assert await frontend.placer.prospect(asked, [worker]) == Prospect(cached_tokens=0, waiting_tokens=0)
+    assert await frontend.placer.prospect(asked, Context(), [worker]) == Prospect(cached_tokens=0, waiting_tokens=0)
     await frontend.report()
     full = len(PROMPT) // BLOCK_SIZE * BLOCK_SIZE
-    assert await frontend.placer.prospect(asked, [worker]) == Prospect(cached_tokens=full, waiting_tokens=0)
+    assert await frontend.placer.prospect(asked, Context(), [worker]) == Prospect(cached_tokens=full, waiting_tokens=0)
     assert service.idle
-    assert await frontend.placer.prospect(asked, [12345]) is None
+    assert await frontend.placer.prospect(asked, Context(), [12345]) is None
 
 
 async def test_no_prospect_without_a_service(world: World) -> None:
     worker = await world.worker()
     frontend = await world.frontend(services=0)
-    assert await frontend.placer.prospect(request(), [worker]) is None
+    assert await frontend.placer.prospect(request(), Context(), [worker]) is None
 
 
 async def test_service_hears_that_a_prompt_is_prefilled(world: World) -> None:
@@ -564,3 +564,47 @@ async def test_service_hears_that_a_prompt_is_prefilled(world: World) -> None:
         await reader.until(1)
         assert reader.items[0].routing is not None
         assert reader.items[0].routing.no_overlap_reason == "the prompt is prefilled elsewhere, only load counts"
+
+
+async def test_looks_and_reservations_take_the_same_turns(world: World) -> None:
+    """Or a service would decide by a load that another one has."""
+    worker = await world.worker()
+    report = RoutingReport(mode="kv", worker_id=worker, dp_rank=0, prompt_blocks=1, block_size=4, overlap_blocks=0)
+    services = []
+    for _ in range(2):
+        service = Scripted[Any, Any](
+            lambda asked: [Prospect(cached_tokens=0, waiting_tokens=0)] if is_look(asked) else [report]
+        )
+        await Endpoint(world.runtime(), PLACES).start(service)
+        services.append(service)
+    frontend = await world.frontend(services=2)
+    for _ in range(4):
+        assert await frontend.placer.prospect(request(), Context(), [worker]) is not None
+        await frontend.report()
+    for service in services:
+        assert Counter(map(is_look, service.requests))[True] == 2
+
+
+async def test_a_service_that_is_silent_to_a_look_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_placer, "_SILENCE_MAX_S", 0.05)
+    worker = await world.worker()
+    hanging = await world.scripted_service(hang=True)
+    frontend = await world.frontend()
+    for _ in range(3):
+        assert await frontend.placer.prospect(request(), Context(), [worker]) is None
+    assert Counter(map(is_look, hanging.requests))[True] == 1
+
+
+def is_look(message: dict[str, Any]) -> bool:
+    """Of a service that was given no request type."""
+    return bool(message["type"] == 2)
+
+
+async def test_a_look_ends_with_the_request(world: World) -> None:
+    await world.worker()
+    hanging = await world.scripted_service(hang=True)
+    frontend = await world.frontend()
+    context = Context(deadline_s=asyncio.get_running_loop().time() + 0.05)
+    with pytest.raises(DeadlineExceededError):
+        await frontend.placer.prospect(request(), context, sorted(world.engines))
+    await eventually(lambda: hanging.open == 0)

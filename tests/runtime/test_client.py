@@ -153,6 +153,7 @@ async def test_dead_instance_is_passed_over_and_left_alone(new_runtime: NewRunti
         await client.direct(None, 7)
 
 
+@pytest.mark.alone
 async def test_all_instances_are_dead(new_runtime: NewRuntime) -> None:
     runtime = new_runtime()
     dead = [5, 6, 7]

@@ -148,6 +148,7 @@ async def test_objects_that_are_absent_or_short(agent: Agent, store: Store) -> N
         await within(agent.read(ours.blocks([0], 1), theirs.blocks([OBJECT_BYTES], 1)))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["cancelled", "late", "deregistered", "closed"])
 @pytest.mark.parametrize("write", [True, False])
 async def test_a_store_that_does_not_answer(agent: Agent, store: Store, how: str, write: bool) -> None:

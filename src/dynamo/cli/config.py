@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dynamo.runtime.client import Client
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.handler import closing
-from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.instance import INSTANCES_PREFIX, EndpointId
 from dynamo.runtime.live_config import CONFIG_ENDPOINT, ConfigRequest
 
 PROG = "dynamo config"
@@ -61,11 +62,19 @@ async def _run(config: ConfigConfig, changes: Mapping[str, str]) -> int:
     try:
         instances = client.instance_ids()
         if not instances:
-            print(f"{PROG}: no frontend in namespace {config.worker_namespace!r}: see --namespace", file=sys.stderr)
+            print(f"{PROG}: no frontend in namespace {config.worker_namespace!r}{_elsewhere(runtime)}", file=sys.stderr)
         answered = [await _ask(client, instance_id, ConfigRequest(set=dict(changes))) for instance_id in instances]
         return 0 if answered and all(answered) else 1
     finally:
         await runtime.close()
+
+
+def _elsewhere(runtime: DistributedRuntime) -> str:
+    """Where there are frontends, for a person."""
+    with contextlib.closing(runtime.discovery.watch(INSTANCES_PREFIX)) as watch:
+        parts = [event.key.removeprefix(INSTANCES_PREFIX).split("/") for event in watch.take()]
+    found = sorted({part[0] for part in parts if part[1:3] == [FRONTEND_COMPONENT, CONFIG_ENDPOINT]})
+    return f"; there are some with --namespace {' or '.join(found)}" if found else ""
 
 
 async def _ask(client: Client, instance_id: int, request: ConfigRequest) -> bool:

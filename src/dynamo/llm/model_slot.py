@@ -51,7 +51,8 @@ class ModelSlot:
     async def _update(self) -> None:
         """Brings what is served in line with what is announced."""
         others = self._workers.elect()
-        self._prefill.elect(like=self._workers.chosen)
+        decode = (entry for entry in self._workers.members() if entry.card.worker_type is WorkerType.Decode)
+        self._prefill.elect(like=next(decode, self._workers.chosen))
         if others:
             await self.close()
             self._builder = asyncio.create_task(self._build(), name="model-builder")

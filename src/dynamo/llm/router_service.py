@@ -18,6 +18,7 @@ from dynamo.config import group, option, parse
 from dynamo.errors import DynamoError, InvalidRequestError, ModelNotFoundError
 from dynamo.llm.kv_router import KvRouter
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.model_card import WorkerType
 from dynamo.protocols.routing import BestWorkerRequest, PotentialLoad, RequestIdMessage, RoutingReport
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.reservations import Reservations, reservations_endpoint
@@ -74,11 +75,16 @@ class RouterService:
         self.router = router
         self._reservations = Reservations(router.placer)
 
+    @property
+    def component(self) -> str:
+        """Under which name clients find it: that of decode workers is not that of the prefill workers beside them."""
+        return f"prefill_{COMPONENT}" if self.router.worker_type is WorkerType.Prefill else COMPONENT
+
     async def start(self, runtime: DistributedRuntime, namespace: str) -> None:
         """Serves all of them."""
         reservations = reservations_endpoint(self.router.endpoint.id, self.router.model_name)
         await self._reservations.start(Endpoint(runtime, reservations))
-        component = runtime.namespace(namespace).component(COMPONENT)
+        component = runtime.namespace(namespace).component(self.component)
         await component.endpoint("best_worker").start(self.best_worker, request_type=BestWorkerRequest)
         await component.endpoint("mark_prefill_complete").start(
             self.mark_prefill_complete, request_type=RequestIdMessage
@@ -182,7 +188,7 @@ async def _serve(runtime: DistributedRuntime, config: RouterConfig) -> int:
         await service.start(runtime, endpoint_id.namespace)
         follower = in_background(follow(), "router-follow")
         settle_memory()
-        announce_ready(f"{endpoint_id.namespace}.{COMPONENT}")
+        announce_ready(f"{endpoint_id.namespace}.{service.component}")
         await runtime.wait_for_shutdown()
         follower.cancel()
         await runtime.close()

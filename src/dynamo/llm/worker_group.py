@@ -21,6 +21,7 @@ class WorkerGroup:
         self._same_blocks = same_blocks
         self._entries: dict[str, ModelEntry] = {}  # by discovery key
         self._left_out: set[str] = set()  # keys that were complained about
+        self._like: ModelEntry | None = None  # as in elect()
         self.chosen: ModelEntry | None = None  # one of the members, or of those that were the last ones
 
     def __bool__(self) -> bool:
@@ -33,11 +34,12 @@ class WorkerGroup:
         self._entries.pop(key, None)
 
     def elect(self, like: ModelEntry | None = None) -> bool:
-        """Chooses, among those of the same model as `like`; True where others than before are members now.
+        """Chooses, among those that can hand over to `like`; True where others than before are members now.
 
         Says once of each worker that is left out why it is.
         """
-        eligible = [e for e in self._entries.values() if like is None or _same_model(e, like)]
+        self._like = like
+        eligible = list(filter(self._is_eligible, self._entries.values()))
         before = self.chosen
         if eligible:
             sizes = Counter(map(self._kind, eligible))
@@ -53,7 +55,11 @@ class WorkerGroup:
         if chosen is None:
             return []
         kind = self._kind(chosen)
-        return list({e.instance_id: e for e in self._entries.values() if self._kind(e) == kind}.values())
+        members = (e for e in self._entries.values() if self._kind(e) == kind and self._is_eligible(e))
+        return list({e.instance_id: e for e in members}.values())
+
+    def _is_eligible(self, entry: ModelEntry) -> bool:
+        return self._like is None or _can_hand_over(entry, self._like)
 
     def _kind(self, entry: ModelEntry) -> tuple[EndpointId, str, int | None]:
         """Equal for workers that can stand in for each other."""
@@ -75,8 +81,14 @@ class WorkerGroup:
         self._left_out = set(left_out)
 
 
-def _same_model(entry: ModelEntry, other: ModelEntry) -> bool:
-    return entry.card.content_hash == other.card.content_hash
+def _can_hand_over(entry: ModelEntry, other: ModelEntry) -> bool:
+    """Whether it is the same model in the same deployment, and their engines understand each other, if they say how."""
+    formats = {entry.card.handoff_format, other.card.handoff_format} - {""}
+    return (
+        entry.card.content_hash == other.card.content_hash
+        and entry.endpoint.namespace == other.endpoint.namespace
+        and len(formats) <= 1
+    )
 
 
 def _differences(entry: ModelEntry, other: ModelEntry) -> Iterable[str]:
@@ -84,6 +96,10 @@ def _differences(entry: ModelEntry, other: ModelEntry) -> Iterable[str]:
     card, expected = entry.card, other.card
     if entry.endpoint != other.endpoint and card.worker_type == expected.worker_type:
         yield f"endpoint {entry.endpoint}, not {other.endpoint}"
+    if entry.endpoint.namespace != other.endpoint.namespace:
+        yield f"namespace {entry.endpoint.namespace}, not {other.endpoint.namespace}"
+    if card.handoff_format != expected.handoff_format and "" not in (card.handoff_format, expected.handoff_format):
+        yield f"KV caches handed over as {card.handoff_format}, not {expected.handoff_format}"
     if card.context_length != expected.context_length:
         yield f"context length {card.context_length}, not {expected.context_length}"
     if card.limits.kv_block_size != expected.limits.kv_block_size:

@@ -68,5 +68,6 @@ class ModelCard(msgspec.Struct, omit_defaults=True, kw_only=True):
     created_s: int = 0  # Unix time
     artifacts: list[Artifact] = []
     features: list[EngineFeature] = []
+    handoff_format: str = ""  # equal for workers that can hand KV caches to each other; empty: it is not told
     limits: RuntimeLimits = msgspec.field(default_factory=RuntimeLimits)
     content_hash: str = ""  # over name, types, context length and artifacts

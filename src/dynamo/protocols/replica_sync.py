@@ -17,6 +17,7 @@ class SequenceAdded(msgspec.Struct, array_like=True, frozen=True, tag=0):
     tokens: Count  # of its prompt, and in a dump of its answer so far
     prefill_tokens: Count  # that the worker has to compute; 0 once it has
     hashes: bytes = b""  # sequence hashes of the prompt's full blocks, in order; they travel as in protocols.kv_events
+    prefilled: bool = False  # by another worker
 
 
 class PrefillDone(msgspec.Struct, array_like=True, frozen=True, tag=1):

@@ -33,7 +33,7 @@ class Prefilled(msgspec.Struct, omit_defaults=True, kw_only=True, tag=1):
 
 
 class Look(msgspec.Struct, omit_defaults=True, kw_only=True, tag=2):
-    """Asks what a reservation would give now; it has no consequences. The answer is a RoutingReport with candidates."""
+    """Asks what a reservation would find now, without consequences. The answer is a Prospect, if anybody may serve."""
 
     token_ids: TokenArray
     instances: list[int]

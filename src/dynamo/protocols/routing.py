@@ -38,6 +38,13 @@ class RoutingReport(msgspec.Struct, frozen=True, kw_only=True):
     candidates: list[CandidateReport] = []
 
 
+class Prospect(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prompt would find at the worker that it would be given now, in tokens."""
+
+    cached_tokens: int  # of the prompt
+    waiting_tokens: int  # that the worker has to prefill before
+
+
 class BestWorkerRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     """What `python -m dynamo.router` is asked at its endpoint `best_worker`; it answers with a RoutingReport.
 

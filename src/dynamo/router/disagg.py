@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dynamo.config import option
-from dynamo.protocols.disagg import PrefillReason
 
 
 class DisaggPolicy(StrEnum):
@@ -62,21 +61,14 @@ class DisaggConfig:
     )
 
 
-def choose_prefill(
-    config: DisaggConfig, *, prompt_tokens: int, uncached_tokens: int, waiting_tokens: int
-) -> PrefillReason:
-    """Where a prompt is to be prefilled, if `config` makes it depend on something, and why.
-
-    `uncached_tokens` of it are not in the cache of the worker that would decode it; `waiting_tokens` its prefill worker
-    has to prefill before.
-    """
-    policy = config.disagg_policy
-    is_short = (
+def is_short(config: DisaggConfig, *, prompt_tokens: int, uncached_tokens: int) -> bool:
+    """Whether so little of a prompt is not cached where it would be decoded that it should be prefilled there."""
+    return (
         uncached_tokens < config.max_local_prefill_length
         and uncached_tokens <= config.max_local_prefill_ratio * prompt_tokens
     )
-    if is_short and policy != DisaggPolicy.PREFILL_LOAD:
-        return PrefillReason.SHORT
-    if waiting_tokens > config.max_prefill_queue_tokens and policy != DisaggPolicy.LENGTH:
-        return PrefillReason.PREFILL_BUSY
-    return PrefillReason.CONDITIONS_NOT_MET
+
+
+def is_busy(config: DisaggConfig, *, waiting_tokens: int) -> bool:
+    """Whether a prefill worker with so much to prefill before is to be spared."""
+    return waiting_tokens > config.max_prefill_queue_tokens

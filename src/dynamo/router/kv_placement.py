@@ -70,8 +70,10 @@ class KvPlacement:
 
     def _pass_on(self, output: LLMEngineOutput) -> bool:
         if not self._begun:
+            output.routing, self._report = self._report, None
+            if not output.token_ids and output.finish_reason is None:
+                return self._deliver(output)  # a handoff that leaves before the prompt is prefilled
             self._begun = True
-            output.routing = self._report
             self._ledger.first_token(self._request_id)
             if self._prompt_tokens is not None:
                 self._ledger.figures.prefilled(self._prompt_tokens, output.cached_tokens)

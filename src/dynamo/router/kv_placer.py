@@ -12,11 +12,12 @@ from dynamo.protocols.generation import PreprocessedRequest, WorkerId
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.protocols.replica_sync import PrefillDone, SequenceFreed
+from dynamo.protocols.routing import Prospect
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import RANKS_MAX, KvIndexer
 from dynamo.router.kv_placement import KvPlacement
 from dynamo.router.load_watcher import LoadWatcher
-from dynamo.router.placement import Placement, Prospect
+from dynamo.router.placement import Placement
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT
 from dynamo.router.replica_sync import ReplicaSync
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
@@ -121,14 +122,22 @@ class KvPlacer:
             block_size=self.scheduler.block_size,
         )
 
-    async def prospect(self, request: PreprocessedRequest, instances: Sequence[int]) -> Prospect | None:
+    def check(self, target: WorkerId | None) -> None:
+        """Any worker may be named, or none."""
+
+    async def prospect(
+        self, request: PreprocessedRequest, context: Context, instances: Sequence[int]
+    ) -> Prospect | None:
+        return self.foresee(self._routing(request, instances, pinned=False, explain=False))
+
+    def foresee(self, routing: RoutingRequest) -> Prospect | None:
+        """What decide() would give the request now, without consequences; None where nobody may serve it."""
         try:
-            decision = self.look(self._routing(request, instances, pinned=False, explain=True))
+            decision = self.look(routing)
         except NoInstancesError:
             return None
-        (chosen,) = (candidate for candidate in decision.candidates if candidate.worker == decision.worker)
         return Prospect(
-            cached_tokens=decision.overlap.total * self.scheduler.block_size, waiting_tokens=chosen.prefill_tokens
+            cached_tokens=decision.overlap.total * self.scheduler.block_size, waiting_tokens=decision.waiting_tokens
         )
 
     def _routing(

@@ -3,11 +3,11 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dynamo.errors import InvalidRequestError
 from dynamo.protocols.generation import PreprocessedRequest, WorkerId
+from dynamo.protocols.routing import Prospect
 from dynamo.router.selection import RouterMode, make_selector
 from dynamo.runtime.context import Context
 from dynamo.runtime.stage import Deliver
@@ -30,14 +30,6 @@ class Placement(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prospect:
-    """What a prompt would find at the worker that it would be given now, in tokens."""
-
-    cached_tokens: int  # of the prompt
-    waiting_tokens: int  # that the worker has to prefill before
-
-
 class Placer(Protocol):
     """Gives requests to workers and keeps account of it."""
 
@@ -55,8 +47,17 @@ class Placer(Protocol):
         """
         ...
 
-    async def prospect(self, request: PreprocessedRequest, instances: Sequence[int]) -> Prospect | None:
-        """What would come of place() with one of `instances`, without consequences; None where that is not known."""
+    def check(self, target: WorkerId | None) -> None:
+        """Raises InvalidRequestError where place() would for a request with this target, or without one."""
+        ...
+
+    async def prospect(
+        self, request: PreprocessedRequest, context: Context, instances: Sequence[int]
+    ) -> Prospect | None:
+        """What would come of place() with one of `instances`, without consequences; None where that is not known.
+
+        Raises RequestCancelledError, DeadlineExceededError.
+        """
         ...
 
     async def close(self) -> None:
@@ -79,15 +80,18 @@ class SelectorPlacer:
         instances: Sequence[int],
         target: WorkerId | None,
     ) -> "CountedPlacement":
+        self.check(target)
         if target is None:
-            if self._mode is RouterMode.DIRECT:
-                raise InvalidRequestError(
-                    f"the router is in direct mode: name a worker in {TARGET_FIELD}", param=TARGET_FIELD
-                )
             target = WorkerId(self._selector.pick(instances, self.in_flight))
         return CountedPlacement(target, self.in_flight)
 
-    async def prospect(self, request: PreprocessedRequest, instances: Sequence[int]) -> None:
+    def check(self, target: WorkerId | None) -> None:
+        if target is None and self._mode is RouterMode.DIRECT:
+            raise InvalidRequestError(
+                f"the router is in direct mode: name a worker in {TARGET_FIELD}", param=TARGET_FIELD
+            )
+
+    async def prospect(self, request: PreprocessedRequest, context: Context, instances: Sequence[int]) -> None:
         """Nothing is known of what workers have cached."""
 
     async def close(self) -> None:

@@ -9,11 +9,18 @@ from typing import Any
 import msgspec
 
 from dynamo.config import Live
-from dynamo.errors import DeadlineExceededError, DynamoError, InvalidRequestError, RequestCancelledError
-from dynamo.protocols.disagg import DisaggReport, PrefillReason
+from dynamo.errors import (
+    DeadlineExceededError,
+    DynamoError,
+    HandoffLostError,
+    InvalidRequestError,
+    RequestCancelledError,
+)
+from dynamo.protocols.disagg import PrefillReason
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, TextEngineOutput
-from dynamo.router.disagg import DisaggConfig, choose_prefill
-from dynamo.router.prefill_leg import PrefillLeg
+from dynamo.router.disagg import DisaggConfig, DisaggPolicy, is_busy, is_short
+from dynamo.router.journey import FirstOutput, Journey
+from dynamo.router.prefill_leg import PrefillLeg, prefill_request
 from dynamo.router.push_router import PushRouter
 from dynamo.runtime.context import Context
 from dynamo.runtime.stage import Deliver
@@ -49,7 +56,8 @@ class PrefillRouter:
         if prefill is None:
             await self._decode.generate(request, context, deliver)
             return
-        journey = await self._plan(prefill, request)
+        self._decode.check(request)  # before anything is prefilled for it
+        journey = await self._plan(prefill, request, context)
         if journey.reason.remote:
             leg = PrefillLeg(prefill, request, context)
             try:
@@ -59,35 +67,44 @@ class PrefillRouter:
             if failure is None:
                 return
             journey.reason = failure
-        self._count(journey.reason)
-        told = _FirstOutput(deliver, request, journey).pass_on if request.explain_routing else deliver
-        await self._decode.generate(request, context, told)
+        await self._decode.generate(request, context, FirstOutput(deliver, journey, self.figures).pass_on)
 
-    async def _plan(self, prefill: PushRouter, request: PreprocessedRequest) -> "_Journey":
+    async def _plan(self, prefill: PushRouter, request: PreprocessedRequest, context: Context) -> Journey:
         """Where the prompt is to be prefilled."""
         config, prompt_tokens = self._config.value, len(request.token_ids)
-        workers = prefill.workers()
-        if not workers:
-            return _Journey(PrefillReason.NO_PREFILL_WORKER)
+        if not prefill.workers():
+            return Journey(prompt_tokens, PrefillReason.NO_PREFILL_WORKER)
         if not self._decode.takes_handoffs(request.target):
-            return _Journey(PrefillReason.NO_DECODE_WORKER)
+            return Journey(prompt_tokens, PrefillReason.NO_DECODE_WORKER)
         if request.output_options.prompt_logprobs is not None:
-            return _Journey(PrefillReason.PROMPT_LOGPROBS)
-        if not config.conditional_disagg:
-            return _Journey(PrefillReason.UNCONDITIONAL)
-        there = await self._decode.prospect(request)
-        uncached_tokens = prompt_tokens - (there.cached_tokens if there is not None else 0)
-        elsewhere = await prefill.prospect(request)
-        waiting_tokens = elsewhere.waiting_tokens if elsewhere is not None else self._prefilling_tokens // len(workers)
-        reason = choose_prefill(
-            config, prompt_tokens=prompt_tokens, uncached_tokens=uncached_tokens, waiting_tokens=waiting_tokens
-        )
-        return _Journey(reason, uncached_tokens, waiting_tokens)
+            return Journey(prompt_tokens, PrefillReason.PROMPT_LOGPROBS)
+        journey = Journey(prompt_tokens, PrefillReason.UNCONDITIONAL)
+        if config.conditional_disagg:
+            journey.reason = PrefillReason.CONDITIONS_NOT_MET
+            if config.disagg_policy != DisaggPolicy.PREFILL_LOAD:
+                there = await self._decode.prospect(request, context)
+                cached_tokens = there.cached_tokens if there is not None else 0
+                journey.uncached_tokens = prompt_tokens - cached_tokens
+                if is_short(config, prompt_tokens=prompt_tokens, uncached_tokens=journey.uncached_tokens):
+                    journey.reason = PrefillReason.SHORT
+                    return journey
+            if config.disagg_policy != DisaggPolicy.LENGTH:
+                journey.waiting_tokens = await self._waiting_tokens(prefill, request, context)
+                if is_busy(config, waiting_tokens=journey.waiting_tokens):
+                    journey.reason = PrefillReason.PREFILL_BUSY
+        return journey
+
+    async def _waiting_tokens(self, prefill: PushRouter, request: PreprocessedRequest, context: Context) -> int:
+        """What the request's prefill worker has to prefill before it; where nobody knows, an even share of our own."""
+        found = await prefill.prospect(prefill_request(request), context)
+        if found is not None:
+            return found.waiting_tokens
+        return self._prefilling_tokens // max(len(prefill.workers()), 1)
 
     async def _disaggregated(
         self,
         leg: PrefillLeg,
-        journey: "_Journey",
+        journey: Journey,
         request: PreprocessedRequest,
         context: Context,
         deliver: Deliver[LLMEngineOutput],
@@ -111,69 +128,14 @@ class PrefillRouter:
                 return PrefillReason.PREFILL_FAILED
             deliver(LLMEngineOutput(finish_reason=FinishReason.CANCELLED))
             return None
-        first = _FirstOutput(deliver, request, journey)
         self.figures.handed_on(leg.prefill_s or 0)
+        first = FirstOutput(deliver, journey, self.figures)
         try:
             await self._decode.generate(msgspec.structs.replace(request, handoff=handoff), context, first.pass_on)
         except DynamoError as error:
-            if first.begun or not error.retryable:
+            named_one_is_gone = request.target is not None and not isinstance(error, HandoffLostError)
+            if first.begun or not error.retryable or named_one_is_gone:
                 raise
             logger.warning("request %s: prefilled in vain: %s", context.id(), error)
             return PrefillReason.HANDOFF_LOST
-        self._count(journey.reason)
         return None
-
-    def _count(self, reason: PrefillReason) -> None:
-        self.figures.decided(_place(reason), reason.value)
-
-
-class _Journey:
-    """What is known of the way of one request."""
-
-    __slots__ = ("leg", "reason", "uncached_tokens", "waiting_tokens")
-
-    def __init__(
-        self, reason: PrefillReason, uncached_tokens: int | None = None, waiting_tokens: int | None = None
-    ) -> None:
-        self.reason = reason
-        self.uncached_tokens = uncached_tokens
-        self.waiting_tokens = waiting_tokens
-        self.leg: PrefillLeg | None = None  # the one that has answered
-
-    def report(self, prompt_tokens: int) -> DisaggReport:
-        leg = self.leg
-        return DisaggReport(
-            prefill=_place(self.reason),
-            reason=self.reason,
-            prompt_tokens=prompt_tokens,
-            uncached_tokens=self.uncached_tokens,
-            waiting_tokens=self.waiting_tokens,
-            worker_id=leg.worker_id if leg is not None else None,
-            prefill_ms=leg.prefill_s * 1000 if leg is not None and leg.prefill_s is not None else None,
-            routing=leg.routing if leg is not None else None,
-        )
-
-
-def _place(reason: PrefillReason) -> str:
-    return "remote" if reason.remote else "local"
-
-
-class _FirstOutput:
-    """Hands outputs on; the first says where the prompt was prefilled, and how much of it needed no prefill there."""
-
-    __slots__ = ("_deliver", "_journey", "_request", "begun")
-
-    def __init__(self, deliver: Deliver[LLMEngineOutput], request: PreprocessedRequest, journey: _Journey) -> None:
-        self._deliver = deliver
-        self._request = request
-        self._journey = journey
-        self.begun = False
-
-    def pass_on(self, output: LLMEngineOutput) -> bool:
-        if not self.begun:
-            self.begun = True
-            journey = self._journey
-            if journey.reason.remote and journey.leg is not None:
-                output.cached_tokens = journey.leg.cached_tokens  # to the decode worker all of it looks cached
-            output.disaggregation = journey.report(len(self._request.token_ids))
-        return self._deliver(output)

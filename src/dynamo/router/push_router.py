@@ -8,7 +8,8 @@ import msgspec
 
 from dynamo.errors import DynamoError, HandoffLostError, InvalidRequestError, NoInstancesError, UnavailableError
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
-from dynamo.router.placement import TARGET_FIELD, Placement, Placer, Prospect
+from dynamo.protocols.routing import Prospect
+from dynamo.router.placement import TARGET_FIELD, Placement, Placer
 from dynamo.runtime.client import Client, ReplyStream
 from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.context import Context
@@ -43,18 +44,21 @@ class PushRouter:
 
     def workers(self) -> list[int]:
         """The instances that a request could go to now: those that just failed only if there are no others."""
-        workers = [i for i in self._client.instance_ids() if self._serves(i)]
-        available = set(self._client.available_ids())
-        return [i for i in workers if i in available] or workers
+        return self._eligible(self._serves)
 
     def takes_handoffs(self, target: WorkerId | None = None) -> bool:
         """Whether there is a worker for a request with a handoff; or whether `target` is one."""
-        return any(map(self._fetches, self.workers() if target is None else [target.instance_id]))
+        return bool(self._eligible(self._fetches)) if target is None else self._fetches(target.instance_id)
 
-    async def prospect(self, request: PreprocessedRequest) -> Prospect | None:
+    def check(self, request: PreprocessedRequest) -> None:
+        """Raises what generate() would for who the request asks for, and where nobody is there."""
+        self._placer.check(request.target)
+        self._candidates(request.target, {}, self._serves)
+
+    async def prospect(self, request: PreprocessedRequest, context: Context) -> Prospect | None:
         """What the request would find where it would go now; None where that is not known, or nobody is there."""
         candidates = self.workers() if request.target is None else [request.target.instance_id]
-        return await self._placer.prospect(request, candidates) if candidates else None
+        return await self._placer.prospect(request, context, candidates) if candidates else None
 
     async def generate(self, request: PreprocessedRequest, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
         """A Stage: tokens for tokens."""
@@ -91,8 +95,8 @@ class PushRouter:
                 instance_id = placement.worker.instance_id
                 if not isinstance(error, HandoffLostError):
                     self._client.avoid(instance_id)
-                if has_handoff:  # it is good for one try
-                    raise
+                if has_handoff and not isinstance(error, UnavailableError):
+                    raise  # it is good for one try, and who has refused it has not tried
                 logger.warning("request %s: instance %x: %s", context.id(), instance_id, error)
                 failed[instance_id] = error
             finally:
@@ -117,12 +121,17 @@ class PushRouter:
             if target.instance_id not in self._client.instance_ids() or not self._serves(target.instance_id):
                 raise InvalidRequestError(f"there is no worker {target.instance_id} for this model", param=TARGET_FIELD)
             return [target.instance_id]
-        candidates = [i for i in self.workers() if i not in failed and eligible(i)]
+        candidates = [i for i in self._eligible(eligible) if i not in failed]
         if not candidates:
             # What the last one said of its state says more than that a connection failed.
             said = [error for error in failed.values() if isinstance(error, UnavailableError)]
             raise said[-1] if said else NoInstancesError("no worker can take this request right now")
         return candidates
+
+    def _eligible(self, eligible: Callable[[int], bool]) -> list[int]:
+        workers = [i for i in self._client.instance_ids() if eligible(i)]
+        available = set(self._client.available_ids())
+        return [i for i in workers if i in available] or workers
 
 
 def _encode(request: Any, dp_rank: int | None) -> bytes:

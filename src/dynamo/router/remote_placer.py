@@ -23,8 +23,8 @@ from dynamo.errors import (
 )
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId
 from dynamo.protocols.reservations import Look, Prefilled, Reserve
-from dynamo.protocols.routing import RoutingReport
-from dynamo.router.placement import CountedPlacement, Placement, Prospect, SelectorPlacer
+from dynamo.protocols.routing import Prospect, RoutingReport
+from dynamo.router.placement import CountedPlacement, Placement, SelectorPlacer
 from dynamo.router.reservations import reservations_endpoint
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.background import in_background
@@ -52,6 +52,7 @@ class RemotePlacer:
 
     def __init__(self, runtime: DistributedRuntime, workers: EndpointId, model: str, rng: random.Random) -> None:
         self._client = runtime.client(reservations_endpoint(workers, model), Report)
+        self._looking = runtime.client(reservations_endpoint(workers, model), Prospect)
         self._alone = SelectorPlacer(RouterMode.KV, rng)
         self._model = model
         self._instances: Set[int] = frozenset()
@@ -59,7 +60,7 @@ class RemotePlacer:
         self._closed = False
         self._caller = f"{runtime.instance_id:x}"
         self._numbers = itertools.count()  # of reservations
-        self._turns = itertools.count()  # of services
+        self._turn = 0  # whose it is to be asked first
         self._telling: set[asyncio.Task[None]] = set()  # at most one per request
         self._silent: dict[int, asyncio.Task[None]] = {}  # services that did not answer, by instance
         self._complaint = ""
@@ -73,6 +74,7 @@ class RemotePlacer:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._looking.close()
         await self._client.close()
 
     def set_instances(self, instances: Iterable[int]) -> None:
@@ -96,7 +98,13 @@ class RemotePlacer:
         counted = await self._alone.place(request, context, instances, worker)
         return ReservedPlacement(self, reservation, counted, explain=request.explain_routing)
 
-    async def prospect(self, request: PreprocessedRequest, instances: Sequence[int]) -> Prospect | None:
+    def check(self, target: WorkerId | None) -> None:
+        """Any worker may be named, or none."""
+
+    async def prospect(
+        self, request: PreprocessedRequest, context: Context, instances: Sequence[int]
+    ) -> Prospect | None:
+        """Asks the service that place() would ask first, if both are called one after the other."""
         look = Look(
             token_ids=request.token_ids,
             instances=list(instances),
@@ -104,15 +112,20 @@ class RemotePlacer:
             cache_salt=request.cache_salt,
             session_id=request.session_id,
         )
-        for instance_id in self._services(request.session_id)[:1]:  # place() will find out whether it is well
+        for instance_id in self._services(request.session_id)[:1]:
             try:
                 async with (
                     asyncio.timeout(_SILENCE_MAX_S),
-                    closing(await self._client.direct(look, instance_id, annotated=False)) as stream,
+                    closing(await self._looking.direct(look, instance_id, annotated=False, context=context)) as answer,
                 ):
-                    async for report in stream:
-                        return None if report is None else _prospect(report)
-            except (DynamoError, TimeoutError) as error:
+                    prospect: Prospect
+                    async for prospect in answer:
+                        return prospect
+            except (RequestCancelledError, DeadlineExceededError):
+                raise
+            except TimeoutError:
+                self._fell_silent(instance_id)
+            except DynamoError as error:
                 logger.debug("router %x does not say what it would do: %s", instance_id, error)
         return None
 
@@ -128,7 +141,9 @@ class RemotePlacer:
     ) -> "Reservation | None":
         """None where no service has an answer. Raises what a service may rightly refuse a request for."""
         complaint = "there is none"
-        for instance_id in self._services(request.session_id):
+        services = self._services(request.session_id)
+        self._turn += 1
+        for instance_id in services:
             reserve = self._message(request, instances, pinned=pinned)
             try:
                 async with asyncio.timeout(_SILENCE_MAX_S):
@@ -138,8 +153,7 @@ class RemotePlacer:
                 raise
             except TimeoutError:
                 complaint = "it does not answer"
-                if instance_id not in self._silent:
-                    self._silent[instance_id] = in_background(self._heed(instance_id), f"heed-{instance_id:x}")
+                self._fell_silent(instance_id)
             except DynamoError as error:
                 complaint = str(error)
                 if isinstance(error, ConnectionLostError | DrainingError):
@@ -187,12 +201,16 @@ class RemotePlacer:
             return False
         return True
 
+    def _fell_silent(self, instance_id: int) -> None:
+        if instance_id not in self._silent:
+            self._silent[instance_id] = in_background(self._heed(instance_id), f"heed-{instance_id:x}")
+
     def _services(self, session_id: str | None) -> list[int]:
         """In the order in which they are to be asked: those of a session alike, for that is where it is known."""
         services = [i for i in self._client.available_ids() if i not in self._silent]
         if len(services) < 2:
             return services
-        first = next(self._turns) if session_id is None else zlib.crc32(session_id.encode())
+        first = self._turn if session_id is None else zlib.crc32(session_id.encode())
         first %= len(services)
         return services[first:] + services[:first]
 
@@ -247,12 +265,6 @@ class RemotePlacer:
         self._complaint = text
 
 
-def _prospect(report: RoutingReport) -> Prospect:
-    chosen = (report.worker_id, report.dp_rank)
-    waiting = [c.prefill_tokens for c in report.candidates if (c.worker_id, c.dp_rank) == chosen]
-    return Prospect(cached_tokens=report.overlap_blocks * report.block_size, waiting_tokens=sum(waiting))
-
-
 class Reservation:
     """A request's place in a router service's account."""
 
@@ -291,8 +303,10 @@ class ReservedPlacement:
 
     def _pass_on(self, output: LLMEngineOutput) -> bool:
         if not self._begun:
-            self._begun = True
             if self._explain:
-                output.routing = self._reservation.report
+                output.routing, self._explain = self._reservation.report, False
+            if not output.token_ids and output.finish_reason is None:
+                return self._deliver(output)  # a handoff that leaves before the prompt is prefilled
+            self._begun = True
             self._placer.prefilled(self._reservation, output.cached_tokens)
         return self._deliver(output)

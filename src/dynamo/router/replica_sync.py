@@ -140,6 +140,7 @@ class ReplicaSync:
             prefill_tokens=added.prefill_tokens,
             now_s=self._now_s(),
             hashes=hashes_from_bytes(added.hashes),
+            prefilled=added.prefilled,
             source=str(instance_id),
         )
 
@@ -166,7 +167,14 @@ def sync_endpoint(workers: EndpointId, model: str) -> EndpointId:
 
 def _added(request_id: str, sequence: ActiveSequence) -> SequenceAdded:
     hashes = hashes_to_bytes(sequence.hold.hashes)
-    return SequenceAdded(request_id, sequence.worker, sequence.tokens, sequence.prefill_tokens, hashes)
+    return SequenceAdded(
+        request_id,
+        sequence.worker,
+        sequence.tokens,
+        sequence.prefill_tokens,
+        hashes,
+        prefilled=0 < sequence.pending_prompt_tokens < sequence.tokens,
+    )
 
 
 def _parts(sequences: list[SequenceAdded]) -> Iterator[list[SequenceAdded]]:

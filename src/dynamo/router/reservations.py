@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from dynamo.errors import InvalidRequestError
 from dynamo.protocols.reservations import Look, Prefilled, ReservationMessage, Reserve
-from dynamo.protocols.routing import RoutingReport
+from dynamo.protocols.routing import Prospect, RoutingReport
 from dynamo.router.kv_placer import KvPlacer
 from dynamo.router.model_endpoint import model_endpoint
 from dynamo.router.routing import RoutingDecision, RoutingRequest
@@ -39,10 +39,13 @@ class Reservations:
         self._placer = placer
         self._end_all()
 
-    async def serve(self, message: ReservationMessage, context: Context) -> AsyncIterator[RoutingReport | None]:
+    async def serve(
+        self, message: ReservationMessage, context: Context
+    ) -> AsyncIterator[RoutingReport | Prospect | None]:
         """The endpoint's handler. Raises what KvPlacer.decide() raises, InvalidRequestError for an id in use."""
         if isinstance(message, Look):
-            yield self._looked(message)
+            if (prospect := self._foreseen(message)) is not None:
+                yield prospect
             return
         if isinstance(message, Prefilled):
             self._prefilled(message)
@@ -72,17 +75,16 @@ class Reservations:
         self._closed = True
         self._end_all()
 
-    def _looked(self, message: Look) -> RoutingReport:
-        placer = self._placer
-        routing = RoutingRequest(
-            request_id="",
-            token_ids=message.token_ids,
-            seed=block_seed(cache_salt=message.cache_salt),
-            session_id=message.session_id,
-            explain=True,
-            eligible=placer.eligible(message.instances, message.dp_rank, pinned=True),
+    def _foreseen(self, message: Look) -> Prospect | None:
+        return self._placer.foresee(
+            RoutingRequest(
+                request_id="",
+                token_ids=message.token_ids,
+                seed=block_seed(cache_salt=message.cache_salt),
+                session_id=message.session_id,
+                eligible=self._placer.eligible(message.instances, message.dp_rank, pinned=True),
+            )
         )
-        return routing_report(placer.look(routing), placer.scheduler.block_size)
 
     def _prefilled(self, message: Prefilled) -> None:
         held = self._held.get(message.request_id)

@@ -213,6 +213,7 @@ class KvScheduler:
             prefill_tokens=1 if request.prefilled else max(request.prompt_tokens - cached_tokens, 1),
             now_s=now_s,
             hashes=request.hashes,
+            prefilled=request.prefilled,
         )
         if request.session_id is not None and self._affinity is not Affinity.OFF:
             self._sessions.put(request.session_id, worker_id, now_s)
@@ -247,6 +248,7 @@ class KvScheduler:
             prompt_blocks=len(request.hashes),
             cost=costs[chosen],
             mean_cost=sum(costs) / len(costs),
+            waiting_tokens=candidates[chosen].activity.prefill_tokens,
             queued_s=now_s - request.arrived_s,
             no_overlap_reason=reason,
             candidates=described,

@@ -112,18 +112,21 @@ class ActiveSequences:
         prefill_tokens: int,
         now_s: float,
         hashes: HashArray | None = None,
+        prefilled: bool = False,
         source: str = "",
     ) -> None:
         """The request goes to `worker`, which has to prefill `prefill_tokens` of the prompt.
 
-        `hashes` names the prompt's full blocks; without them all its blocks count as its own. An id that is known
-        already goes to its new worker.
+        `prefilled`: another worker has, so that this one does not tell of it as a prompt that waits. `hashes` names the
+        prompt's full blocks; without them all its blocks count as its own. An id that is known already goes to its new
+        worker.
         """
         self.free(request_id)
         activity = self._activity(worker)
         hold = self._active.hold(worker, hash_array() if hashes is None else hashes)
         own_blocks = -(-prompt_tokens // self._block_size) - len(hold.hashes)
-        pending_prompt_tokens = prompt_tokens if prefill_tokens else 0  # else a router has told of it late
+        # What the worker counts until the first token; 0 where a router has told of the request after that.
+        pending_prompt_tokens = min(prefill_tokens, 1) if prefilled else prompt_tokens if prefill_tokens else 0
         self._sequences[request_id] = ActiveSequence(
             activity=activity,
             prefill_tokens=prefill_tokens,

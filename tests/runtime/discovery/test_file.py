@@ -59,6 +59,7 @@ async def make(directory: Path) -> AsyncIterator[Make]:
         await discovery.close()
 
 
+@pytest.mark.alone
 async def test_kill_is_seen_within_a_second(directory: Path) -> None:
     watcher = FileDiscovery(directory)  # with the interval that users have
     watch = watcher.watch("")
