@@ -118,6 +118,7 @@ async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Work
         runtime_config=info.limits,
         custom_template_path=template,
         features=info.features,
+        handoff_format=info.handoff_format,
     )
 
 

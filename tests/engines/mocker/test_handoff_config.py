@@ -24,7 +24,7 @@ def test_who_can_hand_over_to_whom(config: HandoffConfig, block_size: int, fits:
 
 def test_a_model_of_transfers_may_differ() -> None:
     prefill, decode = HandoffConfig(role=WorkerType.Prefill), HandoffConfig(role=WorkerType.Decode, model=SMALL)
-    assert prefill.format(16) == decode.format(16) == "mocker:16:model"
+    assert prefill.format(16) == decode.format(16) == "mocker/16/model"
 
 
 def test_who_does_all_hands_nothing_over() -> None:

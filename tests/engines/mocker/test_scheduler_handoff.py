@@ -187,6 +187,17 @@ def test_who_lacks_nothing_goes_on_at_once(request_of: MakeRequest) -> None:
     assert scheduler.step().outputs[sequence].cached_tokens == 8
 
 
+def test_who_lacks_nothing_takes_a_place_at_once(request_of: MakeRequest) -> None:
+    scheduler = scheduler_of(max_num_seqs=1)
+    scheduler.add(request_of(range(9), max_tokens=1))
+    run(scheduler)
+    first, second = (scheduler.add(decode(request_of(range(9), max_tokens=1))) for _ in range(2))
+
+    assert scheduler.step().receiving == {first: 0}
+    assert scheduler.step().receiving == {}
+    assert scheduler.step().receiving == {second: 0}
+
+
 def test_others_find_what_was_received(request_of: MakeRequest) -> None:
     names = Names()
     scheduler = scheduler_of(observer=names)

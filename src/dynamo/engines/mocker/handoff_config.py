@@ -27,8 +27,8 @@ class HandoffConfig:
         """Equal for workers that can hand over to each other; empty for such as don't. `block_size`: in tokens."""
         if self.role is WorkerType.Aggregated:
             return ""
-        transfer = f"bytes:{self.model.bytes_per_token}" if self.real_bytes else "model"
-        return f"{ENGINE}:{block_size}:{transfer}"
+        transfer = f"bytes/{self.model.bytes_per_token}" if self.real_bytes else "model"
+        return f"{ENGINE}/{block_size}/{transfer}"
 
     def agent(self) -> Agent:
         """One that was not started, under a name that no other ever has."""
