@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import msgspec
 import pytest
 
+from dynamo.engines.base import EngineInfo
 from dynamo.engines.mocker.decode_role import DecodeRole
 from dynamo.engines.mocker.engine import MockerEngine
 from dynamo.engines.mocker.handoff import Grant, HandoffParams
 from dynamo.engines.mocker.handoff_config import HandoffConfig
+from dynamo.engines.mocker.held_prefills import _Held
 from dynamo.engines.mocker.prefill_role import PrefillRole
 from dynamo.engines.mocker.real_transport import RealTransport
 from dynamo.engines.mocker.sampler import Sampler
@@ -63,6 +65,7 @@ class Worker:
         self.endpoint = EngineEndpoint(self.engine)
         self.metrics = self.engine.metrics
         self.legs: list[Leg] = []
+        self.info = EngineInfo()
 
     async def serve(self, request: PreprocessedRequest) -> list[LLMEngineOutput]:
         """All outputs to a request."""
@@ -119,7 +122,7 @@ class Fleet:
         config = HandoffConfig(role=role, model=model, real_bytes=real_bytes, lease_s=lease_s)
         worker = Worker(config, size, speedup_ratio=speedup_ratio)
         self._stack.push_async_callback(worker.close)
-        await worker.engine.start()
+        worker.info = await worker.engine.start()
         return worker
 
 
@@ -236,6 +239,12 @@ async def test_what_each_role_refuses(fleet: Fleet, request_of: MakeRequest) -> 
 _ROLES = (WorkerType.Prefill, WorkerType.Decode)
 
 
+async def test_each_role_tells_the_format_of_its_handoffs(fleet: Fleet) -> None:
+    roles = (*_ROLES, WorkerType.Aggregated)
+    formats = [(await fleet.worker(role, real_bytes=True)).info.handoff_format for role in roles]
+    assert formats == ["mocker/4/bytes/1024", "mocker/4/bytes/1024", ""]
+
+
 async def test_a_handoff_is_good_for_one_decode(fleet: Fleet, request_of: MakeRequest) -> None:
     prefill, decode, other = [await fleet.worker(role) for role in (*_ROLES, WorkerType.Decode)]
     leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
@@ -259,9 +268,13 @@ async def test_nobody_gets_what_was_begun_by_another(fleet: Fleet, request_of: M
     await prefill.empty()
 
 
-def _begun(prefill: Worker) -> bool:
+def _held(prefill: Worker) -> list[_Held]:
     assert isinstance(prefill.role, PrefillRole)
-    return any(held.begun for held in prefill.role._held._held.values())
+    return list(prefill.role._held._held.values())
+
+
+def _begun(prefill: Worker) -> bool:
+    return any(held.begun for held in _held(prefill))
 
 
 async def test_an_open_stream_is_no_load_but_its_blocks(fleet: Fleet, request_of: MakeRequest) -> None:
@@ -338,13 +351,14 @@ async def test_what_waits_for_its_turn_outlives_the_time_of_a_transfer(
 async def test_what_nobody_will_fetch_is_freed_at_once(fleet: Fleet, request_of: MakeRequest, by: str) -> None:
     prefill, decode = [await fleet.worker(role) for role in _ROLES]
     request = await prefilled(prefill, request_of(range(10), max_tokens=2))
-    leg = prefill.legs[0]
+    leg, [held] = prefill.legs[0], _held(prefill)
     if by == "close":
         await leg.close()
     else:
         leg.context.stop_generating()
         await within(leg.stream)
 
+    assert held.expiry.cancelled()
     assert prefill.metrics.held == prefill.metrics.expired == prefill.scheduler.pool.used == 0
     with pytest.raises(HandoffLostError, match="not held"):
         await decode.serve(request)
@@ -355,9 +369,11 @@ async def test_what_somebody_fetches_is_kept_until_it_has_it(fleet: Fleet, reque
     prefill = await fleet.worker(WorkerType.Prefill)
     decode = await fleet.worker(WorkerType.Decode, model=TransferModel(latency_ms=200.0))
     request = await prefilled(prefill, request_of(range(10), max_tokens=2))
-    leg = prefill.legs[0]
+    leg, [held] = prefill.legs[0], _held(prefill)
+    without_anybody = held.expiry
     async with under_way(decode, request) as decoding:
-        await eventually(lambda: _begun(prefill))
+        await eventually(lambda: held.begun)
+        assert without_anybody.cancelled()
         if by == "close":
             await leg.close()
         else:
