@@ -79,18 +79,17 @@ async def answer(client: Client, request: PreprocessedRequest) -> list[LLMEngine
 
 
 async def test_told_to_stop_it_waits_for_those_who_come(own: Deployment, tiny_model: Path) -> None:
-    """One fetches, one waits for its turn to, and for one nobody comes."""
+    """One fetches, and one waits for its turn to."""
     async with (
         pair(own, tiny_model, transfer_s=0.5) as workers,
         loads(own) as decode,
         prefilled(workers, 0) as first,
         prefilled(workers, 200) as second,
     ):
-        async with prefilled(workers, 400):
-            decoding = [asyncio.create_task(answer(workers.to_decode, leg)) for leg in (first, second)]
-            await decode.until(2, seconds=10)
-            workers.prefill.signal(signal.SIGTERM)
-            await workers.prefill.line("SIGTERM")
+        decoding = [asyncio.create_task(answer(workers.to_decode, leg)) for leg in (first, second)]
+        await decode.until(2, seconds=10)
+        workers.prefill.signal(signal.SIGTERM)
+        await workers.prefill.line("SIGTERM")
         for outputs in await asyncio.gather(*decoding):
             assert outputs[0].cached_tokens == 199
             assert outputs[-1].finish_reason is FinishReason.LENGTH
