@@ -14,6 +14,7 @@
     ├── InternalError                  500  our mistake
     │   └── HandlerError               500  an endpoint's handler raised something of its own
     ├── ConnectionLostError            502  the worker went away in mid-stream
+    │   ├── UnreachableError           502  there was no connection: nothing was sent
     │   └── ProtocolError              502  the other side does not speak our protocol
     ├── HandoffLostError               502  a prefilled prompt's KV cache could not be fetched
     ├── UnavailableError               503  nobody can serve this right now
@@ -135,6 +136,12 @@ class ConnectionLostError(DynamoError):
     code = "worker_connection_lost"
     http_status = 502
     retryable = True
+
+
+class UnreachableError(ConnectionLostError):
+    """No connection to the worker came about: it has not even heard of the request."""
+
+    code = "worker_unreachable"
 
 
 class ProtocolError(ConnectionLostError):

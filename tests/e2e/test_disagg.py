@@ -113,6 +113,44 @@ class TestWhoIsAlive:
                 await load.until("no_prefill_worker")
         assert load.answers > 50
 
+    async def test_decode_workers_are_replaced_under_load(self, own: Deployment, tiny_model: Path) -> None:
+        """One that ends in good order takes no handoff any more: nothing is prefilled twice."""
+        (_, url), _, old = await asyncio.gather(
+            own.frontend(),
+            own.mocker(tiny_model, MOCK, *MOCKER, *PREFILL),
+            own.mocker(tiny_model, MOCK, *MOCKER, *DECODE),
+        )
+        await until_served(url, 2)
+        load = Load(url)
+        async with load.running():
+            await load.until("unconditional")
+            for _ in range(2):
+                new = await own.mocker(tiny_model, MOCK, *MOCKER, *DECODE)
+                await until_served(url, 3)
+                old.signal(signal.SIGTERM)
+                assert await old.exit_code() == 0
+                await until_served(url, 2)
+                old = new
+            await load.until("unconditional")
+        assert load.reasons == {"unconditional"}
+
+    async def test_with_workers_that_do_both(self, own: Deployment, tiny_model: Path) -> None:
+        (_, url), _, decode, _ = await asyncio.gather(
+            own.frontend(),
+            own.mocker(tiny_model, MOCK, *MOCKER, *PREFILL),
+            own.mocker(tiny_model, MOCK, *MOCKER, *DECODE),
+            own.mocker(tiny_model, MOCK, *MOCKER),
+        )
+        await until_served(url, 3)
+        load = Load(url)
+        async with load.running():
+            await load.until("unconditional")
+            decode.signal(signal.SIGTERM)
+            await decode.exit_code()
+            await until_served(url, 2)
+            await load.until("no_decode_worker")
+        assert load.reasons <= {"unconditional", "no_decode_worker", "handoff_lost"}
+
     async def test_decode_worker_dies_with_the_handoff(self, own: Deployment, tiny_model: Path) -> None:
         """While it fetches the KV cache: the request goes to another one, which prefills it."""
         slow = ("--kv-transfer-latency", "1000000")
@@ -265,6 +303,10 @@ class Load:
     @property
     def answers(self) -> int:
         return len(self._reasons)
+
+    @property
+    def reasons(self) -> set[str]:
+        return set(self._reasons)
 
     def running(self) -> "_Running":
         return _Running([self._client(number) for number in range(4)])

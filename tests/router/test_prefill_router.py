@@ -183,6 +183,21 @@ class TestFailures:
         assert [asked.handoff for asked in decoding.requests] == [HANDOFF]
         assert all(asked.handoff == HANDOFF for worker in refusing for asked in worker.requests)
 
+    async def test_a_worker_that_nobody_reaches_has_not_used_the_handoff(
+        self, fleet: Fleet, prefill_fleet: Fleet
+    ) -> None:
+        """As one that has just gone, before discovery tells."""
+        _, decoding = await fleet.add_scripted(answers(FIRST, DONE))
+        gone_id, _ = await fleet.add_scripted(answers(FIRST, DONE))
+        listener = fleet.workers[gone_id]._listener
+        assert listener is not None
+        await listener.close()
+        await prefill_fleet.add_scripted(answers(PREFILLED))
+        router = both(decode=fleet, prefill=prefill_fleet)
+        for _ in range(2):
+            assert (await answered(router, request())).prefill == "remote"
+        assert len(decoding.requests) == 2
+
     async def test_nothing_is_prefilled_for_what_cannot_be_placed(self, fleet: Fleet, prefill_fleet: Fleet) -> None:
         await fleet.add_scripted(answers(FIRST, DONE))
         _, prefilling = await prefill_fleet.add_scripted(answers(PREFILLED))

@@ -6,7 +6,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dynamo.errors import DynamoError, HandoffLostError, InvalidRequestError, NoInstancesError, UnavailableError
+from dynamo.errors import (
+    DynamoError,
+    HandoffLostError,
+    InvalidRequestError,
+    NoInstancesError,
+    UnavailableError,
+    UnreachableError,
+)
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
 from dynamo.protocols.routing import Prospect
 from dynamo.router.placement import TARGET_FIELD, Placement, Placer
@@ -95,7 +102,7 @@ class PushRouter:
                 instance_id = placement.worker.instance_id
                 if not isinstance(error, HandoffLostError):
                     self._client.avoid(instance_id)
-                if has_handoff and not isinstance(error, UnavailableError):
+                if has_handoff and not isinstance(error, UnavailableError | UnreachableError):
                     raise  # it is good for one try, and who has refused it has not tried
                 logger.warning("request %s: instance %x: %s", context.id(), instance_id, error)
                 failed[instance_id] = error

@@ -12,6 +12,7 @@ from dynamo.errors import (
     OverloadedError,
     ProtocolError,
     RequestTooLargeError,
+    UnreachableError,
     from_info,
     to_info,
 )
@@ -128,7 +129,7 @@ class CallerConnection(Connection):
     def _refusal(self) -> DynamoError | None:
         """Why no call can be made now."""
         if self._transport is None:
-            return ConnectionLostError("the connection to the worker was lost")
+            return UnreachableError("the connection to the worker was lost before")
         if self._draining:
             return DrainingError("the worker is shutting down")
         if not self.writable.is_set() and self._transport.get_write_buffer_size() > _BACKLOG_BYTES_MAX:

@@ -5,7 +5,7 @@ import secrets
 
 import msgspec
 
-from dynamo.errors import ConnectionLostError
+from dynamo.errors import UnreachableError
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher
 from dynamo.runtime.request_plane.caller import CallerConnection
@@ -41,7 +41,7 @@ class InprocPlane:
     async def connect(self, address: Address) -> CallerConnection:
         listener = self._network.listeners.get(address.inproc or "")
         if listener is None:
-            raise ConnectionLostError("the worker is not in this process")
+            raise UnreachableError("the worker is not in this process")
         caller = CallerConnection(address.secret)
         callee = listener.accept()
         near, far = _Pipe(callee), _Pipe(caller)

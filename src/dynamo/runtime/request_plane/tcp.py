@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from dynamo.errors import ConnectionLostError
+from dynamo.errors import UnreachableError
 from dynamo.runtime.acceptor import Acceptor
 from dynamo.runtime.listening_socket import bind
 from dynamo.runtime.request_plane.base import Address
@@ -57,7 +57,7 @@ class TcpPlane:
                 return await _connect(address)
         except (OSError, TimeoutError) as error:
             where, reason = f"{address.tcp_host}:{address.tcp_port}", str(error) or "timed out"
-            raise ConnectionLostError(f"cannot connect to the worker at {where}: {reason}") from error
+            raise UnreachableError(f"cannot connect to the worker at {where}: {reason}") from error
 
 
 @functools.cache
@@ -82,7 +82,7 @@ async def _connect(address: Address) -> CallerConnection:
                 raise
             return connection
     if address.tcp_host is None or address.tcp_port is None:
-        raise ConnectionLostError("the worker does not listen on a socket")
+        raise UnreachableError("the worker does not listen on a socket")
     _, connection = await loop.create_connection(factory, address.tcp_host, address.tcp_port)
     if (connected := connection.raw_socket()) is not None:
         _detect_dead_peer(connected)
