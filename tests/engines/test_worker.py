@@ -16,11 +16,13 @@ from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.worker import EngineEndpoint, Worker, _serve, run_workers
 from dynamo.errors import ConfigError, InternalError, OverloadedError
+from dynamo.llm.register import MODELS_PREFIX, ModelEntry
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.kv_events import BlockStored, KvEventBatch
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.router.publisher import KV_EVENTS_ENDPOINT
 from dynamo.runtime.context import Context
+from dynamo.runtime.discovery.base import Put
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.event_feed import Subscribe
 from dynamo.testing import eventually, program, within
@@ -51,7 +53,7 @@ class FakeEngine:
         self.calls.append("start")
         if self.start_error is not None:
             raise self.start_error
-        return EngineInfo(context_length=77)
+        return EngineInfo(context_length=77, handoff_format="fake/16")
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         try:
@@ -258,13 +260,25 @@ class TestRun:
         assert reason in caplog.text
 
 
-class TestKvEvents:
-    @pytest.fixture
-    async def runtime(self, config: WorkerConfig) -> AsyncIterator[DistributedRuntime]:
-        runtime = DistributedRuntime(config=config)
-        yield runtime
-        await within(runtime.close())
+@pytest.fixture
+async def runtime(config: WorkerConfig) -> AsyncIterator[DistributedRuntime]:
+    runtime = DistributedRuntime(config=config)
+    yield runtime
+    await within(runtime.close())
 
+
+async def test_what_an_engine_can_do_is_announced(
+    runtime: DistributedRuntime, config: WorkerConfig, model: Path
+) -> None:
+    watch = runtime.discovery.watch(MODELS_PREFIX)
+    await _serve(runtime, config, Worker(engine=FakeEngine(), model_path=str(model)))
+    [event] = watch.take()
+    assert isinstance(event, Put)
+    card = ModelEntry.decode(event.value).card
+    assert (card.context_length, card.handoff_format) == (77, "fake/16")
+
+
+class TestKvEvents:
     async def visible(self, runtime: DistributedRuntime, config: WorkerConfig, model: Path, engine: FakeEngine) -> str:
         """What discovery says of a worker, in the order in which it has become visible."""
         watch = runtime.discovery.watch("")

@@ -50,12 +50,13 @@ class LLMEngine(Protocol):
     def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         """Yields one output per engine step, the last with a finish_reason.
 
-        Closing the iterator early must free everything the request holds.
+        Closing the iterator early must free everything the request holds. Of a prefill worker, that is what it keeps
+        for others, as long as nobody has begun to fetch it: the iterator ends when all is fetched, or gone.
         """
         ...
 
     async def abort(self, request_id: str) -> None:
-        """Ends the request with FinishReason.CANCELLED; does nothing when it is not there."""
+        """Ends the request, with FinishReason.CANCELLED if it has not finished; does nothing when it is not there."""
         ...
 
     def load(self) -> list[WorkerLoad]:

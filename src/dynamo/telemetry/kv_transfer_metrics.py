@@ -41,7 +41,7 @@ class KvTransferMetrics(Collector):
         self.size_bytes = 0
         self.duration = HistogramChild(_BUCKETS_S)  # of those that succeeded, from the question to the last byte
         self.held = 0  # handoffs, now
-        self.expired = 0  # leases
+        self.expired = 0  # handoffs, that were held for as long as may be
 
     def collect(self) -> Iterable[Metric]:
         results = CounterMetricFamily(_PREFIX + "results", "Transfers of prompts to this worker", labels=("result",))
@@ -58,5 +58,5 @@ class KvTransferMetrics(Collector):
                 _PREFIX + "held", "Prompts prefilled for others, and kept for them", value=self.held
             )
         yield CounterMetricFamily(
-            _PREFIX + "expired", "Prompts that nobody fetched before their lease was over", value=self.expired
+            _PREFIX + "expired", "Prompts that were freed because nobody fetched them in time", value=self.expired
         )

@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import msgspec
 import pytest
 
+from dynamo.engines.base import EngineInfo
 from dynamo.engines.mocker.decode_role import DecodeRole
 from dynamo.engines.mocker.engine import MockerEngine
-from dynamo.engines.mocker.handoff import HandoffParams
+from dynamo.engines.mocker.handoff import Grant, HandoffParams
 from dynamo.engines.mocker.handoff_config import HandoffConfig
+from dynamo.engines.mocker.held_prefills import _Held
 from dynamo.engines.mocker.prefill_role import PrefillRole
 from dynamo.engines.mocker.real_transport import RealTransport
 from dynamo.engines.mocker.sampler import Sampler
@@ -20,6 +22,7 @@ from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.engines.mocker.transfer_model import TransferModel
+from dynamo.engines.worker import EngineEndpoint
 from dynamo.errors import HandoffLostError, InternalError, InvalidRequestError
 from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
@@ -35,13 +38,34 @@ SLOW = TransferModel(latency_ms=3_600_000.0, bytes_per_token=1024)  # nothing ev
 SIZE = SchedulerConfig(block_size=4, num_blocks=100, max_model_len=200)
 
 
+class Leg:
+    """A prefill leg as a frontend has it: its stream is open until the worker ends it, or close()."""
+
+    def __init__(self, endpoint: EngineEndpoint, request: PreprocessedRequest) -> None:
+        self.context = Context()
+        self.output: asyncio.Future[LLMEngineOutput] = asyncio.get_running_loop().create_future()  # the only one
+        self.stream = asyncio.create_task(self._read(endpoint, prefill_leg(request)))
+
+    async def close(self) -> None:
+        self.stream.cancel()
+        await asyncio.wait([self.stream])
+
+    async def _read(self, endpoint: EngineEndpoint, request: PreprocessedRequest) -> None:
+        async with closing(endpoint.generate(request, self.context)) as outputs:
+            async for output in outputs:
+                self.output.set_result(output)
+
+
 class Worker:
     """An engine, and what its tests look at."""
 
     def __init__(self, config: HandoffConfig, size: SchedulerConfig = SIZE, *, speedup_ratio: float = 0.0) -> None:
         self.scheduler = Scheduler(size, TimingModel(speedup_ratio=speedup_ratio), Sampler(range(1000)))
         self.engine = MockerEngine(self.scheduler, handoffs=config)
+        self.endpoint = EngineEndpoint(self.engine)
         self.metrics = self.engine.metrics
+        self.legs: list[Leg] = []
+        self.info = EngineInfo()
 
     async def serve(self, request: PreprocessedRequest) -> list[LLMEngineOutput]:
         """All outputs to a request."""
@@ -56,12 +80,27 @@ class Worker:
         load = self.scheduler.load
         await eventually(lambda: not (load().kv_used_blocks or load().waiting_requests or load().running_requests))
 
+    def begin(self, request: PreprocessedRequest) -> Leg:
+        """The prefill leg of a request; it is closed with the worker at the latest."""
+        leg = Leg(self.endpoint, request)
+        self.legs.append(leg)
+        return leg
+
+    async def close(self) -> None:
+        await self.engine.cleanup()
+        for leg in self.legs:
+            await leg.close()
+
     @property
-    def transport(self) -> RealTransport:
+    def role(self) -> PrefillRole | DecodeRole:
         role = self.engine._role
         assert isinstance(role, PrefillRole | DecodeRole)
-        assert isinstance(role._transport, RealTransport)
-        return role._transport
+        return role
+
+    @property
+    def transport(self) -> RealTransport:
+        assert isinstance(self.role._transport, RealTransport)
+        return self.role._transport
 
 
 class Fleet:
@@ -82,8 +121,8 @@ class Fleet:
     ) -> Worker:
         config = HandoffConfig(role=role, model=model, real_bytes=real_bytes, lease_s=lease_s)
         worker = Worker(config, size, speedup_ratio=speedup_ratio)
-        self._stack.push_async_callback(worker.engine.cleanup)
-        await worker.engine.start()
+        self._stack.push_async_callback(worker.close)
+        worker.info = await worker.engine.start()
         return worker
 
 
@@ -98,8 +137,8 @@ def prefill_leg(request: PreprocessedRequest) -> PreprocessedRequest:
 
 
 async def prefilled(worker: Worker, request: PreprocessedRequest) -> PreprocessedRequest:
-    """The decode leg of a request whose prefill leg a worker has served."""
-    (output,) = await worker.serve(prefill_leg(request))
+    """The decode leg of a request whose prompt a worker has prefilled; the stream of its prefill leg stays open."""
+    output = await within(worker.begin(request).output)
     assert output.finish_reason == FinishReason.LENGTH
     return msgspec.structs.replace(request, handoff=output.handoff)
 
@@ -137,6 +176,7 @@ async def test_the_answer_is_that_of_one_engine(
         assert outputs[0].cached_tokens == length - 1
         await prefill.empty()
         await decode.empty()
+        await within(prefill.legs[-1].stream)
     lacking = [0, 3, 0, 4, 21, 2] if prefix_caching else [0, 3, 4, 8, 29, 30]
     assert decode.metrics.tokens == sum(lacking)
     assert decode.metrics.ended == {"ok": sum(tokens > 0 for tokens in lacking)}
@@ -180,21 +220,29 @@ async def test_what_each_role_refuses(fleet: Fleet, request_of: MakeRequest) -> 
     foreign = msgspec.structs.replace(request, handoff=Handoff(engine="vllm", params=b""))
     broken = msgspec.structs.replace(request, handoff=Handoff(engine="mocker", params=b"?"))
 
-    for worker, refused in [
+    for worker in (decode, aggregated):
+        with pytest.raises(InvalidRequestError):
+            await worker.serve(prefill_leg(request))
+    for worker, useless in [
         (prefill, decode_leg),
-        (decode, prefill_leg(request)),
         (decode, foreign),
         (decode, broken),
-        (aggregated, prefill_leg(request)),
+        (aggregated, foreign),
         (aggregated, decode_leg),
     ]:
-        with pytest.raises(InvalidRequestError):
-            await worker.serve(refused)
+        with pytest.raises(HandoffLostError):
+            await worker.serve(useless)
     for worker in (prefill, decode):
         assert len(await worker.serve(request)) == 2
 
 
 _ROLES = (WorkerType.Prefill, WorkerType.Decode)
+
+
+async def test_each_role_tells_the_format_of_its_handoffs(fleet: Fleet) -> None:
+    roles = (*_ROLES, WorkerType.Aggregated)
+    formats = [(await fleet.worker(role, real_bytes=True)).info.handoff_format for role in roles]
+    assert formats == ["mocker/4/bytes/1024", "mocker/4/bytes/1024", ""]
 
 
 async def test_a_handoff_is_good_for_one_decode(fleet: Fleet, request_of: MakeRequest) -> None:
@@ -220,22 +268,36 @@ async def test_nobody_gets_what_was_begun_by_another(fleet: Fleet, request_of: M
     await prefill.empty()
 
 
+def _held(prefill: Worker) -> list[_Held]:
+    assert isinstance(prefill.role, PrefillRole)
+    return list(prefill.role._held._held.values())
+
+
 def _begun(prefill: Worker) -> bool:
-    role = prefill.engine._role
-    assert isinstance(role, PrefillRole)
-    return any(held.begun for held in role._held._held.values())
+    return any(held.begun for held in _held(prefill))
+
+
+async def test_an_open_stream_is_no_load_but_its_blocks(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    await prefilled(prefill, request_of(range(10)))
+    [[load]] = [loads async for loads in prefill.endpoint.load(None)]
+
+    assert (load.running_requests, load.waiting_requests, load.prefill_tokens, load.kv_used_blocks) == (0, 0, 0, 3)
+    assert not prefill.legs[0].stream.done()
 
 
 async def test_what_nobody_fetches_is_freed(
     fleet: Fleet, request_of: MakeRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prefill = await fleet.worker(WorkerType.Prefill, lease_s=0.05)
+    """However long its stream is open."""
+    prefill = await fleet.worker(WorkerType.Prefill, lease_s=0.005)
     decode = await fleet.worker(WorkerType.Decode)
     leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
     assert (prefill.metrics.held, prefill.scheduler.pool.used) == (1, 3)
     with caplog.at_level(logging.WARNING):
-        await prefill.empty()
+        await within(prefill.legs[0].stream)
 
+    await prefill.empty()
     assert (prefill.metrics.held, prefill.metrics.expired) == (0, 1)
     assert caplog.text.count("10 tokens") == 1
     with pytest.raises(HandoffLostError):
@@ -259,13 +321,69 @@ async def test_a_decode_worker_that_vanishes_does_not_keep_a_prompt(
 ) -> None:
     prefill = await fleet.worker(WorkerType.Prefill, lease_s=0.05)
     decode = await fleet.worker(WorkerType.Decode, model=SLOW)
-    role = decode.engine._role
-    assert isinstance(role, DecodeRole)
-    monkeypatch.setattr(role._receiver, "end", lambda params: None)
+    assert isinstance(decode.role, DecodeRole)
+    monkeypatch.setattr(decode.role._receiver, "end", lambda params: None)
     leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
     async with under_way(decode, leg):
         await prefill.empty()
     assert prefill.metrics.expired == 1
+
+
+async def test_what_waits_for_its_turn_outlives_the_time_of_a_transfer(
+    fleet: Fleet, request_of: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill, lease_s=0.1)
+    decode, vanishing = await fleet.worker(WorkerType.Decode), await fleet.worker(WorkerType.Decode, model=SLOW)
+    assert isinstance(vanishing.role, DecodeRole)
+    monkeypatch.setattr(vanishing.role._receiver, "end", lambda params: None)
+    waiting, begun = [await prefilled(prefill, request_of(range(s, s + 10), max_tokens=2)) for s in (0, 100)]
+    async with under_way(vanishing, begun):
+        await within(prefill.legs[1].stream)
+        assert (prefill.metrics.held, prefill.metrics.expired) == (1, 1)
+        assert len(await decode.serve(waiting)) == 2
+    await prefill.empty()
+
+
+# Streams that are closed, while nobody, or somebody, fetches
+
+
+@pytest.mark.parametrize("by", ["close", "stop"])
+async def test_what_nobody_will_fetch_is_freed_at_once(fleet: Fleet, request_of: MakeRequest, by: str) -> None:
+    prefill, decode = [await fleet.worker(role) for role in _ROLES]
+    request = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    leg, [held] = prefill.legs[0], _held(prefill)
+    if by == "close":
+        await leg.close()
+    else:
+        leg.context.stop_generating()
+        await within(leg.stream)
+
+    assert held.expiry.cancelled()
+    assert prefill.metrics.held == prefill.metrics.expired == prefill.scheduler.pool.used == 0
+    with pytest.raises(HandoffLostError, match="not held"):
+        await decode.serve(request)
+
+
+@pytest.mark.parametrize("by", ["close", "stop"])
+async def test_what_somebody_fetches_is_kept_until_it_has_it(fleet: Fleet, request_of: MakeRequest, by: str) -> None:
+    prefill = await fleet.worker(WorkerType.Prefill)
+    decode = await fleet.worker(WorkerType.Decode, model=TransferModel(latency_ms=200.0))
+    request = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    leg, [held] = prefill.legs[0], _held(prefill)
+    without_anybody = held.expiry
+    async with under_way(decode, request) as decoding:
+        await eventually(lambda: held.begun)
+        assert without_anybody.cancelled()
+        if by == "close":
+            await leg.close()
+        else:
+            leg.context.stop_generating()
+            await within(leg.stream)
+        assert (prefill.metrics.held, prefill.scheduler.pool.used) == (1, 3)
+        await within(asyncio.wait([decoding]))
+        assert decoding.exception() is None
+    await prefill.empty()
+    assert prefill.metrics.expired == 0
 
 
 async def test_room_that_is_held_is_given_to_the_next_when_it_is_fetched(fleet: Fleet, request_of: MakeRequest) -> None:
@@ -273,12 +391,11 @@ async def test_room_that_is_held_is_given_to_the_next_when_it_is_fetched(fleet: 
     prefill = await fleet.worker(WorkerType.Prefill, size=size)
     decode = await fleet.worker(WorkerType.Decode)
     leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
-    async with under_way(prefill, prefill_leg(request_of(range(100, 110)))) as second:
-        await eventually(lambda: not prefill.scheduler.has_work)
-        assert not second.done()
-        await decode.serve(leg)
-        await within(asyncio.wait([second]))
-        assert second.exception() is None
+    second = prefill.begin(request_of(range(100, 110)))
+    await eventually(lambda: prefill.scheduler.load().waiting_requests == 1 and not prefill.scheduler.has_work)
+    assert not second.output.done()
+    await decode.serve(leg)
+    await within(second.output)
 
 
 # Phases in which a request may be given up
@@ -291,13 +408,23 @@ async def test_given_up_before_its_prefill(fleet: Fleet, request_of: MakeRequest
     await prefill.empty()
 
 
-@pytest.mark.parametrize("real_bytes", [False, True])
-async def test_given_up_while_its_prefill_lasts(fleet: Fleet, request_of: MakeRequest, real_bytes: bool) -> None:
-    prefill = await fleet.worker(WorkerType.Prefill, speedup_ratio=1.0, real_bytes=real_bytes)
+async def test_given_up_while_its_prefill_lasts(
+    fleet: Fleet, request_of: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its blocks are somebody else's by the time at which they would be filled."""
+    prefill = await fleet.worker(WorkerType.Prefill, speedup_ratio=1.0, real_bytes=True)
+    prepared: list[SequenceState] = []
+
+    async def prepare(sequence: SequenceState) -> None:
+        prepared.append(sequence)
+
+    monkeypatch.setattr(prefill.transport, "prepare", prepare)
     async with under_way(prefill, prefill_leg(request_of(range(10)))):
         await eventually(lambda: prefill.scheduler.held == 1)
     await prefill.empty()
-    assert prefill.metrics.held == 0
+    await prefilled(prefill, request_of(range(5)))
+    assert [len(sequence.prompt) for sequence in prepared] == [5]
+    assert prefill.metrics.held == 1
 
 
 async def test_given_up_while_its_blocks_are_filled(
@@ -318,7 +445,7 @@ async def test_given_up_while_its_blocks_are_filled(
         await within(filling.wait())
         assert transport._arena.used == 3
     await prefill.empty()
-    role = prefill.engine._role
+    role = prefill.role
     assert isinstance(role, PrefillRole)
     assert role._handing_over
     go_on.set()
@@ -330,7 +457,7 @@ async def test_given_up_in_the_moment_in_which_it_is_handed_over(
     fleet: Fleet, request_of: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefill = await fleet.worker(WorkerType.Prefill)
-    role = prefill.engine._role
+    role = prefill.role
     assert isinstance(role, PrefillRole)
     hold = role._held.hold
 
@@ -444,7 +571,24 @@ async def test_a_holder_that_is_gone(fleet: Fleet, request_of: MakeRequest, real
     with pytest.raises(HandoffLostError):
         await decode.serve(leg)
     await decode.empty()
+    await eventually(lambda: not decode.role._agent._peers)
     assert len(await decode.serve(request)) == 2
+
+
+async def test_a_holder_that_has_a_defect(
+    fleet: Fleet, request_of: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = [await fleet.worker(role) for role in _ROLES]
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+
+    def grant(*_: object) -> Grant:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(prefill.role._transport, "grant", grant)
+    with pytest.raises(HandoffLostError, match="the holder has failed"):
+        await decode.serve(leg)
+    await decode.empty()
+    await prefill.empty()
 
 
 async def test_a_holder_that_goes_while_it_sends(fleet: Fleet, request_of: MakeRequest) -> None:

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from dynamo.engines.mocker.handoff import Begin, End, HandoffParams, decode_question
-from dynamo.errors import InvalidRequestError
+from dynamo.errors import HandoffLostError, InvalidRequestError
 from dynamo.protocols.disagg import Handoff
 
 
@@ -20,7 +20,7 @@ def test_params_travel_in_a_handoff() -> None:
     ],
 )
 def test_other_handoffs_are_refused(handoff: Handoff) -> None:
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(HandoffLostError):
         HandoffParams.of(handoff)
 
 

@@ -158,7 +158,6 @@ def test_a_decode_takes_its_blocks_and_waits_for_what_it_lacks(request_of: MakeR
     scheduler.received(sequence)
     first = scheduler.step()
     assert first.outputs[sequence].cached_tokens == 9
-    assert sequence.transferred_tokens == 9
     assert first.new_tokens == 0
     assert first.duration_s == TimingModel().step_s(new_tokens=0, decoding=True, usage=0.03)
     said = first.outputs[sequence].token_ids + run(scheduler)[sequence]
@@ -175,7 +174,6 @@ def test_what_is_in_the_cache_is_not_received(request_of: MakeRequest) -> None:
     assert scheduler.step().receiving == {sequence: 9}
     scheduler.received(sequence)
     assert scheduler.step().outputs[sequence].cached_tokens == 17
-    assert sequence.transferred_tokens == 9
 
 
 def test_who_lacks_nothing_goes_on_at_once(request_of: MakeRequest) -> None:
@@ -187,7 +185,17 @@ def test_who_lacks_nothing_goes_on_at_once(request_of: MakeRequest) -> None:
     assert scheduler.step().receiving == {sequence: 0}
     scheduler.received(sequence)  # says nothing new
     assert scheduler.step().outputs[sequence].cached_tokens == 8
-    assert sequence.transferred_tokens == 0
+
+
+def test_who_lacks_nothing_takes_a_place_at_once(request_of: MakeRequest) -> None:
+    scheduler = scheduler_of(max_num_seqs=1)
+    scheduler.add(request_of(range(9), max_tokens=1))
+    run(scheduler)
+    first, second = (scheduler.add(decode(request_of(range(9), max_tokens=1))) for _ in range(2))
+
+    assert scheduler.step().receiving == {first: 0}
+    assert scheduler.step().receiving == {}
+    assert scheduler.step().receiving == {second: 0}
 
 
 def test_others_find_what_was_received(request_of: MakeRequest) -> None:

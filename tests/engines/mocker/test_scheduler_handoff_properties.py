@@ -117,4 +117,4 @@ class HandoffMachine(SchedulerMachine):
 
 
 TestHandoffMachine = HandoffMachine.TestCase
-TestHandoffMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestHandoffMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

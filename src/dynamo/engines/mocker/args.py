@@ -75,7 +75,8 @@ class MockerConfig(DisaggregatedWorkerConfig):
         60.0,
         flag="--kv-handoff-timeout",
         metavar="SECONDS",
-        help="how long a prefill worker keeps a prompt that nobody fetches",
+        help="how long a decode worker may take to fetch a prompt; one that it has not begun to fetch is kept ten times"
+        " as long, and no longer than its request lives",
     )
     seed: int = option(0, flag="--seed", help="decides what the model says")
     data_parallel_size: int = option(

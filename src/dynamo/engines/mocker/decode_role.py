@@ -63,7 +63,10 @@ class DecodeRole:
     def step_ended(self, step: StepResult) -> None:
         pass
 
-    def give_up(self, sequence: SequenceState, *, handed_over: bool) -> None:
+    async def over(self, sequence: SequenceState) -> None:
+        pass
+
+    def give_up(self, sequence: SequenceState) -> None:
         params = self._handoffs.pop(sequence, None)
         if params is not None:
             self._receiver.end(params)

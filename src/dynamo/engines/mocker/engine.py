@@ -82,7 +82,9 @@ class MockerEngine:
         self._cache_events = CacheEvents()
         self._kv_events: KvEventSink | None = None
         self._arrival = asyncio.Event()
-        self._role = make_role(handoffs or HandoffConfig(), scheduler, self._mailboxes, self._arrival.set, self.metrics)
+        handoffs = handoffs or HandoffConfig()
+        self._role = make_role(handoffs, scheduler, self._mailboxes, self._arrival.set, self.metrics)
+        self._handoff_format = handoffs.format(scheduler.config.block_size)
         self._stepping: asyncio.Task[None] | None = None
         self._stopped: type[DynamoError] | None = None  # why nothing is served any more
         self._failed = asyncio.Event()
@@ -108,10 +110,14 @@ class MockerEngine:
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
             ),
+            handoff_format=self._handoff_format,
         )
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         """Yields one output per step, or per several steps to a slow consumer.
+
+        After the output with a handoff it ends when the KV cache has been fetched or is gone: as long as it is open,
+        somebody may still come for it.
 
         Raises InvalidRequestError for what can never be served, or not by a worker of this role, OverloadedError when
         too many requests wait, HandoffLostError when the request's handoff leads nowhere, UnavailableError once the
@@ -124,22 +130,22 @@ class MockerEngine:
         mailbox = self._mailboxes[sequence] = Mailbox(context.id())
         self._role.added(sequence, request)
         self._arrival.set()
-        output = None
         try:
-            while True:
+            finished = False
+            while not finished:
                 output = mailbox.take() or await mailbox.arrival()
+                finished = output.finish_reason is not None
                 yield output
-                if output.finish_reason is not None:
-                    return
+            await self._role.over(sequence)
         finally:
             self._mailboxes.pop(sequence, None)
-            self._role.give_up(sequence, handed_over=output is not None and output.handoff is not None)
+            self._role.give_up(sequence)
 
     async def abort(self, request_id: str) -> None:
         for sequence, mailbox in tuple(self._mailboxes.items()):
             if mailbox.request_id == request_id:
                 del self._mailboxes[sequence]
-                self._role.give_up(sequence, handed_over=False)
+                self._role.give_up(sequence)
                 mailbox.put(LLMEngineOutput(finish_reason=FinishReason.CANCELLED))
 
     def load(self) -> list[WorkerLoad]:

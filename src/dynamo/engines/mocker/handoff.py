@@ -2,7 +2,7 @@
 
 import msgspec
 
-from dynamo.errors import InvalidRequestError
+from dynamo.errors import HandoffLostError, InvalidRequestError
 from dynamo.protocols.disagg import Handoff
 
 ENGINE = "mocker"
@@ -16,13 +16,13 @@ class HandoffParams(msgspec.Struct, array_like=True, frozen=True):
 
     @classmethod
     def of(cls, handoff: Handoff) -> "HandoffParams":
-        """Raises InvalidRequestError for another engine's handoff, and for one that no mocker has made."""
+        """Raises HandoffLostError for another engine's handoff, and for one that no mocker has made."""
         if handoff.engine != ENGINE:
-            raise InvalidRequestError(f"this worker cannot use a handoff of the engine {handoff.engine!r}")
+            raise HandoffLostError(f"this worker cannot use a handoff of the engine {handoff.engine!r}")
         try:
             return msgspec.msgpack.decode(handoff.params, type=cls)
         except msgspec.DecodeError as error:
-            raise InvalidRequestError(f"the handoff is not one of a mocker's: {error}") from error
+            raise HandoffLostError(f"the handoff is not one of a mocker's: {error}") from error
 
     def handoff(self) -> Handoff:
         return Handoff(engine=ENGINE, params=msgspec.msgpack.encode(self))

@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import dataclass, field
 
+from dynamo.engines.mocker.handoff import ENGINE
 from dynamo.engines.mocker.kv_transport import KvTransport
 from dynamo.engines.mocker.modelled_transport import ModelledTransport
 from dynamo.engines.mocker.real_transport import RealTransport
@@ -18,9 +19,16 @@ class HandoffConfig:
 
     role: WorkerType = WorkerType.Aggregated
     host: str = "127.0.0.1"  # at which others reach this worker
-    lease_s: float = 60.0  # how long what was prefilled for others is kept for them
+    lease_s: float = 60.0  # how long a transfer may take, see HeldPrefills
     model: TransferModel = field(default_factory=TransferModel)
     real_bytes: bool = False  # they are moved, and how long that takes is not modelled
+
+    def format(self, block_size: int) -> str:
+        """Equal for workers that can hand over to each other; empty for such as don't. `block_size`: in tokens."""
+        if self.role is WorkerType.Aggregated:
+            return ""
+        transfer = f"bytes/{self.model.bytes_per_token}" if self.real_bytes else "model"
+        return f"{ENGINE}/{block_size}/{transfer}"
 
     def agent(self) -> Agent:
         """One that was not started, under a name that no other ever has."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -19,19 +19,24 @@ from dynamo.transfer import Notification
 
 logger = logging.getLogger(__name__)
 
+_UNASKED_LEASES = 10  # for which is kept what nobody comes for
+_BEGUN_LEASES = 2
+
 
 @dataclass(slots=True, kw_only=True)
 class _Held:
     sequence: SequenceState
     expiry: asyncio.TimerHandle
+    over: asyncio.Event = field(default_factory=asyncio.Event)  # nobody will come for it
     begun: bool = False  # somebody fetches it
 
 
 class HeldPrefills:
-    """Each is fetched once, or released when its lease is over.
+    """Each is fetched once. Until somebody comes for it, it is kept as long as its request lives: until give_up().
 
     Who wants to fetch asks first, and is granted the time of a lease from its question on. So that nobody ever reads
-    what is another prompt's by then, what was begun is kept for twice that time, unless its end is told.
+    what is another prompt's by then, what was begun is kept for twice that time, unless its end is told. A decode
+    worker's queue may be long; for a frontend that hangs, what nobody comes for is kept for ten times that time.
     """
 
     def __init__(
@@ -56,16 +61,34 @@ class HeldPrefills:
         """How others get at a prompt whose prefill has ended. `agent`: this worker's metadata."""
         await self._transport.prepare(sequence)
         params = HandoffParams(agent, secrets.token_bytes(16))
-        self._held[params.id] = _Held(sequence=sequence, expiry=self._expiry(params.id, self._lease_s))
+        self._held[params.id] = _Held(
+            sequence=sequence, expiry=self._expiry(params.id, _UNASKED_LEASES * self._lease_s)
+        )
         self._ids[sequence] = params.id
         self._metrics.held += 1
         return params.handoff()
 
+    async def over(self, sequence: SequenceState) -> None:
+        """Returns when it is not held any more, or was given up."""
+        held = self._find(sequence)
+        if held is not None:
+            await held.over.wait()
+
+    def give_up(self, sequence: SequenceState) -> None:
+        """Nobody passes its handoff on any more: frees it, unless somebody has begun to fetch it. Idempotent."""
+        held = self._find(sequence)
+        if held is not None and held.begun:
+            held.over.set()
+        else:
+            self.release(sequence)
+
     def release(self, sequence: SequenceState) -> None:
-        """Nobody will come for it any more. Idempotent."""
+        """Nobody needs it any more. Idempotent."""
         handoff_id = self._ids.pop(sequence, None)
         if handoff_id is not None:
-            self._held.pop(handoff_id).expiry.cancel()
+            held = self._held.pop(handoff_id)
+            held.expiry.cancel()
+            held.over.set()
             self._metrics.held -= 1
         self._transport.release(sequence)
         self._scheduler.release(sequence)
@@ -88,10 +111,14 @@ class HeldPrefills:
         for sequence in tuple(self._ids):
             self.release(sequence)
 
+    def _find(self, sequence: SequenceState) -> _Held | None:
+        handoff_id = self._ids.get(sequence)
+        return None if handoff_id is None else self._held[handoff_id]
+
     def _begin(self, held: _Held, begin: Begin) -> Grant:
         held.begun = True
         held.expiry.cancel()
-        held.expiry = self._expiry(begin.id, 2 * self._lease_s)
+        held.expiry = self._expiry(begin.id, _BEGUN_LEASES * self._lease_s)
         return self._transport.grant(held.sequence, begin, self._lease_s)
 
     def _expiry(self, handoff_id: bytes, after_s: float) -> asyncio.TimerHandle:

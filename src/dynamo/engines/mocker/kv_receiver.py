@@ -9,6 +9,7 @@ from functools import partial
 import msgspec
 
 from dynamo.engines.mocker.handoff import Begin, End, Grant, HandoffParams, Question
+from dynamo.engines.mocker.holders import Holders
 from dynamo.engines.mocker.kv_transport import KvTransport
 from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.errors import (
@@ -36,6 +37,7 @@ class KvReceiver:
     def __init__(self, agent: Agent, transport: KvTransport, metrics: KvTransferMetrics, *, block_size: int) -> None:
         """`block_size`: in tokens."""
         self._agent = agent
+        self._holders = Holders(agent)
         self._transport = transport
         self._metrics = metrics
         self._block_size = block_size
@@ -91,11 +93,12 @@ class KvReceiver:
         first_block = sequence.computed // self._block_size
         end_block = -(-(sequence.computed + tokens) // self._block_size)
         begin = Begin(id=params.id, tokens=tokens, first_block=first_block, blocks=end_block - first_block)
-        grant = msgspec.msgpack.decode(await self._ask(params, begin), type=Grant)
-        size_bytes = await self._transport.fetch(sequence, begin, grant, began_s + grant.lease_s)
-        told = not self._transport.notices_loss
-        if told:
-            await self._ask(params, End(id=params.id))  # if it is gone, it has not sent all
+        with self._holders.using(params.agent) as holder:
+            grant = msgspec.msgpack.decode(await self._ask(holder, begin), type=Grant)
+            size_bytes = await self._transport.fetch(sequence, begin, grant, began_s + grant.lease_s)
+            told = not self._transport.notices_loss
+            if told:
+                await self._ask(holder, End(id=params.id))  # if it is gone, it has not sent all
         self._metrics.tokens += tokens
         self._metrics.size_bytes += size_bytes
         self._metrics.duration.observe(time.monotonic() - began_s)
@@ -103,12 +106,12 @@ class KvReceiver:
 
     async def _tell_end(self, params: HandoffParams) -> None:
         try:
-            await self._ask(params, End(id=params.id))
+            with self._holders.using(params.agent) as holder:
+                await self._ask(holder, End(id=params.id))
         except DynamoError as error:
             logger.debug("a holder has not heard that its prompt is not needed any more: %s", error)
 
-    async def _ask(self, params: HandoffParams, question: Question) -> bytes:
-        holder = self._agent.add_peer(params.agent)
+    async def _ask(self, holder: str, question: Question) -> bytes:
         try:
             return await self._agent.ask(holder, msgspec.msgpack.encode(question), timeout_s=ANSWER_TIMEOUT_S)
         except ConnectionLostError:

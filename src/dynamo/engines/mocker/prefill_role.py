@@ -64,10 +64,13 @@ class PrefillRole:
             self._handing_over.add(task)
             task.add_done_callback(self._handing_over.discard)
 
-    def give_up(self, sequence: SequenceState, *, handed_over: bool) -> None:
+    async def over(self, sequence: SequenceState) -> None:
+        await self._held.over(sequence)
+
+    def give_up(self, sequence: SequenceState) -> None:
         self._scheduler.abort(sequence)
-        if sequence.prefill_only and not handed_over:
-            self._held.release(sequence)
+        if sequence.prefill_only:
+            self._held.give_up(sequence)
 
     async def _hand_over(self, sequence: SequenceState, output: LLMEngineOutput) -> None:
         if sequence in self._mailboxes:

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from dynamo.engines.mocker.scheduler import Scheduler, StepResult
 from dynamo.engines.mocker.sequence import SequenceState
-from dynamo.errors import InvalidRequestError
+from dynamo.errors import HandoffLostError, InvalidRequestError
 from dynamo.protocols.generation import PreprocessedRequest
 
 
@@ -20,7 +20,7 @@ class Role(Protocol):
         ...
 
     def check(self, request: PreprocessedRequest) -> None:
-        """Raises InvalidRequestError for what is another role's."""
+        """Raises InvalidRequestError for what is another role's, HandoffLostError for a handoff that is of no use."""
         ...
 
     def added(self, sequence: SequenceState, request: PreprocessedRequest) -> None:
@@ -35,11 +35,12 @@ class Role(Protocol):
         """The outputs are due. What it takes out of them, it delivers itself."""
         ...
 
-    def give_up(self, sequence: SequenceState, *, handed_over: bool) -> None:
-        """Nobody waits for outputs of this sequence any more: frees what it holds, at once or very soon.
+    async def over(self, sequence: SequenceState) -> None:
+        """Called when its last output was taken: returns when nobody will come for what it holds, or at give_up()."""
+        ...
 
-        `handed_over`: somebody was told how to get at its KV cache.
-        """
+    def give_up(self, sequence: SequenceState) -> None:
+        """Nobody waits for this sequence any more: frees what it holds, at once or very soon. Idempotent."""
         ...
 
 
@@ -68,7 +69,10 @@ class AggregatedRole:
     def step_ended(self, step: StepResult) -> None:
         pass
 
-    def give_up(self, sequence: SequenceState, *, handed_over: bool) -> None:
+    async def over(self, sequence: SequenceState) -> None:
+        pass
+
+    def give_up(self, sequence: SequenceState) -> None:
         self._scheduler.abort(sequence)
 
 
@@ -79,6 +83,6 @@ def refuse_prefill_only(request: PreprocessedRequest) -> None:
 
 
 def refuse_handoff(request: PreprocessedRequest) -> None:
-    """Raises InvalidRequestError where there is one."""
+    """Raises HandoffLostError where there is one."""
     if request.handoff is not None:
-        raise InvalidRequestError("this worker takes no handoffs: it is no --disaggregation-mode decode")
+        raise HandoffLostError("this worker takes no handoffs: it is no --disaggregation-mode decode")

@@ -252,7 +252,6 @@ class Scheduler:
         return lacking
 
     def _arrive(self, sequence: SequenceState) -> None:
-        sequence.transferred_tokens = sequence.length - 1 - sequence.computed
         sequence.cached_tokens = sequence.computed = sequence.length - 1
         self._share(sequence, sequence.computed)
         self._arrived.append(sequence)

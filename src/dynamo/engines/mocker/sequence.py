@@ -33,7 +33,6 @@ class SequenceState:
         "seed",
         "shared_blocks",
         "stretch_end",
-        "transferred_tokens",
         "upcoming",
     )
 
@@ -62,7 +61,6 @@ class SequenceState:
         self.shared_blocks = 0  # of these, the first ones, which the pool knows by their hashes
         self.block_hashes: HashArray = hash_array()  # of the full blocks, as far as needed until now
         self.cached_tokens: int | None = None  # of the prompt, that needed no prefill after the first admission
-        self.transferred_tokens = 0  # of these, the ones that came from another worker
         self.finished = False
 
     @property
