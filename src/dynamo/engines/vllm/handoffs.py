@@ -61,7 +61,7 @@ class Handoffs:
         return dict(_PREFILL)
 
     def received(self, request: PreprocessedRequest) -> ReceivedHandoff | None:
-        """Raises HandoffLostError when it comes too late, or is none for this worker: so it has to be prefilled here."""
+        """Raises HandoffLostError when it comes too late, or is none for this worker: it has to be prefilled here."""
         handoff = request.handoff
         if handoff is None:
             return None
