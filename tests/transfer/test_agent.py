@@ -19,12 +19,13 @@ from dynamo.errors import (
     DeadlineExceededError,
     InternalError,
     InvalidRequestError,
+    NotFoundError,
     OverloadedError,
     UnsupportedFeatureError,
 )
 from dynamo.runtime.context import Context
 from dynamo.testing import eventually, within
-from dynamo.transfer import Agent, Blocks, TransferState, agent, backends, cma, regions
+from dynamo.transfer import Agent, Blocks, Notification, TransferState, agent, backends, cma, regions
 from dynamo.transfer.agent import ChecksumRequest
 from dynamo.transfer.checksum import checksum_of_memory
 from dynamo.transfer.metadata import AgentMetadata
@@ -180,6 +181,42 @@ async def test_notifications_to_who_is_gone() -> None:
             near.add_peer(far.metadata())
         with pytest.raises((ConnectionLostError, DeadlineExceededError)):
             await within(near.notify("b", b"", timeout_s=2))
+
+
+async def test_questions_are_answered_by_who_has_said_how() -> None:
+    async with Agent("a") as near, Agent("b") as far:
+        near.add_peer(far.metadata())
+        with pytest.raises(NotFoundError, match="'b'"):
+            await within(near.ask("b", b"?"))
+
+        async def answer(question: Notification) -> bytes:
+            if question.payload == b"?":
+                raise OverloadedError("not now")
+            return question.sender.encode() + question.payload
+
+        far.answer_with(answer)
+        assert await within(near.ask("b", b"!")) == b"a!"
+        with pytest.raises(OverloadedError, match="not now"):
+            await within(near.ask("b", b"?"))
+
+
+async def test_a_question_has_a_deadline() -> None:
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def never(_: Notification) -> bytes:
+        asked.set()
+        try:
+            return await asyncio.Future[bytes]()
+        finally:
+            ended.set()
+
+    async with Agent("a") as near, Agent("b") as far:
+        near.add_peer(far.metadata())
+        far.answer_with(never)
+        with pytest.raises(DeadlineExceededError):
+            await within(near.ask("b", b"?", timeout_s=0.1))
+        await within(asked.wait())
+        await within(ended.wait())  # nobody goes on working for an answer that nobody wants
 
 
 async def test_what_does_not_work_is_said_and_the_next_one_taken(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
@@ -61,6 +61,9 @@ class Notification(msgspec.Struct, array_like=True, frozen=True):
     payload: bytes
 
 
+Answerer = Callable[[Notification], Awaitable[bytes]]
+
+
 class ChecksumRequest(msgspec.Struct, array_like=True, frozen=True):
     """A peer asks for the checksum of this agent's memory."""
 
@@ -85,6 +88,7 @@ class Agent:
         self._leaving: set[asyncio.Task[None]] = set()  # peers that were removed
         self._under_way = 0
         self._notifications: asyncio.Queue[Notification] = asyncio.Queue(NOTIFICATIONS_MAX)
+        self._answerer: Answerer | None = None
         self._plane = TcpPlane(host)
         self._channels = Channels(self._plane)
         self._listener: Listener | None = None
@@ -93,6 +97,7 @@ class Agent:
         self._stack = AsyncExitStack()
         self._handlers: dict[str, PayloadHandler] = {
             "notify": payload_handler(self._on_notify, Notification),
+            "ask": payload_handler(self._on_ask, Notification),
             "checksum": payload_handler(self._on_checksum, ChecksumRequest),
         }
 
@@ -256,6 +261,18 @@ class Agent:
         while True:
             yield await self._notifications.get()
 
+    # Questions
+
+    async def ask(self, peer: str, payload: bytes, *, timeout_s: float = TIMEOUT_S) -> bytes:
+        """What the peer answers. Raises what its answerer does, and what notify() does."""
+        context = Context(deadline_s=time.monotonic() + timeout_s)
+        answer: bytes = await self._call(self._peer(peer), "ask", Notification(self.name, payload), context)
+        return answer
+
+    def answer_with(self, answerer: Answerer) -> None:
+        """Who answers what peers ask from now on; a DynamoError that it raises is the asking one's."""
+        self._answerer = answerer
+
     # How
 
     def _begin(self, local: Blocks, remote: Blocks, timeout_s: float, *, write: bool, checksum: bool) -> Transfer:
@@ -396,6 +413,11 @@ class Agent:
         except asyncio.QueueFull:
             raise OverloadedError(f"{NOTIFICATIONS_MAX} notifications wait for a reader") from None
         yield None
+
+    async def _on_ask(self, message: Notification) -> AsyncIterator[bytes]:
+        if self._answerer is None:
+            raise NotFoundError(f"{self.name!r} answers no questions")
+        yield await self._answerer(message)
 
     async def _on_checksum(self, request: ChecksumRequest, context: Context) -> AsyncIterator[int]:
         remaining_s = context.remaining_s()

@@ -282,5 +282,9 @@ def test_the_queue_is_bounded(request_of: MakeRequest) -> None:
         scheduler.add(request_of([1]))
 
 
-def test_a_step_without_work_is_empty() -> None:
-    assert scheduler_of().step() == StepResult(outputs={}, duration_s=0.0, new_tokens=0)
+def test_a_step_without_work_is_empty(request_of: MakeRequest) -> None:
+    scheduler = scheduler_of()
+    assert scheduler.step() == StepResult(outputs={}, duration_s=0.0, new_tokens=0)
+
+    scheduler.add(request_of([1]))
+    assert scheduler.has_work

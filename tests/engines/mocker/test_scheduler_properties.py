@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dynamo.engines.mocker.sampler import Sampler
-from dynamo.engines.mocker.scheduler import Scheduler
+from dynamo.engines.mocker.scheduler import Scheduler, StepResult
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.engines.mocker.timing import TimingModel
@@ -85,6 +85,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
+        self.checked_step()
+
+    def checked_step(self) -> StepResult:
         scheduler = self.scheduler
         decoding = list(scheduler._decoding)
         result = scheduler.step()
@@ -97,6 +100,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(output.token_ids) == 1
             assert (output.cached_tokens is not None) == (not self.outputs[sequence])
             self.outputs[sequence].append(output)
+        return result
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -104,15 +108,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         sequence = data.draw(st.sampled_from(list(self.requests)))
         self.scheduler.abort(sequence)
         if not self.ended(sequence):
-            del self.requests[sequence]
+            self.forget(sequence)
+
+    def forget(self, sequence: SequenceState) -> None:
+        """It will say nothing more."""
+        del self.requests[sequence]
 
     @invariant()
     def no_block_is_lost(self) -> None:
         pool = self.scheduler.pool
         scheduler = self.scheduler
-        running = [*scheduler._decoding, *([scheduler._prefilling] if scheduler._prefilling else [])]
-        shared = Counter(h for sequence in running for h in sequence.block_hashes[: sequence.shared_blocks])
-        private = sum(sequence.blocks - sequence.shared_blocks for sequence in running)
+        holders = self.holders()
+        shared = Counter(h for sequence in holders for h in sequence.block_hashes[: sequence.shared_blocks])
+        private = sum(sequence.blocks - sequence.shared_blocks for sequence in holders)
 
         assert pool._users == shared
         assert pool.used == len(shared) + private
@@ -150,6 +158,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.pool.used == 0
         for sequence, request in self.requests.items():
             assert self.said(sequence) == alone(request, self.scheduler.config.context_length)
+
+    def holders(self) -> list[SequenceState]:
+        """Who has blocks."""
+        scheduler = self.scheduler
+        return [*scheduler._decoding, *([scheduler._prefilling] if scheduler._prefilling else [])]
 
     def said(self, sequence: SequenceState) -> list[int]:
         return [token_id for output in self.outputs[sequence] for token_id in output.token_ids]

@@ -1,7 +1,9 @@
 """Continuous batching in the manner of vLLM v1: which sequences a step serves, and what it yields."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import msgspec
 
 from dynamo.engines.mocker.block_pool import BlockPool, CacheObserver
 from dynamo.engines.mocker.sampler import Sampler
@@ -9,9 +11,11 @@ from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.errors import ContextLengthExceededError, InvalidRequestError, OverloadedError
-from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, StopConditions
 from dynamo.protocols.load import WorkerLoad
 from dynamo.tokens import block_seed, hash_array
+
+_ONE_TOKEN = StopConditions(max_tokens=1, ignore_eos=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +25,7 @@ class StepResult:
     outputs: dict[SequenceState, LLMEngineOutput]
     duration_s: float  # how long the simulated engine takes for it; the outputs are due when it ends
     new_tokens: int  # prefilled
+    receiving: dict[SequenceState, int] = field(default_factory=dict)  # began to: prompt tokens that each lacks
 
 
 class Scheduler:
@@ -31,6 +36,11 @@ class Scheduler:
     a decoding sequence finds no block for its next token, the newest one gives up its blocks and goes back to the
     front of the queue; it will be prefilled again, with what it has said, and go on from there. The oldest never has
     to yield, and add() refuses what would not fit even alone, so every sequence gets to its end.
+
+    Prefill and decode may be the work of two schedulers. A sequence that is prefill_only ends with its first token and
+    is held then, blocks and all, until release(). One with a handoff gets all its blocks when its turn comes, but
+    what of its prompt is not in the cache is received: it stands aside until received(), and decodes from the next step
+    on. Neither gives way to others: where they hold what the oldest needs, it has to wait for them.
     """
 
     def __init__(
@@ -44,7 +54,11 @@ class Scheduler:
         self._waiting: deque[SequenceState] = deque()
         self._prefilling: SequenceState | None = None  # newer than all that decode
         self._decoding: list[SequenceState] = []  # oldest first
+        self._receiving: set[SequenceState] = set()
+        self._arrived: list[SequenceState] = []  # have received all; decode from the next step on
+        self._held: set[SequenceState] = set()  # prefilled for somebody else
         self._finished: list[SequenceState] = []  # in this step
+        self._stuck = False  # nobody waiting can be admitted before something is released
         self._generated_tokens = 0
 
     def add(self, request: PreprocessedRequest) -> SequenceState:
@@ -55,34 +69,68 @@ class Scheduler:
         if len(self._waiting) >= self.config.max_num_waiting:
             raise OverloadedError(f"{len(self._waiting)} requests are waiting already")
         room = _room_for_output(request, self.config.context_length)
-        seed = block_seed(cache_salt=request.cache_salt)
-        sequence = SequenceState(request.token_ids, self._sampler.script(request, room), seed)
+        if request.prefill_only:
+            request = msgspec.structs.replace(request, stop_conditions=_ONE_TOKEN)
+        sequence = SequenceState(
+            request.token_ids,
+            self._sampler.script(request, room),
+            block_seed(cache_salt=request.cache_salt),
+            prefill_only=request.prefill_only,
+            remote=request.handoff is not None,
+        )
         self._waiting.append(sequence)
         return sequence
 
     def abort(self, sequence: SequenceState) -> None:
-        """Ends a sequence and frees what it holds, at once; does nothing when it has ended."""
+        """Ends a sequence and frees what it holds, at once; does nothing when it has ended.
+
+        For one that is being received: nothing may be written into its blocks any more.
+        """
         if sequence.finished:
             return
         sequence.finished = True
         if sequence is self._prefilling:
             self._prefilling = None
+        elif sequence in self._receiving:
+            self._receiving.remove(sequence)
+        elif sequence in self._arrived:
+            self._arrived.remove(sequence)
         elif sequence.blocks:
             self._decoding.remove(sequence)
         else:
             self._waiting.remove(sequence)
         self._release(sequence)
 
+    def received(self, sequence: SequenceState) -> None:
+        """What a sequence lacked has come: it decodes from the next step on, and others find its blocks.
+
+        Does nothing when it does not receive, or has ended.
+        """
+        if sequence in self._receiving:
+            self._receiving.remove(sequence)
+            self._arrive(sequence)
+
+    def release(self, sequence: SequenceState) -> None:
+        """Frees what a prefill_only sequence has held since its end; does nothing when it holds nothing."""
+        if sequence in self._held:
+            self._held.remove(sequence)
+            self._release(sequence)
+
+    @property
+    def held(self) -> int:
+        """Sequences that were prefilled for somebody else and are not released yet."""
+        return len(self._held)
+
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self._decoding or self._prefilling or self._waiting)
+        """Whether a step would do anything before received(), release() or abort() are called again."""
+        return bool(self._decoding or self._prefilling or self._arrived or (self._waiting and not self._stuck))
 
     def load(self) -> WorkerLoad:
-        """How busy the engine is."""
+        """How busy the engine is. Who receives is waiting; what is held is in use."""
         return WorkerLoad(
             running_requests=len(self._decoding) + (self._prefilling is not None),
-            waiting_requests=len(self._waiting),
+            waiting_requests=len(self._waiting) + len(self._receiving) + len(self._arrived),
             kv_used_blocks=self.pool.used,
             kv_total_blocks=self.pool.num_blocks,
             generated_tokens=self._generated_tokens,
@@ -91,14 +139,18 @@ class Scheduler:
     def step(self) -> StepResult:
         """One pass of the simulated model."""
         outputs: dict[SequenceState, LLMEngineOutput] = {}
+        receiving: dict[SequenceState, int] = {}
         self._decode(outputs)
+        if self._arrived:
+            self._join(outputs)
         decoded = len(outputs)
-        new_tokens = self._prefill(outputs, budget=self.config.max_num_batched_tokens - decoded)
+        new_tokens = self._prefill(outputs, receiving, budget=self.config.max_num_batched_tokens - decoded)
         usage = self.pool.used / self.pool.num_blocks
         self._generated_tokens += len(outputs)
+        self._stuck = bool(self._waiting) and not (outputs or new_tokens or receiving)
         self._retire()
         duration_s = self._timing.step_s(new_tokens=new_tokens, decoding=decoded > 0, usage=usage)
-        return StepResult(outputs=outputs, duration_s=duration_s, new_tokens=new_tokens)
+        return StepResult(outputs=outputs, duration_s=duration_s, new_tokens=new_tokens, receiving=receiving)
 
     def _decode(self, outputs: dict[SequenceState, LLMEngineOutput]) -> None:
         """One token for each decoding sequence. This loop is the hot path."""
@@ -143,13 +195,27 @@ class Scheduler:
             sequence.finished = True
             self._finished.append(sequence)
 
-    def _prefill(self, outputs: dict[SequenceState, LLMEngineOutput], *, budget: int) -> int:
+    def _join(self, outputs: dict[SequenceState, LLMEngineOutput]) -> None:
+        """Those that have received decode from here on: their prompt's last token is computed as any that they said.
+
+        The budget has room for it: they were counted as running when they were admitted.
+        """
+        for sequence in self._arrived:
+            outputs[sequence] = self._start_decoding(sequence)
+        self._arrived.clear()
+
+    def _prefill(
+        self, outputs: dict[SequenceState, LLMEngineOutput], receiving: dict[SequenceState, int], *, budget: int
+    ) -> int:
         """Computes up to `budget` prompt tokens; returns how many."""
         left = budget
         while left:
             sequence = self._prefilling or self._admit(left)
             if sequence is None:
                 break
+            if sequence.remote:
+                receiving[sequence] = self._receive(sequence)
+                continue
             chunk = min(left, sequence.length - sequence.computed)
             left -= chunk
             sequence.computed += chunk
@@ -163,7 +229,8 @@ class Scheduler:
 
     def _admit(self, budget: int) -> SequenceState | None:
         """Takes the next waiting sequence with all the blocks for its prompt; None when there is no room."""
-        if not self._waiting or len(self._decoding) >= self.config.max_num_seqs:
+        running = len(self._decoding) + len(self._receiving) + len(self._arrived)
+        if not self._waiting or running >= self.config.max_num_seqs:
             return None
         sequence = self._waiting[0]
         block_size = self.config.block_size
@@ -171,7 +238,8 @@ class Scheduler:
         hashes = sequence.hashes(full_blocks, block_size) if self.config.enable_prefix_caching else hash_array()
         reused = hashes[: self.pool.match(hashes)]
         computed = len(reused) * block_size
-        if not self.config.enable_chunked_prefill and sequence.length - computed > budget:
+        to_compute = 0 if sequence.remote else sequence.length - computed
+        if not self.config.enable_chunked_prefill and to_compute > budget:
             return None
         blocks = -(-sequence.length // block_size)
         if not self.pool.allocate(blocks - len(reused), reused):
@@ -181,6 +249,25 @@ class Scheduler:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = computed
         return sequence
+
+    def _receive(self, sequence: SequenceState) -> int:
+        """Sets a sequence aside that has just been admitted; how many tokens it lacks.
+
+        That is all but what was in the cache and the last one, which is computed in any case, to get the next one.
+        """
+        sequence.remote = False  # should it have to give way one day, it is prefilled here
+        lacking = sequence.length - 1 - sequence.computed
+        if lacking:
+            self._receiving.add(sequence)
+        else:
+            self._arrive(sequence)
+        return lacking
+
+    def _arrive(self, sequence: SequenceState) -> None:
+        sequence.transferred_tokens = sequence.length - 1 - sequence.computed
+        sequence.cached_tokens = sequence.computed = sequence.length - 1
+        self._share(sequence, sequence.computed)
+        self._arrived.append(sequence)
 
     def _start_decoding(self, sequence: SequenceState) -> LLMEngineOutput:
         """The token that a finished prefill yields: the first of the output, unless there was a preemption."""
@@ -202,14 +289,18 @@ class Scheduler:
             sequence.shared_blocks = full_blocks
 
     def _retire(self) -> None:
-        """Frees what the sequences that finished in this step held."""
+        """Frees what the sequences that finished in this step held, unless somebody is to fetch it."""
         if self._finished:
             self._decoding = [sequence for sequence in self._decoding if not sequence.finished]
             for sequence in self._finished:
-                self._release(sequence)
+                if sequence.prefill_only:
+                    self._held.add(sequence)
+                else:
+                    self._release(sequence)
             self._finished.clear()
 
     def _release(self, sequence: SequenceState) -> None:
+        self._stuck = False
         shared = sequence.shared_blocks
         self.pool.release(sequence.blocks - shared, sequence.block_hashes[:shared])
         sequence.rewind()

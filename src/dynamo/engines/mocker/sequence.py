@@ -26,26 +26,43 @@ class SequenceState:
         "cached_tokens",
         "computed",
         "finished",
+        "prefill_only",
         "prompt",
+        "remote",
         "script",
         "seed",
         "shared_blocks",
         "stretch_end",
+        "transferred_tokens",
         "upcoming",
     )
 
-    def __init__(self, prompt: TokenArray, script: Script, seed: int = HASH_SEED) -> None:
-        """`seed` of its block hashes: see dynamo.tokens.block_seed()."""
+    def __init__(
+        self,
+        prompt: TokenArray,
+        script: Script,
+        seed: int = HASH_SEED,
+        *,
+        prefill_only: bool = False,
+        remote: bool = False,
+    ) -> None:
+        """`seed` of its block hashes: see dynamo.tokens.block_seed().
+
+        `prefill_only`: it keeps its blocks at its end, for somebody to fetch. `remote`: somebody else has prefilled it.
+        """
         self.prompt = prompt
         self.script = script
         self.seed = seed
+        self.prefill_only = prefill_only
+        self.remote = remote  # False again once it has been admitted
         self.upcoming: list[int] = []  # last token first
         self.stretch_end = 0  # output tokens once `upcoming` is used up
         self.computed = 0  # tokens whose KV the prefill has computed
         self.blocks = 0  # held in the pool
         self.shared_blocks = 0  # of these, the first ones, which the pool knows by their hashes
         self.block_hashes: HashArray = hash_array()  # of the full blocks, as far as needed until now
-        self.cached_tokens: int | None = None  # of the prompt, found in the cache at the first admission
+        self.cached_tokens: int | None = None  # of the prompt, that needed no prefill after the first admission
+        self.transferred_tokens = 0  # of these, the ones that came from another worker
         self.finished = False
 
     @property
