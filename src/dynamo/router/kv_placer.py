@@ -123,13 +123,9 @@ class KvPlacer:
 
     async def prospect(self, request: PreprocessedRequest, instances: Sequence[int]) -> Prospect | None:
         try:
-            decision = self.look(self._routing(request, instances, pinned=False, explain=True))
+            return self.scheduler.prospect(self._routing(request, instances, pinned=False, explain=False), _now_s())
         except NoInstancesError:
             return None
-        (chosen,) = (candidate for candidate in decision.candidates if candidate.worker == decision.worker)
-        return Prospect(
-            cached_tokens=decision.overlap.total * self.scheduler.block_size, waiting_tokens=chosen.prefill_tokens
-        )
 
     def _routing(
         self, request: PreprocessedRequest, instances: Sequence[int], *, pinned: bool, explain: bool

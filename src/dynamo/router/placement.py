@@ -3,11 +3,11 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dynamo.errors import InvalidRequestError
 from dynamo.protocols.generation import PreprocessedRequest, WorkerId
+from dynamo.router.routing import Prospect as Prospect
 from dynamo.router.selection import RouterMode, make_selector
 from dynamo.runtime.context import Context
 from dynamo.runtime.stage import Deliver
@@ -28,14 +28,6 @@ class Placement(Protocol):
     def end(self) -> None:
         """The worker is done with the request, or was given up. Called once."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prospect:
-    """What a prompt would find at the worker that it would be given now, in tokens."""
-
-    cached_tokens: int  # of the prompt
-    waiting_tokens: int  # that the worker has to prefill before
 
 
 class Placer(Protocol):

@@ -60,3 +60,11 @@ class RoutingDecision:
     queued_s: float = 0.0
     no_overlap_reason: str | None = None  # where the overlap is 0
     candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """What a prompt would find at the worker that it would be given now, in tokens."""
+
+    cached_tokens: int  # of the prompt
+    waiting_tokens: int  # that the worker has to prefill before

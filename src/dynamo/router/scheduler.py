@@ -18,7 +18,7 @@ from dynamo.router.load_reports import LoadReports
 from dynamo.router.prefix_caches import PrefixCaches, PromptMatch
 from dynamo.router.queue import RequestQueue
 from dynamo.router.radix_tree import NO_OVERLAP, Overlap, RadixTree
-from dynamo.router.routing import Candidate, RoutingDecision, RoutingRequest, WorkerLimits
+from dynamo.router.routing import Candidate, Prospect, RoutingDecision, RoutingRequest, WorkerLimits
 from dynamo.router.sequences import ActiveSequences, WorkerActivity
 
 # Running requests that a worker may have: so many times the mean of all workers, and some more, where there are few.
@@ -150,6 +150,14 @@ class KvScheduler:
         """What submit() would choose now, without queue and without consequences. Raises NoInstancesError."""
         request.arrived_s = now_s
         return self._decide(request, self._candidates(request), now_s)
+
+    def prospect(self, request: RoutingRequest, now_s: float) -> Prospect:
+        """What the request would find where look() would send it. Raises NoInstancesError."""
+        decision = self.look(request, now_s)
+        return Prospect(
+            cached_tokens=decision.overlap.total * self.block_size,
+            waiting_tokens=self._workers[decision.worker].activity.prefill_tokens,
+        )
 
     def first_token(self, request_id: str, now_s: float) -> None:
         """The prompt is prefilled. Ids that are not known are passed over, here and below."""
