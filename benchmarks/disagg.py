@@ -1,0 +1,153 @@
+"""`python -m benchmarks.disagg [TRACE]`: goodput of aggregated and disaggregated fleets of the same size.
+
+Virtual time, the simulated engine's own timing, independent arrivals. Goodput is the requests per second that met both
+targets, at the highest rate at which nine in ten do.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.disagg_config import DisaggBenchConfig, WorkloadName
+from benchmarks.disagg_fleets import FleetPlan, Run
+from benchmarks.disagg_report import Row, goodput_table, threshold_table
+from benchmarks.disagg_workloads import Workload, make_workload
+from benchmarks.goodput import Outcome, Targets, search
+from dynamo.config import add_arguments, from_namespace
+from dynamo.engines.mocker.transfer_model import TransferModel
+from dynamo.errors import ConfigError, DynamoError
+from dynamo.router.disagg import DisaggConfig
+
+LENGTHS = (0, 512, 1024, 2048, 4096)  # --max-local-prefill-length, tokens
+QUEUES = (8192, 16384, 32768, 65536, 131072)  # --max-prefill-queue-tokens
+JOBS = 2
+
+Find = Callable[[Sequence[FleetPlan], float], list[Row]]  # the goodput of fleets; where to begin, requests/s
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.disagg",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("trace", metavar="TRACE", type=Path, nargs="?", default=None, help="in Mooncake's format")
+    parser.add_argument("--plot", metavar="PNG", type=Path, default=None, help="draw the figures (needs matplotlib)")
+    parser.add_argument("--jobs", metavar="N", type=int, default=JOBS, help="processes (default: %(default)s)")
+    add_arguments(DisaggBenchConfig, parser)
+    namespace = parser.parse_args(argv)
+    try:
+        if namespace.jobs < 1:
+            raise ConfigError(f"--jobs must be at least 1, not {namespace.jobs}")
+        _measure(namespace.trace, from_namespace(DisaggBenchConfig, namespace), namespace.jobs, namespace.plot)
+    except DynamoError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _measure(trace: Path | None, config: DisaggBenchConfig, jobs: int, plot: Path | None) -> None:
+    workloads = list(_workloads(trace, config))
+    found: dict[str, list[Row]] = {}
+    with ProcessPoolExecutor(jobs) as pool:
+        for workload in workloads:
+            with _finding(pool, jobs, workload, config) as find:
+                found[workload.title] = _compare(workload, config, find)
+    if plot is not None:
+        from benchmarks.disagg_plots import draw_goodput  # an extra
+
+        draw_goodput(found, plot)
+
+
+def _workloads(trace: Path | None, config: DisaggBenchConfig) -> Iterator[Workload]:
+    names: Iterable[WorkloadName] = [WorkloadName(config.workload)] if config.workload else WorkloadName
+    for name in names:
+        if name is WorkloadName.TRACE and trace is None and config.workload is None:
+            continue
+        workload = make_workload(name, trace, config.seed)
+        yield dataclasses.replace(
+            workload,
+            targets=config.targets(workload.targets),
+            duration_s=config.duration_s or workload.duration_s,
+        )
+
+
+@contextmanager
+def _finding(pool: ProcessPoolExecutor, jobs: int, workload: Workload, config: DisaggBenchConfig) -> Iterator[Find]:
+    """Up to `jobs` searches at once; each waits for one run at a time."""
+
+    def find(plans: Sequence[FleetPlan], start_per_s: float) -> list[Row]:
+        def row(plan: FleetPlan) -> Row:
+            def run(rate_per_s: float) -> Outcome:
+                job = Run(
+                    plan=plan, workload=workload, rate_per_s=rate_per_s, warm_up_s=config.warm_up_s, seed=config.seed
+                )
+                return pool.submit(job.outcome).result()
+
+            outcome = search(run, workload.targets, start_per_s)
+            return Row(plan=plan, targets=workload.targets, outcome=outcome)
+
+        return list(searches.map(row, plans))
+
+    with ThreadPoolExecutor(jobs) as searches:
+        yield find
+
+
+def _compare(workload: Workload, config: DisaggBenchConfig, find: Find) -> list[Row]:
+    """Prints its tables; the rows of the first."""
+    aggregated = find([_plan(config, 0, chunk) for chunk in config.chunk_sizes()], workload.start_per_s)
+    best = max(aggregated, key=lambda row: row.goodput_per_s)
+    start_per_s, chunk = best.goodput_per_s or workload.start_per_s, best.plan.chunk_tokens
+    conditional = dataclasses.replace(config.disagg, conditional_disagg=True)
+    ratios = range(1, config.workers)
+    unconditional_rows = find([_plan(config, p, chunk) for p in ratios], start_per_s)
+    conditional_rows = find([_plan(config, p, chunk, conditional) for p in ratios], start_per_s)
+    rows = [*aggregated, *unconditional_rows, *conditional_rows]
+    print(f"## {workload.title}: {_promise(workload.targets)}, {config.workers} workers\n")
+    print(f"{goodput_table(rows, best)}\n", flush=True)
+    if config.thresholds:
+        winner = max(conditional_rows, key=lambda row: row.goodput_per_s)
+        print(f"Goodput over the thresholds, {winner.plan.ratio}:\n")
+        print(f"{threshold_table(_thresholds(winner, find))}\n", flush=True)
+    return rows
+
+
+def _thresholds(winner: Row, find: Find) -> list[Row]:
+    plans = [
+        dataclasses.replace(
+            winner.plan,
+            disagg=dataclasses.replace(
+                winner.plan.disagg, max_local_prefill_length=length, max_prefill_queue_tokens=queue
+            ),
+        )
+        for length in LENGTHS
+        for queue in QUEUES
+    ]
+    return find(plans, winner.goodput_per_s or 1)
+
+
+def _plan(config: DisaggBenchConfig, prefill_workers: int, chunk: int, disagg: DisaggConfig | None = None) -> FleetPlan:
+    return FleetPlan(
+        prefill_workers=prefill_workers,
+        other_workers=config.workers - prefill_workers,
+        chunk_tokens=chunk,
+        disagg=disagg or DisaggConfig(),
+        kv_tokens=config.kv_tokens,
+        transfer=TransferModel(bandwidth_gb_s=config.bandwidth_gb_s),
+    )
+
+
+def _promise(targets: Targets) -> str:
+    return f"TTFT of at most {targets.ttft_s:g} s, ITL of at most {1000 * targets.tpot_s:g} ms"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
