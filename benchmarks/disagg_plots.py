@@ -13,7 +13,7 @@ _DPI = 110
 
 
 def draw_goodput(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """A panel for each title: a line over the ratio for each kind of fleet with prefill workers; dashed, the best without."""
+    """A panel for each title: a line for each kind of fleet with prefill workers; dashed, the best fleet without."""
     mpl.use("Agg")  # no display
     width, height = _PANEL_INCHES
     figure, axes = pyplot.subplots(
