@@ -22,8 +22,9 @@ from dynamo.engines.mocker.transfer_model import TransferModel
 from dynamo.errors import ConfigError, DynamoError
 from dynamo.router.disagg import DisaggConfig
 
-LENGTHS = (0, 512, 1024, 2048, 4096)  # --max-local-prefill-length, tokens
-QUEUES = (8192, 16384, 32768, 65536, 131072)  # --max-prefill-queue-tokens
+# Thresholds that are tried: --max-local-prefill-length and -ratio; --max-prefill-queue-tokens, of what it is by default
+LENGTHS_AND_RATIOS = ((0, 1.0), (2048, 0.5), (2048, 1.0), (8192, 0.5))
+QUEUES = (1 / 3, 2 / 3, 1.0, 10.0)
 JOBS = 2
 
 Find = Callable[[Sequence[FleetPlan], float], list[Row]]  # the goodput of fleets; where to begin, requests/s
@@ -106,7 +107,7 @@ def _compare(workload: Workload, config: DisaggBenchConfig, find: Find) -> list[
     aggregated = find([_plan(config, 0, chunk) for chunk in config.chunk_sizes()], workload.start_per_s)
     best = max(aggregated, key=lambda row: row.goodput_per_s)
     start_per_s, chunk = best.goodput_per_s or workload.start_per_s, best.plan.chunk_tokens
-    conditional = dataclasses.replace(config.disagg, conditional_disagg=True)
+    conditional = config.conditional(workload.targets)
     ratios = range(1, config.workers)
     unconditional_rows = find([_plan(config, p, chunk) for p in ratios], start_per_s)
     conditional_rows = find([_plan(config, p, chunk, conditional) for p in ratios], start_per_s)
@@ -125,10 +126,13 @@ def _thresholds(winner: Row, find: Find) -> list[Row]:
         dataclasses.replace(
             winner.plan,
             disagg=dataclasses.replace(
-                winner.plan.disagg, max_local_prefill_length=length, max_prefill_queue_tokens=queue
+                winner.plan.disagg,
+                max_local_prefill_length=length,
+                max_local_prefill_ratio=ratio,
+                max_prefill_queue_tokens=round(queue * winner.plan.disagg.max_prefill_queue_tokens),
             ),
         )
-        for length in LENGTHS
+        for length, ratio in LENGTHS_AND_RATIOS
         for queue in QUEUES
     ]
     return find(plans, winner.goodput_per_s or 1)

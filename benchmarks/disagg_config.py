@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from benchmarks.goodput import Targets
-from dynamo.config import group, option
+from dynamo.config import option
+from dynamo.engines.mocker.timing import TimingModel
 from dynamo.engines.mocker.transfer_model import TransferModel
 from dynamo.errors import ConfigError
-from dynamo.router.disagg import DisaggConfig
+from dynamo.router.disagg import DisaggConfig, DisaggPolicy
+
+PREFILL_CHUNK_TOKENS = 8192  # of prefill workers: no tokens wait there for a chunk to end
 
 
 class WorkloadName(StrEnum):
@@ -60,7 +63,18 @@ class DisaggBenchConfig:
         False, flag="--thresholds", help="look for the best thresholds of conditional disaggregation too"
     )
     seed: int = option(0, flag="--seed", help="decides all that is left to chance")
-    disagg: DisaggConfig = group(DisaggConfig)
+    max_local_prefill_length: int = option(
+        2048, flag="--max-local-prefill-length", minimum=0, help="of the conditional fleets, as of the frontend"
+    )
+    max_local_prefill_ratio: float = option(
+        0.5, flag="--max-local-prefill-ratio", minimum=0, help="of the conditional fleets, as of the frontend"
+    )
+    max_prefill_queue_tokens: int | None = option(
+        None,
+        flag="--max-prefill-queue-tokens",
+        minimum=0,
+        help="of the conditional fleets, as of the frontend (default: what a worker prefills within the TTFT target)",
+    )
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what cannot be simulated."""
@@ -73,9 +87,26 @@ class DisaggBenchConfig:
         except ValueError:
             raise ConfigError(f"--chunks must be whole numbers with commas between, not {self.chunks!r}") from None
 
+    def conditional(self, targets: Targets) -> DisaggConfig:
+        """How the conditional fleets decide."""
+        queue_tokens = self.max_prefill_queue_tokens
+        return DisaggConfig(
+            conditional_disagg=True,
+            disagg_policy=DisaggPolicy.EITHER.value,
+            max_local_prefill_length=self.max_local_prefill_length,
+            max_local_prefill_ratio=self.max_local_prefill_ratio,
+            max_prefill_queue_tokens=prefill_tokens(targets.ttft_s) if queue_tokens is None else queue_tokens,
+        )
+
     def targets(self, own: Targets) -> Targets:
         """Those of a workload, as far as they are not set."""
         return Targets(
             ttft_s=own.ttft_s if self.ttft_s is None else self.ttft_s,
             tpot_s=own.tpot_s if self.itl_s is None else self.itl_s,
         )
+
+
+def prefill_tokens(time_s: float) -> int:
+    """How many a worker computes in that time that does nothing else, in full steps."""
+    step_s = TimingModel().step_s(new_tokens=PREFILL_CHUNK_TOKENS, decoding=False, usage=0)
+    return round(time_s / step_s * PREFILL_CHUNK_TOKENS)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.disagg_config import PREFILL_CHUNK_TOKENS
 from benchmarks.disagg_workloads import Workload
 from benchmarks.goodput import Outcome
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
@@ -18,8 +19,6 @@ from dynamo.simulator.disagg_cluster import DisaggCluster, Fleet
 from dynamo.simulator.kv_core import KvCore
 from dynamo.simulator.record import RequestRecord, RunRecord
 from dynamo.simulator.trace import TraceRequest, longest_context
-
-PREFILL_CHUNK_TOKENS = 8192  # of prefill workers: no tokens wait there for a chunk to end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

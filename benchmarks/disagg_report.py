@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.disagg_fleets import FleetPlan
 from benchmarks.goodput import Outcome, Targets
+from dynamo.router.disagg import DisaggConfig
 from dynamo.simulator.report import percentile
 
 
@@ -39,26 +40,26 @@ def goodput_table(rows: Sequence[Row], against: Row) -> str:
     lines = [_line(titles), "|---" + "|--:" * (len(titles) - 1) + "|"]
     for row in rows:
         ratio = f"{row.goodput_per_s / against.goodput_per_s:.2f}" if against.goodput_per_s else "-"
-        cells = [row.plan.kind, row.plan.ratio, str(row.plan.chunk_tokens), f"{row.goodput_per_s:.1f}", ratio]
+        cells = [row.plan.kind, row.plan.ratio, str(row.plan.chunk_tokens), f"{row.goodput_per_s:.2f}", ratio]
         cells += [text(row.outcome) if row.outcome is not None else "-" for _, text in _OUTCOME_COLUMNS]
         lines.append(_line(cells))
     return "\n".join(lines)
 
 
 def threshold_table(rows: Sequence[Row]) -> str:
-    """Goodput over the two thresholds of conditional disaggregation, in tokens."""
-    lengths = sorted({row.plan.disagg.max_local_prefill_length for row in rows})
-    queues = sorted({row.plan.disagg.max_prefill_queue_tokens for row in rows})
-    found = {(row.plan.disagg.max_local_prefill_length, row.plan.disagg.max_prefill_queue_tokens): row for row in rows}
-    lines = [
-        _line(["stay below \\ stay if queued", *(f"{queue}" for queue in queues)]),
-        "|--:" * (len(queues) + 1) + "|",
-        *(
-            _line([str(length), *(f"{found[length, queue].goodput_per_s:.1f}" for queue in queues)])
-            for length in lengths
-        ),
-    ]
+    """Goodput over the thresholds of conditional disaggregation, in tokens."""
+    found = {(_length_text(row.plan.disagg), row.plan.disagg.max_prefill_queue_tokens): row for row in rows}
+    lengths, queues = dict.fromkeys(length for length, _ in found), dict.fromkeys(queue for _, queue in found)
+    lines = [_line(["stays if not cached are", *(f"or {queue} are queued" for queue in queues)])]
+    lines.append("|---" + "|--:" * len(queues) + "|")
+    lines += [_line([length, *(f"{found[length, queue].goodput_per_s:.2f}" for queue in queues)]) for length in lengths]
     return "\n".join(lines)
+
+
+def _length_text(config: DisaggConfig) -> str:
+    if not config.max_local_prefill_length:
+        return "-"
+    return f"< {config.max_local_prefill_length}, <= {config.max_local_prefill_ratio:.0%}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -73,7 +73,7 @@ def make_workload(name: WorkloadName, trace: Path | None, seed: int) -> Workload
                 block_size=_SYNTHETIC_BLOCK_SIZE,
                 targets=Targets(ttft_s=0.25, tpot_s=0.015),
                 start_per_s=100,
-                duration_s=30,
+                duration_s=20,
             )
         case WorkloadName.LONG_IN:
             return Workload(
