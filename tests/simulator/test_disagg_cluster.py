@@ -68,7 +68,7 @@ def run(
     records = cluster.run(requests, times_s).requests
     assert all(record.finished for record in records)
     assert [record.output_tokens for record in records] == [request.output_tokens for request in requests]
-    assert cluster.held == 0
+    assert cluster.held == prefill.router.requests == decode.router.requests == 0
     return records
 
 

@@ -25,6 +25,11 @@ class KvCore:
         self._scheduler.set_workers({WorkerId(index): limits for index in range(workers)})
         self._placed: list[Placement] = []
 
+    @property
+    def requests(self) -> int:
+        """That the workers have, as far as the router knows."""
+        return self._scheduler.sequences.requests
+
     def submit(self, request_id: int, token_ids: TokenArray, now_s: float, *, prefilled: bool) -> None:
         request = RoutingRequest(request_id=str(request_id), token_ids=token_ids, prefilled=prefilled)
         decision = self._scheduler.submit(request, now_s)
