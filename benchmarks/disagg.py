@@ -7,16 +7,15 @@ targets, at the highest rate at which nine in ten do.
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.disagg_config import DisaggBenchConfig, WorkloadName
-from benchmarks.disagg_fleets import FleetPlan, Run
+from benchmarks.disagg_fleets import FleetPlan
 from benchmarks.disagg_report import Row, goodput_table, threshold_table
+from benchmarks.disagg_searches import Searches, searching
 from benchmarks.disagg_workloads import Workload, make_workload
-from benchmarks.goodput import Outcome, Targets, search
+from benchmarks.goodput import Targets
 from dynamo.config import add_arguments, from_namespace
 from dynamo.engines.mocker.transfer_model import TransferModel
 from dynamo.errors import ConfigError, DynamoError
@@ -26,8 +25,6 @@ from dynamo.router.disagg import DisaggConfig
 LENGTHS_AND_RATIOS = ((0, 1.0), (2048, 0.5), (2048, 1.0), (8192, 0.5))
 QUEUES = (1 / 3, 2 / 3, 1.0, 10.0)
 JOBS = 2
-
-Find = Callable[[Sequence[FleetPlan], float], list[Row]]  # the goodput of fleets; where to begin, requests/s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,11 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(trace: Path | None, config: DisaggBenchConfig, jobs: int, plot: Path | None) -> None:
     workloads = list(_workloads(trace, config))
-    found: dict[str, list[Row]] = {}
-    with ProcessPoolExecutor(jobs) as pool:
-        for workload in workloads:
-            with _finding(pool, jobs, workload, config) as find:
-                found[workload.title] = _compare(workload, config, find)
+    with searching(config, jobs) as searches:
+        found = {workload.title: _compare(workload, config, searches) for workload in workloads}
     if plot is not None:
         from benchmarks.disagg_plots import draw_goodput  # an extra
 
@@ -81,61 +75,43 @@ def _workloads(trace: Path | None, config: DisaggBenchConfig) -> Iterator[Worklo
         )
 
 
-@contextmanager
-def _finding(pool: ProcessPoolExecutor, jobs: int, workload: Workload, config: DisaggBenchConfig) -> Iterator[Find]:
-    """Up to `jobs` searches at once; each waits for one run at a time."""
-
-    def find(plans: Sequence[FleetPlan], start_per_s: float) -> list[Row]:
-        def row(plan: FleetPlan) -> Row:
-            def run(rate_per_s: float) -> Outcome:
-                job = Run(
-                    plan=plan, workload=workload, rate_per_s=rate_per_s, warm_up_s=config.warm_up_s, seed=config.seed
-                )
-                return pool.submit(job.outcome).result()
-
-            outcome = search(run, workload.targets, start_per_s)
-            return Row(plan=plan, targets=workload.targets, outcome=outcome)
-
-        return list(searches.map(row, plans))
-
-    with ThreadPoolExecutor(jobs) as searches:
-        yield find
-
-
-def _compare(workload: Workload, config: DisaggBenchConfig, find: Find) -> list[Row]:
+def _compare(workload: Workload, config: DisaggBenchConfig, searches: Searches) -> list[Row]:
     """Prints its tables; the rows of the first."""
-    aggregated = find([_plan(config, 0, chunk) for chunk in config.chunk_sizes()], workload.start_per_s)
+    aggregated = searches.find(
+        workload, [_plan(config, 0, size) for size in config.chunk_sizes()], workload.start_per_s
+    )
     best = max(aggregated, key=lambda row: row.goodput_per_s)
     start_per_s, chunk = best.goodput_per_s or workload.start_per_s, best.plan.chunk_tokens
     conditional = config.conditional(workload.targets)
     ratios = range(1, config.workers)
-    unconditional_rows = find([_plan(config, p, chunk) for p in ratios], start_per_s)
-    conditional_rows = find([_plan(config, p, chunk, conditional) for p in ratios], start_per_s)
+    unconditional_rows = searches.find(workload, [_plan(config, p, chunk) for p in ratios], start_per_s)
+    conditional_rows = searches.find(workload, [_plan(config, p, chunk, conditional) for p in ratios], start_per_s)
     rows = [*aggregated, *unconditional_rows, *conditional_rows]
     print(f"## {workload.title}: {_promise(workload.targets)}, {config.workers} workers\n")
     print(f"{goodput_table(rows, best)}\n", flush=True)
     if config.thresholds:
         winner = max(conditional_rows, key=lambda row: row.goodput_per_s)
         print(f"Goodput over the thresholds, {winner.plan.ratio}:\n")
-        print(f"{threshold_table(_thresholds(winner, find))}\n", flush=True)
+        tried = searches.find(workload, _with_thresholds(winner.plan), winner.goodput_per_s or workload.start_per_s)
+        print(f"{threshold_table(tried)}\n", flush=True)
     return rows
 
 
-def _thresholds(winner: Row, find: Find) -> list[Row]:
-    plans = [
+def _with_thresholds(plan: FleetPlan) -> list[FleetPlan]:
+    """The same fleet, deciding otherwise."""
+    return [
         dataclasses.replace(
-            winner.plan,
+            plan,
             disagg=dataclasses.replace(
-                winner.plan.disagg,
+                plan.disagg,
                 max_local_prefill_length=length,
                 max_local_prefill_ratio=ratio,
-                max_prefill_queue_tokens=round(queue * winner.plan.disagg.max_prefill_queue_tokens),
+                max_prefill_queue_tokens=round(queue * plan.disagg.max_prefill_queue_tokens),
             ),
         )
         for length, ratio in LENGTHS_AND_RATIOS
         for queue in QUEUES
     ]
-    return find(plans, winner.goodput_per_s or 1)
 
 
 def _plan(config: DisaggBenchConfig, prefill_workers: int, chunk: int, disagg: DisaggConfig | None = None) -> FleetPlan:
