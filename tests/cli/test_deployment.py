@@ -41,7 +41,7 @@ GIVEN = ServeConfig(
         conditional_disagg=True,
         disagg_policy="length",
         max_local_prefill_length=7,
-        max_local_prefill_ratio=0.5,
+        max_local_prefill_ratio=0.25,
         max_prefill_queue_tokens=8,
     ),
     kv_router=KvRouterConfig(

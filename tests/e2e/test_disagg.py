@@ -221,6 +221,9 @@ class TestCancel:
             await prefill.until_idle(END_S)
 
 
+SHORT = ("--max-local-prefill-length", "200", "--max-local-prefill-ratio", "1")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditional:
     deployment: Deployment
@@ -233,7 +236,7 @@ async def conditional(tiny_model: Path) -> AsyncIterator[Conditional]:
     """Two prefill and two decode workers; prompts of under 200 tokens that are not cached stay."""
     async with deployment() as started:
         (_, url), *_ = await asyncio.gather(
-            started.frontend(*KV, "--conditional-disagg", "--max-local-prefill-length", "200"),
+            started.frontend(*KV, "--conditional-disagg", *SHORT),
             started.mocker(tiny_model, MOCK, *MOCKER, *PREFILL, "--num-workers", "2"),
             started.mocker(tiny_model, MOCK, *MOCKER, *DECODE, "--num-workers", "2"),
         )

@@ -348,7 +348,12 @@ class TestEnds:
 
 
 class TestConditions:
-    CONFIG = DisaggConfig(conditional_disagg=True, max_local_prefill_length=5, max_prefill_queue_tokens=100)
+    CONFIG = DisaggConfig(
+        conditional_disagg=True,
+        max_local_prefill_length=5,
+        max_local_prefill_ratio=1.0,
+        max_prefill_queue_tokens=100,
+    )
 
     async def test_by_what_is_cached(self, fleet: Fleet, prefill_fleet: Fleet) -> None:
         router = await self._router(fleet, prefill_fleet, cached=6)

@@ -9,6 +9,7 @@ from dynamo.errors import NoInstancesError, OverloadedError
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import Tier
 from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.routing import Prospect
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.radix_tree import Overlap
 from dynamo.router.routing import WorkerLimits
@@ -115,6 +116,15 @@ class TestChoice:
         decision = fleet.look(prompt(0))
         assert fleet.cached(prompt(0)) == {}
         assert fleet.loads()[decision.worker] == (0, 0, 0)
+
+    def test_what_a_request_would_find(self) -> None:
+        fleet = make_fleet(A, B)
+        fleet.stored(A, prompt(0, 24))
+        fleet.busy(A, 12)
+        fleet.busy(B, 30)
+        prospect = fleet.scheduler.prospect(fleet.request("look", prompt(0)), fleet.now_s)
+        assert prospect == Prospect(cached_tokens=24, waiting_tokens=12)
+        assert "look" not in fleet.scheduler.sequences
 
 
 class TestDefaults:

@@ -30,7 +30,7 @@ class Scripted:
     _placed: list[Placement] = field(default_factory=list)
     _waiting: list[Placement] = field(default_factory=list)
 
-    def submit(self, request_id: int, token_ids: TokenArray, now_s: float) -> None:
+    def submit(self, request_id: int, token_ids: TokenArray, now_s: float, *, prefilled: bool) -> None:
         placement = Placement(request_id, self.workers[request_id])
         (self._waiting if request_id and request_id <= self.held_back else self._placed).append(placement)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dynamo.config import option
+from dynamo.protocols.disagg import PrefillReason
 
 
 class DisaggPolicy(StrEnum):
@@ -44,7 +45,7 @@ class DisaggConfig:
         help="conditional, length: stay if fewer tokens than this are not cached",
     )
     max_local_prefill_ratio: float = option(
-        1.0,
+        0.5,
         flag="--max-local-prefill-ratio",
         env="DYN_MAX_LOCAL_PREFILL_RATIO",
         metavar="SHARE",
@@ -52,13 +53,39 @@ class DisaggConfig:
         help="conditional, length: and if they are no more than this share of the prompt",
     )
     max_prefill_queue_tokens: int = option(
-        16384,
+        65536,
         flag="--max-prefill-queue-tokens",
         env="DYN_MAX_PREFILL_QUEUE_TOKENS",
         metavar="TOKENS",
         minimum=0,
-        help="conditional, prefill load: stay if a prefill worker has more than this to prefill before",
+        help="conditional, prefill load: stay if a prefill worker has more than this to prefill before: as much as it"
+        " can within the TTFT that you want",
     )
+
+    @property
+    def minds_cache(self) -> bool:
+        """Whether it matters what is cached where a prompt would be decoded."""
+        return self.disagg_policy != DisaggPolicy.PREFILL_LOAD
+
+    @property
+    def minds_load(self) -> bool:
+        """Whether it matters what its prefill worker has to do."""
+        return self.disagg_policy != DisaggPolicy.LENGTH
+
+
+def choose_prefill(
+    config: DisaggConfig, *, prompt_tokens: int, uncached_tokens: int | None, waiting_tokens: int | None
+) -> PrefillReason:
+    """Where a prompt is to be prefilled, if `config` makes it depend on something, and why.
+
+    `uncached_tokens` of it are not in the cache of the worker that would decode it; `waiting_tokens` its prefill worker
+    has to prefill before. None: it does not count; see `minds_cache` and `minds_load`.
+    """
+    if uncached_tokens is not None and is_short(config, prompt_tokens=prompt_tokens, uncached_tokens=uncached_tokens):
+        return PrefillReason.SHORT
+    if waiting_tokens is not None and waiting_tokens > config.max_prefill_queue_tokens:
+        return PrefillReason.PREFILL_BUSY
+    return PrefillReason.CONDITIONS_NOT_MET
 
 
 def is_short(config: DisaggConfig, *, prompt_tokens: int, uncached_tokens: int) -> bool:
@@ -67,8 +94,3 @@ def is_short(config: DisaggConfig, *, prompt_tokens: int, uncached_tokens: int) 
         uncached_tokens < config.max_local_prefill_length
         and uncached_tokens <= config.max_local_prefill_ratio * prompt_tokens
     )
-
-
-def is_busy(config: DisaggConfig, *, waiting_tokens: int) -> bool:
-    """Whether a prefill worker with so much to prefill before is to be spared."""
-    return waiting_tokens > config.max_prefill_queue_tokens

@@ -133,12 +133,9 @@ class KvPlacer:
     def foresee(self, routing: RoutingRequest) -> Prospect | None:
         """What decide() would give the request now, without consequences; None where nobody may serve it."""
         try:
-            decision = self.look(routing)
+            return self.scheduler.prospect(routing, _now_s())
         except NoInstancesError:
             return None
-        return Prospect(
-            cached_tokens=decision.overlap.total * self.scheduler.block_size, waiting_tokens=decision.waiting_tokens
-        )
 
     def _routing(
         self, request: PreprocessedRequest, instances: Sequence[int], *, pinned: bool, explain: bool

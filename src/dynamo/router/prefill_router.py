@@ -18,7 +18,7 @@ from dynamo.errors import (
 )
 from dynamo.protocols.disagg import PrefillReason
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, TextEngineOutput
-from dynamo.router.disagg import DisaggConfig, DisaggPolicy, is_busy, is_short
+from dynamo.router.disagg import DisaggConfig, choose_prefill, is_short
 from dynamo.router.journey import FirstOutput, Journey
 from dynamo.router.prefill_leg import PrefillLeg, prefill_request
 from dynamo.router.push_router import PushRouter
@@ -80,19 +80,33 @@ class PrefillRouter:
             return Journey(prompt_tokens, PrefillReason.PROMPT_LOGPROBS)
         journey = Journey(prompt_tokens, PrefillReason.UNCONDITIONAL)
         if config.conditional_disagg:
-            journey.reason = PrefillReason.CONDITIONS_NOT_MET
-            if config.disagg_policy != DisaggPolicy.PREFILL_LOAD:
-                there = await self._decode.prospect(request, context)
-                cached_tokens = there.cached_tokens if there is not None else 0
-                journey.uncached_tokens = prompt_tokens - cached_tokens
-                if is_short(config, prompt_tokens=prompt_tokens, uncached_tokens=journey.uncached_tokens):
-                    journey.reason = PrefillReason.SHORT
-                    return journey
-            if config.disagg_policy != DisaggPolicy.LENGTH:
-                journey.waiting_tokens = await self._waiting_tokens(prefill, request, context)
-                if is_busy(config, waiting_tokens=journey.waiting_tokens):
-                    journey.reason = PrefillReason.PREFILL_BUSY
+            await self._weigh(config, journey, prefill, request, context)
         return journey
+
+    async def _weigh(
+        self,
+        config: DisaggConfig,
+        journey: Journey,
+        prefill: PushRouter,
+        request: PreprocessedRequest,
+        context: Context,
+    ) -> None:
+        """Looks at as much as it takes to choose."""
+        prompt_tokens = len(request.token_ids)
+        short = False
+        if config.minds_cache:
+            there = await self._decode.prospect(request, context)
+            uncached_tokens = prompt_tokens - (there.cached_tokens if there is not None else 0)
+            short = is_short(config, prompt_tokens=prompt_tokens, uncached_tokens=uncached_tokens)
+            journey.uncached_tokens = uncached_tokens
+        if config.minds_load and not short:
+            journey.waiting_tokens = await self._waiting_tokens(prefill, request, context)
+        journey.reason = choose_prefill(
+            config,
+            prompt_tokens=prompt_tokens,
+            uncached_tokens=journey.uncached_tokens,
+            waiting_tokens=journey.waiting_tokens,
+        )
 
     async def _waiting_tokens(self, prefill: PushRouter, request: PreprocessedRequest, context: Context) -> int:
         """What the request's prefill worker has to prefill before it; where nobody knows, an even share of our own."""

@@ -57,7 +57,6 @@ class RoutingDecision:
     prompt_blocks: int  # full ones
     cost: float
     mean_cost: float  # of all candidates
-    waiting_tokens: int = 0  # that the worker has yet to prefill before
     queued_s: float = 0.0
     no_overlap_reason: str | None = None  # where the overlap is 0
     candidates: tuple[Candidate, ...] = ()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dynamo.errors import NoInstancesError, OverloadedError
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.routing import Prospect
 from dynamo.router.affinity import Sessions
 from dynamo.router.config import Affinity, KvRouterConfig, QueuePolicy
 from dynamo.router.cost import cost_blocks, decode_cost_blocks, select
@@ -151,6 +152,14 @@ class KvScheduler:
         request.arrived_s = now_s
         return self._decide(request, self._candidates(request), now_s)
 
+    def prospect(self, request: RoutingRequest, now_s: float) -> Prospect:
+        """What the request would find where look() would send it. Raises NoInstancesError."""
+        decision = self.look(request, now_s)
+        return Prospect(
+            cached_tokens=decision.overlap.total * self.block_size,
+            waiting_tokens=self._workers[decision.worker].activity.prefill_tokens,
+        )
+
     def first_token(self, request_id: str, now_s: float) -> None:
         """The prompt is prefilled. Ids that are not known are passed over, here and below."""
         sequence = self.sequences.first_token(request_id, now_s)
@@ -248,7 +257,6 @@ class KvScheduler:
             prompt_blocks=len(request.hashes),
             cost=costs[chosen],
             mean_cost=sum(costs) / len(costs),
-            waiting_tokens=candidates[chosen].activity.prefill_tokens,
             queued_s=now_s - request.arrived_s,
             no_overlap_reason=reason,
             candidates=described,

@@ -4,6 +4,7 @@ import random
 
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import KvEventBatch
+from dynamo.protocols.routing import Prospect
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
@@ -25,10 +26,20 @@ class KvCore:
         self._scheduler.set_workers({WorkerId(index): limits for index in range(workers)})
         self._placed: list[Placement] = []
 
-    def submit(self, request_id: int, token_ids: TokenArray, now_s: float) -> None:
-        decision = self._scheduler.submit(RoutingRequest(request_id=str(request_id), token_ids=token_ids), now_s)
+    @property
+    def requests(self) -> int:
+        """That the workers have, as far as the router knows."""
+        return self._scheduler.sequences.requests
+
+    def submit(self, request_id: int, token_ids: TokenArray, now_s: float, *, prefilled: bool) -> None:
+        request = RoutingRequest(request_id=str(request_id), token_ids=token_ids, prefilled=prefilled)
+        decision = self._scheduler.submit(request, now_s)
         if decision is not None:
             self._place(decision)
+
+    def prospect(self, token_ids: TokenArray, now_s: float) -> Prospect:
+        """What a request would find at the worker that it would be given now."""
+        return self._scheduler.prospect(RoutingRequest(request_id="", token_ids=token_ids), now_s)
 
     def first_token(self, request_id: int, now_s: float) -> None:
         self._scheduler.first_token(str(request_id), now_s)

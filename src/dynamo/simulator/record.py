@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from dynamo.protocols.disagg import PrefillReason
+
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
@@ -12,6 +14,7 @@ class RequestRecord:
     arrival_s: float
     prompt_tokens: int
     worker: int = -1  # none yet
+    prefill: PrefillReason | None = None  # why it was prefilled where it was; None: nobody had a choice
     placed_s: float = 0.0  # when the router had decided
     cached_tokens: int = 0  # of the prompt
     output_tokens: int = 0  # so far
@@ -22,6 +25,12 @@ class RequestRecord:
     @property
     def ttft_s(self) -> float:
         return self.first_token_s - self.arrival_s
+
+    @property
+    def tpot_s(self) -> float:
+        """Time per output token: the mean time between two tokens; 0 where there is one."""
+        gaps = self.output_tokens - 1
+        return (self.last_token_s - self.first_token_s) / gaps if gaps else 0.0
 
     @property
     def latency_s(self) -> float:

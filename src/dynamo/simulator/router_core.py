@@ -20,8 +20,8 @@ class RouterCore(Protocol):
 
     wants_cache_events: bool
 
-    def submit(self, request_id: int, token_ids: TokenArray, now_s: float) -> None:
-        """A request has arrived."""
+    def submit(self, request_id: int, token_ids: TokenArray, now_s: float, *, prefilled: bool) -> None:
+        """A request has arrived. `prefilled`: elsewhere."""
         ...
 
     def first_token(self, request_id: int, now_s: float) -> None:
@@ -57,7 +57,7 @@ class SelectorCore:
         self._worker_of: dict[int, int] = {}
         self._placed: list[Placement] = []
 
-    def submit(self, request_id: int, token_ids: TokenArray, now_s: float) -> None:
+    def submit(self, request_id: int, token_ids: TokenArray, now_s: float, *, prefilled: bool) -> None:
         worker = self._selector.pick(self._workers, self._in_flight)
         self._in_flight[worker] += 1
         self._worker_of[request_id] = worker

@@ -7,35 +7,58 @@ from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.protocols.generation import PreprocessedRequest
 from dynamo.simulator.event_loop import EventLoop
 
-StepEnded = Callable[["SimulatedWorker", StepResult, float], None]
+StepObserver = Callable[["SimulatedWorker", StepResult, float], None]
 
 
 class SimulatedWorker:
-    """A step begins when the last one ends or, after a pause, when a request comes; its outputs are due at its end."""
+    """A step begins when the last one ends or, after a pause, when there is work; its outputs are due at its end."""
 
-    def __init__(self, index: int, scheduler: Scheduler, loop: EventLoop, step_ended: StepEnded) -> None:
-        """`step_ended` is called with this worker, what the step did and the time, seconds."""
+    def __init__(
+        self,
+        index: int,
+        scheduler: Scheduler,
+        loop: EventLoop,
+        step_ended: StepObserver,
+        step_began: StepObserver | None = None,
+    ) -> None:
+        """`step_ended` and `step_began` are called with this worker, what the step does and the time, seconds."""
         self.index = index
         self.scheduler = scheduler
         self.step_began_s = 0.0
         self._loop = loop
         self._step_ended = step_ended
+        self._step_began = step_began
         self._step: StepResult | None = None  # under way
         self._waking = False
 
     def submit(self, request: PreprocessedRequest, now_s: float) -> SequenceState:
         """Queues a request; raises what Scheduler.add() raises."""
         sequence = self.scheduler.add(request)
-        if self._step is None and not self._waking:
+        self._wake(now_s)
+        return sequence
+
+    def received(self, sequence: SequenceState, now_s: float) -> None:
+        """A prompt's KV cache has come from another worker."""
+        self.scheduler.received(sequence)
+        self._wake(now_s)
+
+    def release(self, sequence: SequenceState, now_s: float) -> None:
+        """Nobody needs the KV cache any more that was prefilled for others."""
+        self.scheduler.release(sequence)
+        self._wake(now_s)
+
+    def _wake(self, now_s: float) -> None:
+        if self._step is None and not self._waking and self.scheduler.has_work:
             self._waking = True  # what comes in this same moment is in the first step too
             self._loop.at(now_s, self._begin)
-        return sequence
 
     def _begin(self, now_s: float) -> None:
         self._waking = False
         self.step_began_s = now_s
         self._step = step = self.scheduler.step()
         self._loop.at(now_s + step.duration_s, self._end)
+        if self._step_began is not None:
+            self._step_began(self, step, now_s)
 
     def _end(self, now_s: float) -> None:
         step = self._step

@@ -1,0 +1,88 @@
+"""Workers of one kind and the router that chooses among them, in virtual time."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+
+from dynamo.engines.mocker.cache_events import CacheEvents
+from dynamo.engines.mocker.sampler import Sampler
+from dynamo.engines.mocker.scheduler import Scheduler, StepResult
+from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.sequence import SequenceState
+from dynamo.engines.mocker.timing import TimingModel
+from dynamo.protocols.generation import PreprocessedRequest
+from dynamo.protocols.kv_events import KvEventBatch
+from dynamo.simulator.event_loop import EventLoop
+from dynamo.simulator.router_core import RouterCore
+from dynamo.simulator.worker import SimulatedWorker, StepObserver
+
+EVENT_LATENCY_S = 0.001
+
+Started = Callable[[int, SimulatedWorker, SequenceState, float], None]  # request id, where, as what, when
+
+_VOCABULARY = range(2**32 - 1024, 2**32)  # no trace's block ids
+
+R = TypeVar("R", bound=RouterCore)
+
+
+class Pool(Generic[R]):
+    """Its owner looks at what steps do, and tells the router of it."""
+
+    def __init__(
+        self,
+        router: R,
+        workers: int,
+        engine: SchedulerConfig,
+        timing: TimingModel,
+        loop: EventLoop,
+        *,
+        started: Started,
+        step_ended: StepObserver,
+        step_began: StepObserver | None = None,
+        event_latency_s: float = EVENT_LATENCY_S,
+    ) -> None:
+        """`started` is called for each request that a worker is given; `step_ended` and `step_began` for each step.
+
+        `event_latency_s`: after which time the router knows of a change in a cache.
+        """
+        self.router = router
+        self._loop = loop
+        self._started = started
+        self._ended = step_ended
+        self._event_latency_s = event_latency_s
+        sampler = Sampler(_VOCABULARY)
+        self._cache_events = [CacheEvents() for _ in range(workers)] if router.wants_cache_events else []
+        observers: Sequence[CacheEvents | None] = self._cache_events or [None] * workers
+        self._workers = [
+            SimulatedWorker(index, Scheduler(engine, timing, sampler, observer), loop, self._step_ended, step_began)
+            for index, observer in enumerate(observers)
+        ]
+        self._unplaced: dict[int, PreprocessedRequest] = {}
+
+    @property
+    def preemptions(self) -> int:
+        return sum(worker.scheduler.preemptions for worker in self._workers)
+
+    def submit(self, request_id: int, request: PreprocessedRequest, now_s: float) -> None:
+        """A request has arrived: a worker gets it, now or when the router says so."""
+        self._unplaced[request_id] = request
+        self.router.submit(request_id, request.token_ids, now_s, prefilled=request.handoff is not None)
+        self._start_placed(now_s)
+
+    def _start_placed(self, now_s: float) -> None:
+        for request_id, index in self.router.take_placed():
+            worker = self._workers[index]
+            sequence = worker.submit(self._unplaced.pop(request_id), now_s)
+            self._started(request_id, worker, sequence, now_s)
+
+    def _step_ended(self, worker: SimulatedWorker, step: StepResult, now_s: float) -> None:
+        if self._cache_events:
+            events = self._cache_events[worker.index].take()
+            if events:
+                batch = KvEventBatch(0, events)
+                self._loop.at(now_s + self._event_latency_s, partial(self._tell_router, worker.index, batch))
+        self._ended(worker, step, now_s)
+        self._start_placed(now_s)
+
+    def _tell_router(self, worker: int, batch: KvEventBatch, now_s: float) -> None:
+        self.router.cache_changed(worker, batch)
