@@ -35,8 +35,8 @@ async def models(url: str) -> list[str]:
 
 
 async def test_models_come_and_go(own: Deployment, tiny_model: Path) -> None:
-    _, url = await own.frontend()  # before any worker, and before the discovery directory
     assert not own.discovery.exists()
+    _, url = await own.frontend()  # before any worker, and before the discovery directory
     health = await get(url, "/health")
     assert (health.status, health.json()["status"], health.json()["models"]) == (503, "unhealthy", [])
     early = await ask(url, "a")

@@ -635,3 +635,14 @@ async def test_a_handoff_names_its_holder_only(fleet: Fleet, request_of: MakeReq
 
     assert first.agent == second.agent
     assert first.id != second.id
+
+
+async def test_a_handoff_serves_its_own_prompt_only(fleet: Fleet, request_of: MakeRequest) -> None:
+    """Of a longer one the holder has not enough: nothing is granted."""
+    prefill, decode = await fleet.worker(WorkerType.Prefill), await fleet.worker(WorkerType.Decode)
+    leg = await prefilled(prefill, request_of(range(10), max_tokens=2))
+    longer = request_of(range(500, 590), max_tokens=2)
+    with pytest.raises(HandoffLostError, match="has no such part"):
+        await decode.serve(msgspec.structs.replace(longer, handoff=leg.handoff))
+    await prefill.empty()  # the decode worker has said that it needs it no more
+    assert await decode.serve(await prefilled(prefill, request_of(range(10), max_tokens=2)))

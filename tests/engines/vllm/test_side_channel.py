@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from dynamo.engines.vllm.side_channel import SideChannel, side_channel
+from dynamo.engines.vllm import side_channel as side_channel_module
+from dynamo.engines.vllm.side_channel import SideChannel, _hold, side_channel
 from dynamo.errors import ConfigError
 
 HOST = "127.0.0.1"
@@ -63,6 +64,23 @@ def test_nobody_else_who_asks_for_any_port_gets_a_held_one() -> None:
                 each.close()
     finally:
         channel.close()
+
+
+def test_nothing_is_kept_of_a_row_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[socket.socket] = []
+
+    def hold(host: str, port: int) -> socket.socket:
+        if len(made) in (2, 4):  # the third of a row is somebody's, twice
+            made.append(socket.socket())
+            made[-1].close()
+            raise OSError("in use")
+        made.append(_hold(host, port))
+        return made[-1]
+
+    monkeypatch.setattr(side_channel_module, "_hold", hold)
+    channel = SideChannel(HOST, 3)
+    assert [sock.fileno() >= 0 for sock in made] == [False] * (len(made) - 3) + [True] * 3
+    channel.close()
 
 
 def test_a_port_is_free_again_after_close() -> None:

@@ -116,6 +116,10 @@ class HeldPrefills:
         return None if handoff_id is None else self._held[handoff_id]
 
     def _begin(self, held: _Held, begin: Begin) -> Grant:
+        tokens = len(held.sequence.prompt)
+        blocks = -(-tokens // self._scheduler.config.block_size)
+        if not (0 <= begin.tokens <= tokens and 0 <= begin.first_block <= begin.first_block + begin.blocks <= blocks):
+            raise HandoffLostError(f"a prompt of {tokens} tokens is held under this name, which has no such part")
         held.begun = True
         held.expiry.cancel()
         held.expiry = self._expiry(begin.id, _BEGUN_LEASES * self._lease_s)

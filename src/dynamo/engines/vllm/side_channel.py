@@ -58,7 +58,8 @@ def _consecutive(host: str, count: int) -> list[socket.socket]:
         taken = [_hold(host, 0)]
         try:
             first = taken[0].getsockname()[1]
-            taken += [_hold(host, port) for port in range(first + 1, first + count)]
+            for port in range(first + 1, first + count):
+                taken.append(_hold(host, port))  # noqa: PERF401 - those before one that fails are to be closed
         except (OSError, OverflowError):  # the next one is somebody's, or beyond the last
             for each in taken:
                 each.close()
