@@ -38,13 +38,14 @@ async def test_a_write_that_was_given_up_writes_no_more_once_it_has_ended(monkey
         stream.read_into = read_late
         answer(self, stream, request)
 
-    monkeypatch.setattr(tcp.TcpTarget, "_answer", answer_late)
     async with Agent("a", ["tcp"]) as near, Agent("b", ["tcp"]) as far:
         ours, theirs = near.register(b"late"), far.register(bytearray(4))
         near.add_peer(far.metadata())
-        asyncio.get_running_loop().call_later(0.3, go_on.set)
+        await within(near.write(ours.all(), theirs.all()))  # the way is found: what comes now begins at once
+        monkeypatch.setattr(tcp.TcpTarget, "_answer", answer_late)
+        asyncio.get_running_loop().call_later(1.0, go_on.set)
         with pytest.raises(DeadlineExceededError):
-            await within(near.write(ours.all(), theirs.all(), timeout_s=0.1))
+            await within(near.write(ours.all(), theirs.all(), timeout_s=0.5))
         assert ended.is_set()
 
 
