@@ -24,7 +24,7 @@ def test_other_handoffs_are_refused(handoff: Handoff) -> None:
         HandoffParams.of(handoff)
 
 
-@pytest.mark.parametrize("question", [Begin(id=b"x", tokens=7, first_block=1, blocks=2), End(id=b"x")])
+@pytest.mark.parametrize("question", [Begin(id=b"x", tokens=7, first_block=1, blocks=2), End(ids=[b"x", b"y"])])
 def test_questions_travel(question: Begin | End) -> None:
     assert decode_question(msgspec.msgpack.encode(question)) == question
 

@@ -46,9 +46,9 @@ class Grant(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
 
 class End(msgspec.Struct, array_like=True, frozen=True, tag=True, kw_only=True):
-    """Nobody needs it any more. Answered with nothing, and no error when it is gone already."""
+    """Nobody needs these any more. Answered with nothing, and no error when they are gone already."""
 
-    id: bytes
+    ids: list[bytes]
 
 
 Question = Begin | End

@@ -97,13 +97,14 @@ class HeldPrefills:
     async def answer(self, question: Notification) -> bytes:
         """What decode workers ask: see handoff.py. Raises HandoffLostError for what is not, or no more, to be had."""
         asked = decode_question(question.payload)
-        held = self._held.get(asked.id)
         if isinstance(asked, Begin):
+            held = self._held.get(asked.id)
             if held is None or held.begun:
                 raise HandoffLostError("the prompt's KV cache is not held any more")
             return msgspec.msgpack.encode(self._begin(held, asked))
-        if held is not None:
-            self.release(held.sequence)
+        for handoff_id in asked.ids:
+            if (over := self._held.get(handoff_id)) is not None:
+                self.release(over.sequence)
         return b""
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from dynamo.transfer import Agent
 logger = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 5.0
+_END_DELAY_S = 0.01
 _FAREWELL_S = 1.0  # how long close() waits for holders to hear of ends
 
 Ended = Callable[[SequenceState, DynamoError | None], None]
@@ -42,6 +43,8 @@ class KvReceiver:
         self._metrics = metrics
         self._block_size = block_size
         self._receiving: dict[SequenceState, asyncio.Task[bool]] = {}
+        self._over: dict[bytes, list[bytes]] = {}  # ids of handoffs, by their holders: to be told
+        self._telling: asyncio.TimerHandle | None = None
         self._farewells: set[asyncio.Task[None]] = set()
 
     def begin(self, sequence: SequenceState, params: HandoffParams, tokens: int, ended: Ended) -> None:
@@ -63,10 +66,14 @@ class KvReceiver:
         return True
 
     def end(self, params: HandoffParams) -> None:
-        """Tells the holder that nobody needs a prompt any more. If it does not hear it, its lease will tell."""
-        task = in_background(self._tell_end(params), "tell the end of a handoff")
-        self._farewells.add(task)
-        task.add_done_callback(self._farewells.discard)
+        """Tells the holder that nobody needs a prompt any more. If it does not hear it, its lease will tell.
+
+        It is told a moment later, of all that are over by then: the first token, which is due now, has no use for a
+        holder that is busy at the same time.
+        """
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_END_DELAY_S, self._tell_ends)
+        self._over.setdefault(params.agent, []).append(params.id)
 
     async def close(self) -> None:
         """Returns when nothing is fetched any more."""
@@ -74,6 +81,9 @@ class KvReceiver:
             _cancel_once(task)
         if self._receiving:
             await asyncio.wait(self._receiving.values())
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell_ends()
         if self._farewells:
             _, late = await asyncio.wait(self._farewells, timeout=_FAREWELL_S)
             for farewell in late:
@@ -98,18 +108,25 @@ class KvReceiver:
             size_bytes = await self._transport.fetch(sequence, begin, grant, began_s + grant.lease_s)
             told = not self._transport.notices_loss
             if told:
-                await self._ask(holder, End(id=params.id))  # if it is gone, it has not sent all
+                await self._ask(holder, End(ids=[params.id]))  # if it is gone, it has not sent all
         self._metrics.tokens += tokens
         self._metrics.size_bytes += size_bytes
         self._metrics.duration.observe(time.monotonic() - began_s)
         return told
 
-    async def _tell_end(self, params: HandoffParams) -> None:
+    def _tell_ends(self) -> None:
+        over, self._over, self._telling = self._over, {}, None
+        for agent, ids in over.items():
+            task = in_background(self._tell_end(agent, ids), "tell the end of handoffs")
+            self._farewells.add(task)
+            task.add_done_callback(self._farewells.discard)
+
+    async def _tell_end(self, agent: bytes, ids: list[bytes]) -> None:
         try:
-            with self._holders.using(params.agent) as holder:
-                await self._ask(holder, End(id=params.id))
+            with self._holders.using(agent) as holder:
+                await self._ask(holder, End(ids=ids))
         except DynamoError as error:
-            logger.debug("a holder has not heard that its prompt is not needed any more: %s", error)
+            logger.debug("a holder has not heard that its prompts are not needed any more: %s", error)
 
     async def _ask(self, holder: str, question: Question) -> bytes:
         try:
