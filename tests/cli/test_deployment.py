@@ -26,6 +26,7 @@ GIVEN = ServeConfig(
     file_kv="/tmp/kv",
     rpc_host="127.0.0.2",
     rpc_port=5000,
+    rpc_advertise="gate:8000",
     system_host="127.0.0.3",
     system_port=6000,
     shutdown_timeout_s=5.5,
@@ -63,7 +64,7 @@ GIVEN = ServeConfig(
     ),
 )
 CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
-NOT_THE_FRONTENDS = {"rpc_port", "system_host", "system_port"}  # workers listen there
+NOT_THE_FRONTENDS = {"rpc_port", "rpc_advertise", "rpc_advertise", "system_host", "system_port"}  # workers listen there
 
 
 def commands(config: ServeConfig, *worker_flags: str) -> dict[str, list[str]]:
@@ -101,6 +102,7 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
         assert config.file_kv == "/tmp/kv"
         assert config.shutdown_timeout_s == 5.5
         assert (config.rpc_host, config.rpc_port) == ("127.0.0.2", 5000 + position)
+        assert config.advertised() == ("gate", 8000 + position)
         assert (config.system_host, config.system_port) == ("127.0.0.3", 6000 + position)
         assert "m" in command
         assert "/models/m" in command

@@ -12,7 +12,7 @@ from dynamo.frontend.config import FrontendConfig
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 
-_NOT_THE_FRONTENDS = ("rpc_port", "system_host", "system_port")  # workers listen there
+_NOT_THE_FRONTENDS = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # workers listen there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,12 @@ class Deployment:
         command += ["--served-model-name" if c.engine == "vllm" else "--model-name", self.model_name]
         if role is not WorkerType.Aggregated:
             command += ["--disaggregation-mode", role.value]
-        own = replace(self._shared(), system_port=_port(c.system_port, position), rpc_port=_port(c.rpc_port, position))
+        own = replace(
+            self._shared(),
+            system_port=_port(c.system_port, position),
+            rpc_port=_port(c.rpc_port, position),
+            rpc_advertise=_address(c.advertised(), position),
+        )
         return [*command, *as_flags(RuntimeConfig, own), *self.worker_flags]
 
     def _shared(self) -> ServeConfig:
@@ -103,3 +108,8 @@ class Deployment:
 def _port(first: int, position: int) -> int:
     """Workers on one host need ports of their own; 0 and -1 mean no port in particular."""
     return first + position if first > 0 else first
+
+
+def _address(first: tuple[str, int] | None, position: int) -> str | None:
+    """Likewise where they are reached, if that is elsewhere."""
+    return None if first is None else f"{first[0]}:{first[1] + position}"

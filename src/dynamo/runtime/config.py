@@ -7,6 +7,7 @@ from dynamo.config import option
 from dynamo.errors import ConfigError
 from dynamo.runtime.discovery.file import default_directory
 from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.listening_socket import PORT_MAX
 
 DEFAULT_NAMESPACE = "dynamo"
 
@@ -48,6 +49,13 @@ class RuntimeConfig:
         "127.0.0.1", flag="--rpc-host", env="DYN_TCP_RPC_HOST", help="address on which endpoints are served"
     )
     rpc_port: int = option(0, flag="--rpc-port", env="DYN_TCP_RPC_PORT", help="its port; 0 takes any free one")
+    rpc_advertise: str | None = option(
+        None,
+        flag="--rpc-advertise",
+        env="DYN_TCP_RPC_ADVERTISE",
+        metavar="HOST:PORT",
+        help="where others reach --rpc-host and --rpc-port, if it is elsewhere: behind a proxy or a mapped port",
+    )
     system_host: str = option(
         "127.0.0.1", flag="--system-host", env="DYN_SYSTEM_HOST", help="address of /health, /live and /metrics"
     )
@@ -61,6 +69,17 @@ class RuntimeConfig:
         metavar="SECONDS",
         help="how long requests under way may go on after SIGTERM or Ctrl-C",
     )
+
+    def advertised(self) -> tuple[str, int] | None:
+        """Raises ConfigError when --rpc-advertise is no address, or belongs to no port."""
+        if self.rpc_advertise is None:
+            return None
+        host, colon, port = self.rpc_advertise.rpartition(":")
+        if not (host.strip("[]") and colon and port.isdecimal() and 0 < int(port) <= PORT_MAX):
+            raise ConfigError(f"--rpc-advertise is HOST:PORT, not {self.rpc_advertise!r}")
+        if self.rpc_port == 0:
+            raise ConfigError("--rpc-advertise needs an --rpc-port: what leads there must know it")
+        return host.strip("[]"), int(port)
 
     @property
     def worker_namespace(self) -> str:

@@ -4,14 +4,14 @@ import socket
 
 from dynamo.errors import ConfigError
 
-_PORT_MAX = 0xFFFF
+PORT_MAX = 0xFFFF
 _BACKLOG = 2048
 
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; ConfigError says what is wrong with the address."""
-    if not 0 <= port <= _PORT_MAX:
-        raise ConfigError(f"{port} is not a port: it must be between 0 and {_PORT_MAX}")
+    if not 0 <= port <= PORT_MAX:
+        raise ConfigError(f"{port} is not a port: it must be between 0 and {PORT_MAX}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where TCP is named as the protocol

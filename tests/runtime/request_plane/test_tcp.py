@@ -86,6 +86,13 @@ async def test_given_port_is_used_and_can_be_used_again_at_once() -> None:
         assert service.listener.address.tcp_port == port
 
 
+async def test_others_are_told_where_to_come_in() -> None:
+    """As behind a proxy, which a Unix socket would lead around."""
+    async with serving(TcpPlane(advertised=("proxy.example", 7)), echo) as service:
+        address = service.listener.address
+        assert (address.tcp_host, address.tcp_port, address.unix) == ("proxy.example", 7, None)
+
+
 @pytest.mark.parametrize(
     ("host", "port", "match"),
     [("127.0.0.1", 65536, "65536"), ("127.0.0.1", -1, "-1"), ("no such host", 0, "no such host")],

@@ -34,9 +34,11 @@ _ELSEWHERE = {  # an address for documentation, which nobody has
 class TcpPlane:
     """Listens on `host` (an ephemeral port unless `port` is given) and connects to any Address with a socket in it."""
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, advertised: tuple[str, int] | None = None) -> None:
+        """`advertised`: the host and port that callers are told, and no Unix socket, which would lead around them."""
         self._host = host
         self._port = port
+        self._advertised = advertised
 
     async def listen(self, dispatch: Dispatcher) -> ConnectionListener:
         """Raises ConfigError when the port cannot be bound."""
@@ -44,9 +46,9 @@ class TcpPlane:
         sock = bind(self._host, self._port)
         _detect_dead_peer(sock)
         listener.on_stop(Acceptor(sock, listener.accept).stop)
-        port: int = sock.getsockname()[1]
-        listener.address = msgspec.structs.replace(listener.address, tcp_host=reachable(self._host), tcp_port=port)
-        if sys.platform == "linux":
+        host, port = self._advertised or (reachable(self._host), sock.getsockname()[1])
+        listener.address = msgspec.structs.replace(listener.address, tcp_host=host, tcp_port=port)
+        if sys.platform == "linux" and self._advertised is None:
             with contextlib.suppress(OSError):  # some sandboxes forbid it: TCP still works
                 _listen_unix(listener)
         return listener
