@@ -64,7 +64,7 @@ GIVEN = ServeConfig(
     ),
 )
 CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
-NOT_THE_FRONTENDS = {"rpc_port", "rpc_advertise", "rpc_advertise", "system_host", "system_port"}  # workers listen there
+NOT_THE_FRONTENDS = {"rpc_port", "rpc_advertise", "system_host", "system_port"}  # workers listen there
 
 
 def commands(config: ServeConfig, *worker_flags: str) -> dict[str, list[str]]:
