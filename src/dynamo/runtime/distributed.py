@@ -25,6 +25,7 @@ from dynamo.runtime.request_plane.call import PayloadHandler
 from dynamo.runtime.request_plane.inproc import InprocNetwork, InprocPlane
 from dynamo.runtime.request_plane.tcp import TcpPlane
 from dynamo.telemetry.metrics import ComponentMetrics
+from dynamo.telemetry.process_metrics import ProcessMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class SharedParts:
 
     def __post_init__(self) -> None:
         self.metrics = ComponentMetrics(self.registry)
+        ProcessMetrics(self.registry)
 
 
 class DistributedRuntime:
