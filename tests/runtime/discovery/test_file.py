@@ -120,14 +120,26 @@ async def test_owner_that_watches_nothing_looks_after_its_entries_too(directory:
     await eventually(lambda: len(entry_names(directory)) == 1)
 
 
-async def test_removed_entry_returns_with_its_value(directory: Path, make: Make) -> None:
-    owner, watch = make(), make().watch("")
+async def test_removed_entry_returns_and_nobody_takes_its_owner_for_dead(directory: Path, make: Make) -> None:
+    watch = make().watch("")  # looks many times before the owner does
+    owner = FileDiscovery(directory)
     await owner.register("k", b"v")
     assert await within(anext(watch)) == Put("k", b"v")
-    (directory / entry_names(directory).pop()).unlink()
-    while not isinstance(event := await within(anext(watch)), Put):  # watchers may look before the owner does
-        assert event.key == "k"
-    assert event.value == b"v"
+    shutil.rmtree(directory)
+    assert await within(anext(watch)) == Put("k", b"v")
+    assert len(entry_names(directory)) == 1
+    await owner.close()
+    assert await within(anext(watch)) == Delete("k")
+
+
+async def test_owner_that_dies_before_it_can_put_its_entry_back(directory: Path, make: Make) -> None:
+    watch = make().watch("")
+    async with program(["-c", OWNER, str(directory)]) as owner:
+        await follow(watch, {"k": b"v"})
+        owner.signal(signal.SIGSTOP)
+        shutil.rmtree(directory)
+        owner.signal(signal.SIGKILL)
+        assert await within(anext(watch)) == Delete("k")
 
 
 async def test_key_taken_over_while_the_file_was_away(

@@ -46,10 +46,16 @@ class FileRegistration:
             logger.warning("cannot remove the discovery entry %s: %s", self.key, error)
 
     def restore(self) -> None:
-        """Makes the entry again when its file is gone; ValueError when another process has taken the key since."""
+        """Makes the entry again when its file is gone; ValueError when another process has taken the key since.
+
+        The old lock is held until then: who has seen the entry knows by it that its owner lives.
+        """
         if not self._entry.in_place:
-            self._entry.release()
-            self._entry = _create(self._directory, self.key, self._value)
+            wiped = self._entry
+            try:
+                self._entry = _create(self._directory, self.key, self._value)
+            finally:
+                wiped.release()
 
     def release(self) -> None:
         """Closes this process's hold on the lock."""
@@ -136,12 +142,13 @@ class FileDiscovery:
     def _scan(self) -> None:
         """Compares the directory with what is known and publishes the differences; ConfigError if it is unreadable.
 
-        Births come before deaths: where a successor has taken over since the last look, somebody is always there.
+        Births come before deaths: where a successor has taken over since the last look, somebody is always there. A file
+        that somebody has removed is no death as long as it is locked: its owner will put it back.
         """
         names = _names(self._directory)
         dead: set[str] = set()  # keys
         for name, entry in tuple(self._seen.items()):
-            if name not in names or entry.is_dead():
+            if entry.is_dead():
                 entry.close()
                 del self._seen[name]
                 dead.add(entry.key)

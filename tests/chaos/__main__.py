@@ -1,0 +1,39 @@
+"""`scripts/chaos [--seconds N] [--seed S]`: disturbs a fleet that clients ask all the time; says what was lost."""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from dynamo.testing.tiny_model import byte_level_files
+
+from .run import run
+
+SEED_MAX = 1_000_000
+
+
+def main() -> int:
+    """0 if nothing was lost, wrong, or left."""
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=180.0, help="how long (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=None, help="of the schedule and of what is asked (default: any)")
+    arguments = parser.parse_args()
+    seed = random.randrange(SEED_MAX) if arguments.seed is None else arguments.seed
+    with tempfile.TemporaryDirectory() as directory:
+        model = Path(directory)
+        for name, content in byte_level_files().items():
+            (model / name).write_bytes(content)
+        report = asyncio.run(run(model, seed=seed, seconds=arguments.seconds, say=_say))
+    _say(str(report))
+    return 0 if report.clean else 1
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
