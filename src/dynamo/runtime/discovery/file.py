@@ -142,8 +142,8 @@ class FileDiscovery:
     def _scan(self) -> None:
         """Compares the directory with what is known and publishes the differences; ConfigError if it is unreadable.
 
-        Births come before deaths: where a successor has taken over since the last look, somebody is always there. A file
-        that somebody has removed is no death as long as it is locked: its owner will put it back.
+        Births come before deaths: where a successor has taken over since the last look, somebody is always there. A
+        file that somebody has removed is no death as long as it is locked: its owner will put it back.
         """
         names = _names(self._directory)
         dead: set[str] = set()  # keys
