@@ -19,7 +19,7 @@ OUTPUT_TOKENS = 64
 _MODEL = "m"
 _POLL_S = 0.05
 _DRIVE_TIMEOUT_S = 60.0  # beyond the time that a run is meant to take
-_SECONDS_PER_REQUEST_MAX = 0.1
+_SECONDS_PER_TOKEN_MAX = 0.0016
 
 
 class _Instance(msgspec.Struct):
@@ -41,7 +41,13 @@ class Stack:
     prompt: Prompt
 
     def measure(
-        self, concurrency: int, *, warm_up_s: float, seconds: float | None = None, requests: int | None = None
+        self,
+        concurrency: int,
+        *,
+        warm_up_s: float,
+        seconds: float | None = None,
+        requests: int | None = None,
+        output_tokens: int = OUTPUT_TOKENS,
     ) -> HttpSample:
         """Streams at this concurrency for a time or for a number of requests; BenchmarkError when nothing came back."""
         job = HttpJob(
@@ -50,13 +56,13 @@ class Stack:
             frontend_pid=self.frontend_pid,
             worker_pids=self.worker_pids,
             prompt=self.prompt,
-            output_tokens=OUTPUT_TOKENS,
+            output_tokens=output_tokens,
             concurrency=concurrency,
             warm_up_s=warm_up_s,
             seconds=seconds,
             requests=requests,
         )
-        expected_s = warm_up_s + (seconds or 0) + (requests or 0) * _SECONDS_PER_REQUEST_MAX
+        expected_s = warm_up_s + (seconds or 0) + (requests or 0) * output_tokens * _SECONDS_PER_TOKEN_MAX
         sample = self.programs.drive("benchmarks.http_load", job, HttpSample, expected_s + _DRIVE_TIMEOUT_S)
         if not sample.tokens:
             raise BenchmarkError(f"no request completed: {sample.errors}")
