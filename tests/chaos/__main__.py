@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dynamo.testing.tiny_model import byte_level_files
 
-from .run import run
+from .report import table
+from .run import each, run
 
 SEED_MAX = 1_000_000
 
@@ -19,15 +20,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=180.0, help="how long (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="of the schedule and of what is asked (default: any)")
+    parser.add_argument("--each", type=int, metavar="TIMES", help="instead: one kind of fault after the other")
     arguments = parser.parse_args()
     seed = random.randrange(SEED_MAX) if arguments.seed is None else arguments.seed
     with tempfile.TemporaryDirectory() as directory:
         model = Path(directory)
         for name, content in byte_level_files().items():
             (model / name).write_bytes(content)
+        if arguments.each:
+            return asyncio.run(_each(model, seed, arguments.each))
         report = asyncio.run(run(model, seed=seed, seconds=arguments.seconds, say=_say))
     _say(str(report))
     return 0 if report.clean else 1
+
+
+async def _each(model: Path, seed: int, times: int) -> int:
+    reports = []
+    async for report in each(model, seed=seed, times=times, say=_say):
+        _say(str(report))
+        reports.append(report)
+    _say(table(reports))
+    return 0 if all(report.clean for report in reports) else 1
 
 
 def _say(text: str) -> None:
