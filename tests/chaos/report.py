@@ -51,7 +51,7 @@ class Report:
 def table(reports: Iterable[Report]) -> str:
     """In markdown: of reports about one kind of fault each, what it costs."""
     lines = [
-        "| fault | times | answered as undisturbed | asked again | lost | longest TTFT | longest silence in the middle |",
+        "| fault | times | answered as undisturbed | asked again | lost | longest TTFT | longest silence later |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for report in reports:
