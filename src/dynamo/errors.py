@@ -15,10 +15,13 @@
     │   └── HandlerError               500  an endpoint's handler raised something of its own
     ├── ConnectionLostError            502  the worker went away in mid-stream
     │   ├── UnreachableError           502  there was no connection: nothing was sent
+    │   ├── WorkerStalledError         502  the worker has fallen silent in mid-stream
     │   └── ProtocolError              502  the other side does not speak our protocol
     ├── HandoffLostError               502  a prefilled prompt's KV cache could not be fetched
     ├── UnavailableError               503  nobody can serve this right now
     │   ├── NoInstancesError           503
+    │   │   └── NobodyLeftError        503  who had the request is lost, and no other can take it
+    │   ├── CannotResumeError          503  who had the request is lost, and no other can go on with it
     │   ├── DrainingError              503  this worker finishes what it has and takes nothing new
     │   └── OverloadedError            503
     ├── DeadlineExceededError          504
@@ -144,6 +147,12 @@ class UnreachableError(ConnectionLostError):
     code = "worker_unreachable"
 
 
+class WorkerStalledError(ConnectionLostError):
+    """The worker has begun to answer, and then said nothing for longer than it may."""
+
+    code = "worker_stalled"
+
+
 class ProtocolError(ConnectionLostError):
     """The peer sent something that is not our protocol, or another version of it."""
 
@@ -174,6 +183,18 @@ class NoInstancesError(UnavailableError):
     """No live instance of the endpoint is known."""
 
     code = "no_instances"
+
+
+class NobodyLeftError(NoInstancesError):
+    """The worker that had begun with the request is lost, and there is no other that can take it right now."""
+
+    code = "nobody_left"
+
+
+class CannotResumeError(UnavailableError):
+    """The worker was lost in the middle of an output that no other can go on with: it takes the whole request anew."""
+
+    code = "cannot_resume"
 
 
 class DrainingError(UnavailableError):

@@ -7,12 +7,14 @@ from prometheus_client import CollectorRegistry
 
 from dynamo.config import Live, group, option
 from dynamo.errors import ConfigError
+from dynamo.llm.migration_config import MigrationConfig
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.telemetry.disagg_metrics import DisaggMetrics
+from dynamo.telemetry.migration_metrics import MigrationMetrics
 from dynamo.telemetry.router_metrics import RouterMetrics
 
 FRONTEND_COMPONENT = "frontend"  # where frontends serve what is asked of them by others than clients
@@ -46,6 +48,7 @@ class FrontendConfig(RuntimeConfig):
     )
     kv_router: KvRouterConfig = group(KvRouterConfig)
     disagg: DisaggConfig = group(DisaggConfig)
+    migration: MigrationConfig = group(MigrationConfig)
     body_limit_mb: float = option(
         45.0, flag="--http-body-limit-mb", env="DYN_HTTP_BODY_LIMIT_MB", help="largest request body in megabytes"
     )
@@ -74,6 +77,8 @@ class FrontendConfig(RuntimeConfig):
             disagg=Live(self.disagg),
             metrics=RouterMetrics(registry),
             disagg_metrics=DisaggMetrics(registry),
+            migration=self.migration,
+            migration_metrics=MigrationMetrics(registry),
         )
 
     def body_limit_bytes(self) -> int:

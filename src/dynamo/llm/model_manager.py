@@ -14,6 +14,7 @@ from dynamo.llm.register import ModelEntry, models_prefix
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.llm.served_model import ServedModel
 from dynamo.router.selection import RouterMode
+from dynamo.runtime.background import in_background
 from dynamo.runtime.discovery.base import Put, Watch
 from dynamo.runtime.distributed import DistributedRuntime
 
@@ -23,7 +24,10 @@ _REMEMBERED_NAMES_MAX = 1024
 
 
 class ModelManager:
-    """Owns every ServedModel: one per name, made when its first worker appears, closed when its last one is gone."""
+    """Owns every ServedModel: one per name, made when its first worker appears, closed when its last one is gone.
+
+    Where requests are under way then, it is closed after them: they can go on at a worker that comes in time.
+    """
 
     def __init__(
         self, runtime: DistributedRuntime, *, namespace: str | None, routing: RoutingSetup, cache: ArtifactCache
@@ -33,6 +37,8 @@ class ModelManager:
         self._routing = routing
         self._cache = cache
         self._slots: dict[str, ModelSlot] = {}
+        self._leaving: set[ModelSlot] = set()  # being closed
+        self._closing: set[asyncio.Task[None]] = set()  # waits for the last requests of models without workers
         self._gone: dict[str, None] = {}  # names that had workers once: theirs is a 503, not a 404
 
     @contextlib.asynccontextmanager
@@ -48,8 +54,12 @@ class ModelManager:
         finally:
             follower.cancel()
             await asyncio.wait({follower})
+            for task in self._closing:
+                task.cancel()
+            if self._closing:
+                await asyncio.wait(self._closing)
             watch.close()
-            for slot in self._slots.values():
+            for slot in (*self._slots.values(), *self._leaving):
                 await slot.close()
 
     def models(self) -> list[ServedModel]:
@@ -89,13 +99,30 @@ class ModelManager:
     async def _remove(self, name: str, key: str) -> None:
         slot = self._slots[name]
         await slot.remove(key)
-        if slot.empty:
-            await slot.close()
-            del self._slots[name]  # not before: whoever cancels this closes what is there
-            logger.info("the model %r has no worker any more", name)
-            self._gone[name] = None
-            if len(self._gone) > _REMEMBERED_NAMES_MAX:
-                del self._gone[next(iter(self._gone))]
+        if not slot.empty:
+            return
+        logger.info("the model %r has no worker any more", name)
+        if slot.idle:
+            await self._close(name, slot)
+        else:
+            task = in_background(self._close_unused(name, slot), f"close {name}")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _close_unused(self, name: str, slot: ModelSlot) -> None:
+        await slot.until_idle()
+        if slot.empty and self._slots.get(name) is slot:
+            await self._close(name, slot)
+
+    async def _close(self, name: str, slot: ModelSlot) -> None:
+        """A worker that comes meanwhile gets a slot of its own."""
+        self._leaving.add(slot)  # whoever cancels this closes it
+        del self._slots[name]
+        self._gone[name] = None
+        if len(self._gone) > _REMEMBERED_NAMES_MAX:
+            del self._gone[next(iter(self._gone))]
+        await slot.close()
+        self._leaving.remove(slot)
 
     async def _make(self, entry: ModelEntry) -> ServedModel:
         return await ServedModel.make(entry, self._runtime, self._routing, self._cache)

@@ -12,6 +12,7 @@ from dynamo.protocols.model_card import ModelCard
 from dynamo.router.prefill_router import PrefillRouter
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.instance import Instance
+from dynamo.telemetry.migration_metrics import MigrationType
 
 _FILES_TIMEOUT_S = 30.0
 
@@ -50,7 +51,14 @@ class ServedModel:
         router = PrefillRouter(workers.router, routing.disagg)
         try:
             # Parsing a tokenizer takes long enough to be felt by everybody else's streams.
-            pipeline = await asyncio.to_thread(build_pipeline, entry.card, files, router)
+            pipeline = await asyncio.to_thread(
+                build_pipeline,
+                entry.card,
+                files,
+                router,
+                routing.migration,
+                routing.count_moves(entry.card.name, MigrationType.ONGOING_REQUEST),
+            )
         except BaseException:
             await workers.close()
             raise

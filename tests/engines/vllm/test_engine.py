@@ -18,6 +18,7 @@ from dynamo.engines.base import EngineInfo
 from dynamo.engines.vllm.args import parse_command_line
 from dynamo.engines.vllm.ownership import descendants
 from dynamo.errors import ConnectionLostError, ContextLengthExceededError, InvalidRequestError
+from dynamo.llm.continuation import Continuation
 from dynamo.protocols.generation import (
     FinishReason,
     GuidedDecoding,
@@ -137,6 +138,43 @@ async def stored(vllm: Running, blocks: int) -> HashArray:
 
     await eventually(lambda: len(hashes()) >= blocks, DEADLINE_S)
     return hashes()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingOptions(temperature=0.0),
+        SamplingOptions(temperature=0.0, presence_penalty=0.9, frequency_penalty=0.6),
+        SamplingOptions(temperature=0.0, frequency_penalty=0.8, repetition_penalty=1.2),
+    ],
+    ids=["plain", "penalties", "repetition"],
+)
+async def test_goes_on_where_another_worker_was_lost(vllm: Running, sampling: SamplingOptions) -> None:
+    """With what it was going to say itself."""
+    stop = StopConditions(max_tokens=40, min_tokens=40)
+    asked = request(vllm.tokens(LONG), sampling=sampling, stop=stop, output=OutputOptions(logprobs=0))
+    whole = merge_outputs(await collect(vllm, asked))
+    assert whole.logprobs is not None
+    for cut in (1, 20, 39):
+        sequence = Continuation(asked)
+        sequence.generated.extend(whole.token_ids[:cut])
+        sequence.begun = True
+        rest = merge_outputs(await collect(vllm, sequence.request()))
+        assert rest.token_ids == whole.token_ids[cut:]
+        assert rest.finish_reason == whole.finish_reason
+        assert rest.logprobs is not None
+        assert len(rest.logprobs) == len(rest.token_ids)
+
+
+async def test_penalties_of_a_resumed_output_matter(vllm: Running) -> None:
+    """Else the test above would show nothing."""
+    sampling = SamplingOptions(temperature=0.0, presence_penalty=0.9, frequency_penalty=0.6)
+    asked = request(vllm.tokens(LONG), sampling=sampling, stop=StopConditions(max_tokens=40, min_tokens=40))
+    whole = merge_outputs(await collect(vllm, asked))
+    naive = request(
+        [*asked.token_ids, *whole.token_ids[:20]], sampling=sampling, stop=StopConditions(max_tokens=20, min_tokens=20)
+    )
+    assert merge_outputs(await collect(vllm, naive)).token_ids != whole.token_ids[20:]
 
 
 async def test_blocks_are_named_by_the_prompts_hashes(vllm: Running) -> None:
