@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from dynamo.config import from_environment
 from dynamo.errors import ConfigError, DrainingError, NotFoundError
-from dynamo.runtime.channels import Channels
+from dynamo.runtime.channels import NO_HEARTBEAT, Channels
 from dynamo.runtime.client import Client
 from dynamo.runtime.component import Endpoint, Namespace
 from dynamo.runtime.config import RuntimeConfig
@@ -66,7 +66,8 @@ class DistributedRuntime:
         self.health = Health()
         self.discovery = _discovery(self.config, self.shared)
         self._plane = _request_plane(self.config, self.shared)
-        self._channels = Channels(self._plane)
+        within_process = self.config.request_plane == "inproc"  # where all share the fate of one event loop
+        self._channels = Channels(self._plane, NO_HEARTBEAT if within_process else self.config.heartbeat)
         self._handlers: dict[str, PayloadHandler] = {}
         self._listener: Listener | None = None
         self._listening = asyncio.Lock()

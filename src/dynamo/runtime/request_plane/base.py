@@ -25,7 +25,12 @@ class Channel(Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether a call may be started: false once the connection is lost, retired, or the other side is draining."""
+        """Whether a call may be started: not on one that is lost, retired or stalled, nor if the other side drains."""
+        ...
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the other side was judged to be silent, and has given no sign of life since."""
         ...
 
     @property
@@ -42,6 +47,20 @@ class Channel(Protocol):
 
     def retire(self) -> None:
         """Starts no more calls, and closes when those under way have ended."""
+        ...
+
+    def beat(self, silence_max_s: float) -> int:
+        """Asks for a sign of life; how often before that was done in a row without any.
+
+        The other side may take this one for dead when it has not heard of it for `silence_max_s`.
+        """
+        ...
+
+    def judge(self, beats_max: int) -> None:
+        """If more beats than that have passed in silence: calls under way end with StalledError, at both ends.
+
+        New ones are refused with UnreachableError until something comes from the other side.
+        """
         ...
 
     async def close(self) -> None: ...
