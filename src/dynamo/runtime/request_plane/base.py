@@ -4,6 +4,7 @@ from typing import Protocol
 
 import msgspec
 
+from dynamo.errors import DynamoError
 from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane.call import Dispatcher
 from dynamo.runtime.request_plane.reply import Reply
@@ -74,8 +75,12 @@ class Listener(Protocol):
     async def drain(self, timeout_s: float) -> None:
         """Accepts no connections, tells callers to make no calls, and waits for those under way.
 
-        After `timeout_s` it cancels them: their callers see ConnectionLostError.
+        After `timeout_s` it cancels them: their callers see DrainingError.
         """
+        ...
+
+    def end_calls(self, endpoint: str, error: DynamoError) -> None:
+        """Cancels the calls to `endpoint` that are under way: their callers see `error`."""
         ...
 
     async def close(self) -> None: ...

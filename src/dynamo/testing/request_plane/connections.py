@@ -134,7 +134,24 @@ async def draining_has_a_deadline(plane: RequestPlane) -> None:
         assert await within(anext(stream)) == "started"
         await within(service.listener.drain(0))
         assert gate.closed.is_set()
-        assert isinstance(await failure(stream), ConnectionLostError)
+        assert isinstance(await failure(stream), DrainingError)
+
+
+async def calls_to_one_endpoint_can_be_ended(plane: RequestPlane) -> None:
+    """At once, however long their handlers take to clean up."""
+    gate = Gate()
+    async with serving(plane, gate.wait, gate.stubborn) as service:
+        channel = await service.connect()
+        ended, neighbour = call(channel, "stubborn"), call(channel, "wait")
+        for stream in (ended, neighbour):
+            assert await within(anext(stream)) == "started"
+        service.listener.end_calls("stubborn", StalledError("no progress"))
+        error = await failure(ended)
+        assert isinstance(error, StalledError)
+        assert error.message == "no progress"
+        await within(gate.closed.wait())
+        gate.opened.set()
+        assert await collect(neighbour) == ["done"]
 
 
 async def draining_without_calls_is_immediate(plane: RequestPlane) -> None:
@@ -205,6 +222,7 @@ CASES = (
     draining_lets_running_calls_finish,
     draining_refuses_newcomers,
     draining_has_a_deadline,
+    calls_to_one_endpoint_can_be_ended,
     draining_without_calls_is_immediate,
     retired_channel_closes_after_its_last_call,
     retired_idle_channel_closes,
