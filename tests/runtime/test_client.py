@@ -13,6 +13,7 @@ import pytest
 from dynamo.errors import (
     ConnectionLostError,
     DeadlineExceededError,
+    DrainingError,
     InvalidRequestError,
     NoInstancesError,
     ProtocolError,
@@ -258,7 +259,7 @@ async def test_lost_instance_fails_its_streams_and_no_other(new_runtime: NewRunt
     for stream in (lost, kept):
         assert await within(anext(stream)) == 1
     await within(dying.close(graceful=False))
-    with pytest.raises(ConnectionLostError):
+    with pytest.raises(DrainingError):
         await within(anext(lost))
     waiting = asyncio.create_task(anext(kept))
     await follow(client, [staying.instance_id])

@@ -21,6 +21,8 @@ from dynamo.runtime.codec import (
     Hello,
     Item,
     Message,
+    Ping,
+    Pong,
     Stop,
     encode_frame,
     encode_payload,
@@ -55,6 +57,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(End, STREAM_IDS, ERRORS),
     st.builds(Stop, STREAM_IDS, st.booleans()),
     st.builds(Credit, STREAM_IDS, st.integers(0, 2**31)),
+    st.builds(Ping, st.floats(allow_nan=False)),
+    st.builds(Pong),
     st.builds(GoAway, ERRORS),
 )
 

@@ -121,12 +121,16 @@ class Client:
         return [self._instances[i] for i in self._ids]
 
     def available_ids(self) -> list[int]:
-        """The live instances but for those that just could not be reached (all, if that is all of them)."""
-        if not self._avoid_until_s:
+        """The live instances but for those that are stalled or just could not be reached.
+
+        If that leaves nobody: those that are not stalled; and if there is none either, all.
+        """
+        if not self._avoid_until_s and not self._channels.any_stalled:
             return list(self._ids)
         now_s = time.monotonic()
         self._avoid_until_s = {i: t for i, t in self._avoid_until_s.items() if t > now_s and i in self._instances}
-        return [i for i in self._ids if i not in self._avoid_until_s] or list(self._ids)
+        awake = [i for i in self._ids if not self._channels.is_stalled(self._instances[i].address)]
+        return [i for i in awake if i not in self._avoid_until_s] or awake or list(self._ids)
 
     async def wait_for_instances(self, timeout_s: float | None = None) -> list[int]:
         """Waits for at least one instance; TimeoutError after `timeout_s`."""

@@ -14,7 +14,7 @@ import msgspec
 from dynamo.errors import ErrorInfo, ProtocolError, RequestTooLargeError
 from dynamo.tokens import TokenArray, token_array
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 DEFAULT_MAX_FRAME_BYTES = 64 << 20
 HANDSHAKE_FRAME_BYTES = 4 << 10
 PAYLOAD_ERRORS = (ValueError, RecursionError)  # what decoding a payload may raise; msgspec's errors are ValueErrors
@@ -78,7 +78,17 @@ class GoAway(msgspec.Struct, array_like=True, tag=6, frozen=True):
     error: ErrorInfo | None = None
 
 
-Message = Hello | Call | Item | End | Stop | Credit | GoAway
+class Ping(msgspec.Struct, array_like=True, tag=7, frozen=True):
+    """The caller asks for a sign of life, and says when it may be taken for dead itself if no other message comes."""
+
+    silence_max_s: float
+
+
+class Pong(msgspec.Struct, array_like=True, tag=8, frozen=True):
+    """The sign of life."""
+
+
+Message = Hello | Call | Item | End | Stop | Credit | GoAway | Ping | Pong
 
 
 def encode_frame(messages: list[Message]) -> bytes:

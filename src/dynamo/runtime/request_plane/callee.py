@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import secrets
 
 from dynamo.errors import AuthenticationError, DynamoError, ProtocolError, to_info
@@ -13,10 +14,12 @@ from dynamo.runtime.codec import (
     GoAway,
     Hello,
     Message,
+    Ping,
+    Pong,
     Stop,
 )
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
-from dynamo.runtime.request_plane.connection import Connection, check_version
+from dynamo.runtime.request_plane.connection import READ_FIRST_S, Connection, check_version
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,9 @@ class CalleeConnection(Connection):
         elif type(message) is Stop:
             if (call := self._calls.get(message.stream_id)) is not None:
                 call.stop(kill=message.kill)
+        elif type(message) is Ping:
+            self.post(Pong())
+            self._expect_another(message.silence_max_s)
         elif type(message) is GoAway:
             logger.warning("a caller went away: %s", message.error.message if message.error else "no reason given")
         else:
@@ -82,6 +88,22 @@ class CalleeConnection(Connection):
 
     def _on_silence(self) -> None:
         self._refuse(ProtocolError("the caller did not introduce itself"))
+
+    def _expect_another(self, silence_max_s: float) -> None:
+        """Gives the caller that long for its next ping."""
+        self._silence.cancel()
+        if math.isfinite(silence_max_s):
+            self._silence = self._loop.call_later(max(0.0, silence_max_s), self._judge)
+
+    def _judge(self) -> None:
+        """The caller has been silent, unless its ping waits to be read because this process was held up itself."""
+        self._silence = self._loop.call_later(READ_FIRST_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """Frees what the caller has asked for: it is stopped, or cut off. Should it come back, it can connect anew."""
+        if self._transport is not None:
+            logger.warning("a caller with %d requests gives no sign of life", len(self._calls))
+            self._transport.abort()
 
     def _serve(self, call: Call) -> None:
         if call.stream_id in self._calls:
