@@ -14,10 +14,13 @@ from pathlib import Path
 from dynamo.runtime.process import READY
 from dynamo.testing import Program
 from dynamo.testing.deployment import START_S, Deployment, deployment
+from tests.e2e.raw_http import get
+from tests.e2e.served import until_served
 
 from .proxy import Proxy, proxy
 from .questions import MODEL
 
+_POLL_S = 0.05
 _PORTS = (15_000, 30_000)
 END_S = 60.0  # for a process that was told to end, whose requests may go on for half of that
 MOCKER = ("--block-size", "16", "--speedup-ratio", "2", "--max-model-len", "8192")
@@ -77,6 +80,13 @@ class Frontend(Place):
         super().__init__(name, start)
         self.metrics_url = self.url = url
 
+    async def start(self) -> None:
+        """Returns when it serves: who balances load asks /health before."""
+        await super().start()
+        async with asyncio.timeout(START_S):
+            while (await get(self.url, "/health")).status != 200:  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(_POLL_S)
+
 
 class Worker(Place):
     """One that others reach through a proxy."""
@@ -124,6 +134,7 @@ class Fleet:
         self.workers = [await self._worker("prefill", i) for i in range(size.prefill)]
         self.workers += [await self._worker("decode", i) for i in range(size.decode)]
         await asyncio.gather(*(place.start() for place in self.places))
+        await asyncio.gather(*(until_served(frontend.url, len(self.workers)) for frontend in self.frontends))
 
     async def wipe_discovery(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self.deployment.discovery, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Runs: clients ask all the time, faults happen, and nothing may be lost."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from .chaos import Chaos
@@ -21,9 +22,8 @@ KINDS = (*ANYWHERE, Kind.WIPE_DISCOVERY)
 
 async def run(model: Path, *, seed: int, seconds: float, say: Callable[[str], None] = lambda _: None) -> Report:
     """Everything at once; `say` hears of each fault as it begins."""
-    async for report in _reports(model, seed, [(seconds, schedule(seed, seconds, KINDS))], say):
-        return report
-    raise AssertionError
+    async with aclosing(_reports(model, seed, [(seconds, schedule(seed, seconds, KINDS))], say)) as reports:
+        return await anext(reports)
 
 
 async def each(
@@ -36,8 +36,9 @@ async def each(
         (times * turn_s, [_alone(kind, i * turn_s + _ALONE_S, whom[i]) for i in range(times)])
         for kind in sorted(set(KINDS))
     ]
-    async for report in _reports(model, seed, turns, say):
-        yield report
+    async with aclosing(_reports(model, seed, turns, say)) as reports:
+        async for report in reports:
+            yield report
 
 
 def _alone(kind: Kind, at_s: float, whom: float) -> Fault:
@@ -46,7 +47,7 @@ def _alone(kind: Kind, at_s: float, whom: float) -> Fault:
 
 async def _reports(
     model: Path, seed: int, turns: Sequence[tuple[float, Sequence[Fault]]], say: Callable[[str], None]
-) -> AsyncIterator[Report]:
+) -> AsyncGenerator[Report]:
     """One for each of the schedules, each of which has so many seconds."""
     async with fleet(model, Size()) as disturbed:
         asked = await questions(disturbed.frontends[0].url, seed, QUESTIONS)
