@@ -47,8 +47,8 @@ class EtcdDiscovery:
             root=root.encode(),
             renew_interval_s=interval_s,
             register_timeout_s=register_timeout_s,
-            on_silence=self._mirror.reconnect,
         )
+        self._client.on_dead_endpoint = self._mirror.reconnect
 
     async def register(self, key: str, value: bytes) -> EtcdRegistration:
         """As Discovery; ConfigError also when etcd does not answer within `register_timeout_s`."""

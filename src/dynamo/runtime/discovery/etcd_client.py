@@ -3,7 +3,7 @@
 import logging
 import socket
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -62,6 +62,7 @@ class EtcdClient:
         self._token: str | None = None  # None: to be asked for; "": etcd wants none
         self._timeout_s = timeout_s
         self._complaint = ""
+        self.on_dead_endpoint: Callable[[], None] = lambda: None
         encrypted = any(endpoint.startswith("https:") for endpoint in self._endpoints)
         self._http = httpx2.AsyncClient(
             transport=httpx2.AsyncHTTPTransport(
@@ -170,6 +171,7 @@ class EtcdClient:
         """Goes to the next endpoint, unless another call has done so already."""
         if endpoint == self._endpoints[self._current]:
             self._current = (self._current + 1) % len(self._endpoints)
+            self.on_dead_endpoint()
 
 
 def endpoint_urls(text: str) -> list[str]:

@@ -6,7 +6,6 @@ present lease. So a lost lease, an etcd that lost its data and a first registrat
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from dynamo.errors import ConfigError
 from dynamo.runtime.background import in_background
@@ -43,7 +42,7 @@ class EtcdEntry:
 
 
 class EtcdEntries:
-    """The entries of this process. `on_silence` is called when etcd stops answering."""
+    """The entries of this process."""
 
     def __init__(
         self,
@@ -53,14 +52,12 @@ class EtcdEntries:
         root: bytes,
         renew_interval_s: float,
         register_timeout_s: float,
-        on_silence: Callable[[], None],
     ) -> None:
         self._client = client
         self._lease = lease
         self._root = root
         self._renew_interval_s = renew_interval_s
         self._register_timeout_s = register_timeout_s
-        self._on_silence = on_silence
         self._wanted: dict[str, EtcdEntry] = {}
         self._unwanted: dict[str, EtcdEntry] = {}  # withdrawn, but perhaps still in etcd
         self._renew_at_s = 0.0
@@ -123,7 +120,8 @@ class EtcdEntries:
             try:
                 await self._reconcile()
             except EtcdError as error:
-                self._failed(error)
+                self._client.complain(error)
+                self._silent = isinstance(error, EtcdUnavailableError)
                 delay_s = backoff.next_s()
             else:
                 self._silent = False
@@ -137,12 +135,6 @@ class EtcdEntries:
                 await self._changed.wait()
         except TimeoutError:
             pass  # time for a sign of life
-
-    def _failed(self, error: EtcdError) -> None:
-        self._client.complain(error)
-        if isinstance(error, EtcdUnavailableError) and not self._silent:
-            self._silent = True
-            self._on_silence()
 
     async def _reconcile(self) -> None:
         """Makes etcd agree with what is wanted; EtcdError."""
@@ -160,7 +152,8 @@ class EtcdEntries:
             try:
                 await self._lease.renew()
             except EtcdRefusedError as error:
-                self._give_up_first_tries(error)
+                for entry in tuple(self._wanted.values()):
+                    self._reject_if_new(entry, error)
                 raise
             self._renew_at_s = now_s + self._renew_interval_s
 
@@ -176,10 +169,10 @@ class EtcdEntries:
         except EtcdRefusedError as error:
             if error.code == NOT_FOUND:
                 self._lease.lost()
-            elif not entry.written.done():
-                self._reject(entry, ConfigError(f"{entry.key} cannot be registered in etcd: {error}"))
-                return
-            raise
+                raise
+            self._client.complain(error)
+            self._reject_if_new(entry, error)
+            return
         revision = answer.header.revision if answer.succeeded else _revision_under(lease, answer)
         if revision == 0:
             self._taken(entry)
@@ -194,7 +187,10 @@ class EtcdEntries:
             compare=[Compare(key, "LEASE", lease=self._lease.id)],
             success=[RequestOp(request_delete_range=RangeRequest(key))],
         )
-        await self._client.call("/v3/kv/txn", if_ours, TxnResponse)
+        try:
+            await self._client.call("/v3/kv/txn", if_ours, TxnResponse)
+        except EtcdRefusedError as error:
+            self._client.complain(error)  # it will go with the lease
         if self._unwanted.get(entry.key) is entry:
             del self._unwanted[entry.key]
         if not entry.removed.done():
@@ -205,11 +201,10 @@ class EtcdEntries:
             logger.error("a discovery entry of this process was lost, and another one has its key: %s", entry.key)
         self._reject(entry, ValueError(f"{entry.key} is already registered"))
 
-    def _give_up_first_tries(self, error: EtcdRefusedError) -> None:
-        """A wrong password does not get right by waiting; what once was written is tried again all the same."""
-        for entry in tuple(self._wanted.values()):
-            if not entry.written.done():
-                self._reject(entry, ConfigError(f"{entry.key} cannot be registered in etcd: {error}"))
+    def _reject_if_new(self, entry: EtcdEntry, error: EtcdRefusedError) -> None:
+        """A wrong password does not get right by waiting. What once was written is tried again all the same."""
+        if not entry.written.done():
+            self._reject(entry, ConfigError(f"{entry.key} cannot be registered in etcd: {error}"))
 
     def _reject(self, entry: EtcdEntry, error: Exception) -> None:
         if self._wanted.get(entry.key) is entry:

@@ -38,7 +38,7 @@ class EtcdMirror:
         self._revision = 0
         self._advanced = asyncio.Event()
         self._watches: list[Watch] = []
-        self._attempt: asyncio.Timeout | None = None
+        self._following: asyncio.Timeout | None = None
         self._settling: asyncio.TimerHandle | None = None
         self._follower: asyncio.Task[None] | None = None
 
@@ -58,9 +58,9 @@ class EtcdMirror:
             await self._advanced.wait()
 
     def reconnect(self) -> None:
-        """Another connection has found etcd dead, so this one may be dead too, and would never notice."""
-        if self._attempt is not None:
-            self._attempt.reschedule(0)
+        """Another connection has found an endpoint dead: the one that changes come by may never notice."""
+        if self._following is not None and not self._following.expired():
+            self._following.reschedule(0)
 
     async def close(self) -> None:
         if self._follower is not None:
@@ -74,15 +74,13 @@ class EtcdMirror:
     async def _follow(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(None) as self._attempt:
-                    await self._take_snapshot()
-                    self._backoff.reset()
-                    await self._take_changes()
+                await self._take_snapshot()
+                self._backoff.reset()
+                await self._take_changes()
             except EtcdError as error:
                 self._client.complain(error)
             except TimeoutError:
                 logger.debug("following etcd by a new connection")
-            self._attempt = None
             await asyncio.sleep(self._backoff.next_s())
 
     async def _take_snapshot(self) -> None:
@@ -96,13 +94,16 @@ class EtcdMirror:
         self._advance(snapshot.header.revision)
 
     async def _take_changes(self) -> None:
-        """Returns when etcd ends the stream, as after a compaction."""
+        """Returns when etcd ends the stream, as after a compaction; TimeoutError at `reconnect()`."""
         responses = self._client.watch(self._root, self._end, self._revision + 1)
-        async with contextlib.aclosing(responses):
-            async for response in responses:
-                if response.canceled:
-                    return
-                self._apply(response)
+        try:
+            async with asyncio.timeout(None) as self._following, contextlib.aclosing(responses):
+                async for response in responses:
+                    if response.canceled:
+                        return
+                    self._apply(response)
+        finally:
+            self._following = None
 
     def _apply(self, response: WatchResponse) -> None:
         for event in response.events:
