@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import Self
 ETCD = shutil.which("etcd")  # Debian's package is etcd-server
 _START_S = 30.0
 _POLL_S = 0.02
+_READY = b"ready to serve client requests"
 # It is alone in its cluster, so that it need not wait long for others before it leads.
 _QUICK = ("--heartbeat-interval", "50", "--election-timeout", "500")
 
@@ -41,7 +41,6 @@ class EtcdServer:
         self.url = f"{'https' if tls else 'http'}://{host}:{_free_port()}"
         self.log = directory / "etcd.log"
         self._data = directory / "etcd"
-        self._metrics_url = f"http://{host}:{_free_port()}"
         peer_url = f"http://127.0.0.1:{_free_port()}"
         self._command = [
             *prefix,
@@ -50,7 +49,6 @@ class EtcdServer:
             *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
             *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
             *("--initial-cluster", f"default={peer_url}"),
-            *("--listen-metrics-urls", self._metrics_url),  # for /health, which needs no certificate there
             *_QUICK,
             *tls,
         ]
@@ -68,11 +66,13 @@ class EtcdServer:
     def start(self) -> None:
         """Returns when it serves; AssertionError with its log when that takes too long."""
         with self.log.open("ab") as log:
+            said_before = log.tell()
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603
         deadline_s = time.monotonic() + _START_S
-        while not self._is_healthy():
-            assert self._process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline_s, self.log.read_text()
+        while _READY not in self.log.read_bytes()[said_before:]:
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                self.stop()
+                raise AssertionError(self.log.read_text())
             time.sleep(_POLL_S)
 
     def signal(self, number: signal.Signals) -> None:
@@ -89,13 +89,6 @@ class EtcdServer:
     def lose_data(self) -> None:
         """While it is stopped."""
         shutil.rmtree(self._data)
-
-    def _is_healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self._metrics_url}/health", timeout=1) as answer:  # noqa: S310 - ours
-                return b'"true"' in answer.read()
-        except OSError:
-            return False
 
 
 def _free_port() -> int:
