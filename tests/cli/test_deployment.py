@@ -14,8 +14,10 @@ from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
+from dynamo.llm.migration_config import MigrationConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
+from dynamo.runtime.discovery.etcd_config import EtcdConfig
 
 T = TypeVar("T")
 
@@ -23,7 +25,17 @@ GIVEN = ServeConfig(
     engine="mocker",
     workers=2,
     namespace="mine",
+    discovery_backend="etcd",
     file_kv="/tmp/kv",
+    etcd=EtcdConfig(
+        endpoints="https://a:1,https://b:2",
+        auth_username="user",
+        auth_password="secret",
+        auth_ca="/tmp/ca.pem",
+        auth_client_cert="/tmp/cert.pem",
+        auth_client_key="/tmp/key.pem",
+        lease_ttl_s=7,
+    ),
     rpc_host="127.0.0.2",
     rpc_port=5000,
     rpc_advertise="gate:8000",
@@ -49,6 +61,7 @@ GIVEN = ServeConfig(
         max_local_prefill_ratio=0.25,
         max_prefill_queue_tokens=8,
     ),
+    migration=MigrationConfig(migration_limit=4, migration_wait_s=8.5, inter_token_timeout_s=7.5),
     kv_router=KvRouterConfig(
         overlap_score_weight=0.5,
         host_cache_hit_weight=0.4,
@@ -67,7 +80,8 @@ GIVEN = ServeConfig(
         router_active_request_expiry_secs=60.0,
     ),
 )
-CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
+CANNOT_DIFFER = {"request_plane"}  # from its default: there is but one for several processes
+IN_THE_ENVIRONMENT = {"etcd.auth_password"}
 NOT_THE_FRONTENDS = {"rpc_port", "rpc_advertise", "system_host", "system_port"}  # workers listen there
 
 
@@ -92,7 +106,7 @@ def test_the_frontend_gets_every_flag() -> None:
     assert made["frontend"][1:3] == ["-m", "dynamo.frontend"]
     config = parsed(FrontendConfig, made["frontend"])
     for setting in settings(FrontendConfig):
-        if setting.name not in NOT_THE_FRONTENDS:
+        if setting.name not in NOT_THE_FRONTENDS | IN_THE_ENVIRONMENT:
             assert attrgetter(setting.name)(config) == attrgetter(setting.name)(GIVEN), setting.name
 
 
@@ -104,12 +118,18 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
         config = parsed(cls, command)
         assert config.namespace == "mine"
         assert config.file_kv == "/tmp/kv"
+        assert config.etcd == dataclasses.replace(GIVEN.etcd, auth_password=None)
         assert config.shutdown_timeout_s == 5.5
         assert (config.rpc_host, config.rpc_port) == ("127.0.0.2", 5000 + position)
         assert config.advertised() == ("gate", 8000 + position)
         assert (config.system_host, config.system_port) == ("127.0.0.3", 6000 + position)
         assert "m" in command
         assert "/models/m" in command
+
+
+def test_no_command_line_tells_a_secret() -> None:
+    assert not any("secret" in argument for command in commands(GIVEN).values() for argument in command)
+    assert "secret" not in repr(GIVEN)
 
 
 def test_ports_that_need_not_differ() -> None:

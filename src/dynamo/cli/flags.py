@@ -58,9 +58,13 @@ def reference() -> str:
 
 
 def _page(title: str, cls: type, bases: tuple[type, ...]) -> str:
-    elsewhere = {setting.option.flags for base in bases for setting in settings(base)}
-    rows = [_row(setting) for setting in settings(cls) if setting.option.flags not in elsewhere]
+    elsewhere = {_spellings(setting) for base in bases for setting in settings(base)}
+    rows = [_row(setting) for setting in settings(cls) if _spellings(setting) not in elsewhere]
     return "\n".join([f"## {title}\n", "| flag | variable | default | |", "|---|---|---|---|", *rows, ""])
+
+
+def _spellings(setting: Setting) -> tuple[str | None, ...]:
+    return (*setting.option.flags, setting.option.env)
 
 
 def _row(setting: Setting) -> str:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamo.config import option
+from dynamo.config import group, option
 from dynamo.errors import ConfigError
 from dynamo.runtime.channels import Heartbeat
+from dynamo.runtime.discovery.etcd_config import EtcdConfig
 from dynamo.runtime.discovery.file import default_directory
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.listening_socket import PORT_MAX
@@ -28,9 +29,9 @@ class RuntimeConfig:
         "file",
         flag="--discovery-backend",
         env="DYN_DISCOVERY_BACKEND",
-        choices=("file", "mem"),
+        choices=("file", "etcd", "mem"),
         aliases={"memory": "mem"},
-        help="how processes find each other: a directory of this host, or only within this process",
+        help="how processes find each other: a directory of this host, etcd, or only within this process",
     )
     file_kv: str | None = option(
         None,
@@ -39,6 +40,7 @@ class RuntimeConfig:
         metavar="DIR",
         help="directory of the file backend; without it, one for this user under the system's temporary directory",
     )
+    etcd: EtcdConfig = group(EtcdConfig)
     request_plane: str = option(
         "tcp",
         flag="--request-plane",

@@ -3,13 +3,12 @@
 import asyncio
 import dataclasses
 import logging
-import os
 import secrets
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from dynamo.config import from_environment
+from dynamo.config import parse
 from dynamo.errors import ConfigError, DrainingError, NotFoundError, StalledError, UnavailableError
 from dynamo.runtime.background import in_background
 from dynamo.runtime.channels import NO_HEARTBEAT, Channels
@@ -17,6 +16,7 @@ from dynamo.runtime.client import Client
 from dynamo.runtime.component import Endpoint, Namespace
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.discovery.base import Discovery, Registration
+from dynamo.runtime.discovery.etcd_config import EtcdConfig
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery, MemoryStore
 from dynamo.runtime.health import Health
@@ -277,7 +277,7 @@ class DistributedRuntime:
 def _configured(
     config: RuntimeConfig | None, discovery_backend: str | None, request_plane: str | None
 ) -> RuntimeConfig:
-    config = config or RuntimeConfig(**from_environment(RuntimeConfig, os.environ))
+    config = config or parse(RuntimeConfig, [], prog="dynamo")
     if discovery_backend is not None:
         config = dataclasses.replace(config, discovery_backend=discovery_backend)
     if request_plane is not None:
@@ -291,8 +291,18 @@ def _discovery(config: RuntimeConfig, shared: SharedParts) -> Discovery:
             return MemoryDiscovery(shared.store)
         case "file":
             return FileDiscovery(config.discovery_directory())
+        case "etcd":
+            return _etcd(config.etcd)
         case other:
-            raise ConfigError(f"there is no discovery backend {other!r}: choose file or mem")
+            raise ConfigError(f"there is no discovery backend {other!r}: choose file, etcd or mem")
+
+
+def _etcd(config: EtcdConfig) -> Discovery:
+    try:
+        from dynamo.runtime.discovery.etcd import EtcdDiscovery
+    except ImportError as error:
+        raise ConfigError(f"etcd needs the {error.name} package: pip install 'dynamo-py[etcd]'") from None
+    return EtcdDiscovery(config)
 
 
 def _request_plane(config: RuntimeConfig, shared: SharedParts) -> RequestPlane:

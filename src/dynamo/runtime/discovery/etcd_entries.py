@@ -1,0 +1,219 @@
+"""What a process wants to stand in etcd, and the task that sees to it.
+
+There is one writer: it renews the lease, takes out what was withdrawn and writes whatever does not stand under the
+present lease. So a lost lease, an etcd that lost its data and a first registration are the same work, done in order.
+"""
+
+import asyncio
+import logging
+
+from dynamo.errors import ConfigError
+from dynamo.runtime.background import in_background
+from dynamo.runtime.backoff import Backoff
+from dynamo.runtime.discovery.etcd_client import EtcdClient
+from dynamo.runtime.discovery.etcd_errors import NOT_FOUND, EtcdError, EtcdRefusedError, EtcdUnavailableError
+from dynamo.runtime.discovery.etcd_lease import EtcdLease
+from dynamo.runtime.discovery.etcd_messages import (
+    Compare,
+    PutRequest,
+    RangeRequest,
+    RequestOp,
+    TxnRequest,
+    TxnResponse,
+)
+
+logger = logging.getLogger(__name__)
+
+REGISTER_TIMEOUT_S = 10.0  # long enough for a new leader of etcd's to be elected
+_WITHDRAW_TIMEOUT_S = 2.0
+_BACKOFF_MIN_S = 0.1
+
+
+class EtcdEntry:
+    """One entry of this process."""
+
+    def __init__(self, key: str, value: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self.key = key
+        self.value = value
+        self.lease = 0  # under which it stands in etcd
+        self.written: asyncio.Future[int] = loop.create_future()  # the revision
+        self.removed: asyncio.Future[None] = loop.create_future()
+
+
+class EtcdEntries:
+    """The entries of this process."""
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        lease: EtcdLease,
+        *,
+        root: bytes,
+        renew_interval_s: float,
+        register_timeout_s: float,
+    ) -> None:
+        self._client = client
+        self._lease = lease
+        self._root = root
+        self._renew_interval_s = renew_interval_s
+        self._register_timeout_s = register_timeout_s
+        self._wanted: dict[str, EtcdEntry] = {}
+        self._unwanted: dict[str, EtcdEntry] = {}  # withdrawn, but perhaps still in etcd
+        self._renew_at_s = 0.0
+        self._silent = False
+        self._changed = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """From here on there is a lease, and its renewals say whether etcd answers; idempotent."""
+        if self._keeper is None:
+            self._keeper = in_background(self._keep(), "etcd-entries")
+
+    async def add(self, key: str, value: bytes) -> tuple[EtcdEntry, int]:
+        """Writes an entry; gives it and the revision of etcd that has it. Raises what Discovery.register() raises."""
+        if key in self._wanted:
+            raise ValueError(f"{key} is already registered")
+        entry = self._wanted[key] = EtcdEntry(key, value)
+        self._changed.set()
+        self.start()
+        try:
+            async with asyncio.timeout(self._register_timeout_s):
+                return entry, await entry.written
+        except TimeoutError:
+            reason = self._client.complaint or "it is too slow"
+            raise ConfigError(f"{key} cannot be registered in etcd: {reason}") from None
+        finally:
+            if entry.lease == 0:
+                self._discard(entry)
+
+    async def remove(self, entry: EtcdEntry) -> None:
+        """Takes an entry out; when etcd does not answer now, later. Idempotent."""
+        if self._discard(entry) and not self._silent:
+            await asyncio.wait([entry.removed], timeout=_WITHDRAW_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Ends the lease and all entries with it. Where etcd does not answer, they end with the lease's time."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        self._wanted.clear()
+        try:
+            async with asyncio.timeout(_WITHDRAW_TIMEOUT_S):
+                await self._lease.revoke()
+        except (EtcdError, TimeoutError) as error:
+            logger.warning("the entries of this process stay in etcd until its lease ends: %s", error or "no answer")
+
+    def _discard(self, entry: EtcdEntry) -> bool:
+        """False when the entry was not wanted any more."""
+        if self._wanted.get(entry.key) is not entry:
+            return False
+        del self._wanted[entry.key]
+        self._unwanted[entry.key] = entry
+        self._changed.set()
+        return True
+
+    async def _keep(self) -> None:
+        backoff = Backoff(_BACKOFF_MIN_S, self._renew_interval_s)
+        while True:
+            self._changed.clear()
+            try:
+                await self._reconcile()
+            except EtcdError as error:
+                self._client.complain(error)
+                self._silent = isinstance(error, EtcdUnavailableError)
+                delay_s = backoff.next_s()
+            else:
+                self._silent = False
+                backoff.reset()
+                delay_s = self._renew_interval_s
+            await self._wait_for_change(delay_s)
+
+    async def _wait_for_change(self, delay_s: float) -> None:
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass  # time for a sign of life
+
+    async def _reconcile(self) -> None:
+        """Makes etcd agree with what is wanted; EtcdError."""
+        await self._renew()
+        for entry in tuple(self._unwanted.values()):
+            await self._take_out(entry)
+        for entry in tuple(self._wanted.values()):
+            if entry.lease != self._lease.id:
+                await self._renew()  # many may take long
+                await self._write(entry)
+
+    async def _renew(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if self._lease.id == 0 or now_s >= self._renew_at_s:
+            try:
+                await self._lease.renew()
+            except EtcdRefusedError as error:
+                for entry in tuple(self._wanted.values()):
+                    self._reject_if_new(entry, error)
+                raise
+            self._renew_at_s = now_s + self._renew_interval_s
+
+    async def _write(self, entry: EtcdEntry) -> None:
+        key, lease = self._root + entry.key.encode(), self._lease.id
+        if_absent = TxnRequest(
+            compare=[Compare(key, "CREATE", create_revision=0)],
+            success=[RequestOp(request_put=PutRequest(key, entry.value, lease))],
+            failure=[RequestOp(request_range=RangeRequest(key))],
+        )
+        try:
+            answer = await self._client.call("/v3/kv/txn", if_absent, TxnResponse)
+        except EtcdRefusedError as error:
+            if error.code == NOT_FOUND:
+                self._lease.lost()
+                raise
+            self._client.complain(error)
+            self._reject_if_new(entry, error)
+            return
+        revision = answer.header.revision if answer.succeeded else _revision_under(lease, answer)
+        if revision == 0:
+            self._taken(entry)
+            return
+        entry.lease = lease
+        if not entry.written.done():
+            entry.written.set_result(revision)
+
+    async def _take_out(self, entry: EtcdEntry) -> None:
+        key = self._root + entry.key.encode()
+        if_ours = TxnRequest(
+            compare=[Compare(key, "LEASE", lease=self._lease.id)],
+            success=[RequestOp(request_delete_range=RangeRequest(key))],
+        )
+        try:
+            await self._client.call("/v3/kv/txn", if_ours, TxnResponse)
+        except EtcdRefusedError as error:
+            self._client.complain(error)  # it will go with the lease
+        if self._unwanted.get(entry.key) is entry:
+            del self._unwanted[entry.key]
+        if not entry.removed.done():
+            entry.removed.set_result(None)
+
+    def _taken(self, entry: EtcdEntry) -> None:
+        if entry.written.done():
+            logger.error("a discovery entry of this process was lost, and another one has its key: %s", entry.key)
+        self._reject(entry, ValueError(f"{entry.key} is already registered"))
+
+    def _reject_if_new(self, entry: EtcdEntry, error: EtcdRefusedError) -> None:
+        """A wrong password does not get right by waiting. What once was written is tried again all the same."""
+        if not entry.written.done():
+            self._reject(entry, ConfigError(f"{entry.key} cannot be registered in etcd: {error}"))
+
+    def _reject(self, entry: EtcdEntry, error: Exception) -> None:
+        if self._wanted.get(entry.key) is entry:
+            del self._wanted[entry.key]
+        if not entry.written.done():
+            entry.written.set_exception(error)
+
+
+def _revision_under(lease: int, answer: TxnResponse) -> int:
+    """Since when the key that was there already stands under this very lease: an earlier try's; 0 when it does not."""
+    found = answer.responses[0].response_range if answer.responses else None
+    return next((kv.mod_revision for kv in found.kvs if kv.lease == lease), 0) if found else 0

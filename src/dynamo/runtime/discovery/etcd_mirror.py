@@ -1,0 +1,131 @@
+"""A process's copy of what stands in etcd under one prefix, and those who follow it.
+
+A snapshot, then every change after it. Whenever the stream of changes breaks, for whatever reason, there is a new
+snapshot, and watchers are told how it differs from what they know. While etcd is away they keep what they know.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+
+from dynamo.runtime.background import in_background
+from dynamo.runtime.backoff import Backoff
+from dynamo.runtime.discovery.base import Delete, Event, Put, Watch
+from dynamo.runtime.discovery.etcd_client import EtcdClient
+from dynamo.runtime.discovery.etcd_errors import EtcdError
+from dynamo.runtime.discovery.etcd_messages import KeyValue, RangeRequest, RangeResponse, WatchResponse
+from dynamo.runtime.discovery.etcd_view import EtcdView
+
+logger = logging.getLogger(__name__)
+
+_BACKOFF_MIN_S = 0.1
+
+
+class EtcdMirror:
+    """Follows etcd from the first watch on.
+
+    `grace_s` is how long entries stay that are missing from an etcd that has lost its data: owners register anew.
+    """
+
+    def __init__(self, client: EtcdClient, *, root: bytes, backoff_max_s: float, grace_s: float) -> None:
+        self._client = client
+        self._root = root
+        self._end = root[:-1] + bytes([root[-1] + 1])  # the first key after all that begin with root
+        self._backoff = Backoff(_BACKOFF_MIN_S, backoff_max_s)
+        self._grace_s = grace_s
+        self._view = EtcdView()
+        self._revision = 0
+        self._advanced = asyncio.Event()
+        self._watches: list[Watch] = []
+        self._following: asyncio.Timeout | None = None
+        self._settling: asyncio.TimerHandle | None = None
+        self._follower: asyncio.Task[None] | None = None
+
+    def watch(self, prefix: str) -> Watch:
+        watch = Watch(prefix, self._watches.remove)
+        for put in self._view.puts():
+            watch.publish(put)
+        self._watches.append(watch)
+        if self._follower is None:
+            self._follower = in_background(self._follow(), "etcd-mirror")
+        return watch
+
+    async def reached(self, revision: int) -> None:
+        """Waits until a change that was made in etcd has been told to the watchers, if there are any."""
+        while self._follower is not None and self._revision < revision:
+            self._advanced.clear()
+            await self._advanced.wait()
+
+    def reconnect(self) -> None:
+        """Another connection has found an endpoint dead: the one that changes come by may never notice."""
+        if self._following is not None and not self._following.expired():
+            self._following.reschedule(0)
+
+    async def close(self) -> None:
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.wait([self._follower])
+        if self._settling is not None:
+            self._settling.cancel()
+        for watch in tuple(self._watches):
+            watch.close()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._take_snapshot()
+                self._backoff.reset()
+                await self._take_changes()
+            except EtcdError as error:
+                self._client.complain(error)
+            except TimeoutError:
+                logger.debug("following etcd by a new connection")
+            await asyncio.sleep(self._backoff.next_s())
+
+    async def _take_snapshot(self) -> None:
+        snapshot = await self._client.call("/v3/kv/range", RangeRequest(self._root, self._end), RangeResponse)
+        amnesia = snapshot.header.revision < self._revision
+        if amnesia:
+            logger.warning("etcd has lost its data: keeping what it knew for %g s", self._grace_s)
+            self._settle_later()
+        entries = {self._key(kv): kv.value for kv in snapshot.kvs}
+        self._publish(self._view.replace(entries, amnesia=amnesia))
+        self._advance(snapshot.header.revision)
+
+    async def _take_changes(self) -> None:
+        """Returns when etcd ends the stream, as after a compaction; TimeoutError at `reconnect()`."""
+        responses = self._client.watch(self._root, self._end, self._revision + 1)
+        try:
+            async with asyncio.timeout(None) as self._following, contextlib.aclosing(responses):
+                async for response in responses:
+                    if response.canceled:
+                        return
+                    self._apply(response)
+        finally:
+            self._following = None
+
+    def _apply(self, response: WatchResponse) -> None:
+        for event in response.events:
+            key = self._key(event.kv)
+            self._publish(self._view.apply(Delete(key) if event.type == "DELETE" else Put(key, event.kv.value)))
+        self._advance(max(response.header.revision, self._revision))
+
+    def _settle_later(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+        self._settling = asyncio.get_running_loop().call_later(
+            self._grace_s, lambda: self._publish(self._view.settle())
+        )
+
+    def _publish(self, events: Iterable[Event]) -> None:
+        for event in events:
+            for watch in self._watches:
+                watch.publish(event)
+
+    def _advance(self, revision: int) -> None:
+        self._revision = revision
+        self._advanced.set()
+
+    def _key(self, kv: KeyValue) -> str:
+        return kv.key.removeprefix(self._root).decode(errors="replace")
