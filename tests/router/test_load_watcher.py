@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 import pytest
@@ -29,7 +29,9 @@ class Loads:
         self.client = self.runtime.client(LOAD, list[WorkerLoad])
         self.others: set[int] = set()  # who serve another model
         self.rounds = 0
-        self.watcher = LoadWatcher(self.client, lambda i: i not in self.others, self._on_ask, self._on_load, INTERVAL_S)
+        self.watcher = LoadWatcher(
+            self.client, lambda i: i not in self.others, self._on_ask, self._on_load, self._on_load, INTERVAL_S
+        )
 
     async def add(self, handler: Callable[..., Any]) -> int:
         worker = DistributedRuntime(config=self.runtime.config, shared=self.runtime.shared)
@@ -47,7 +49,7 @@ class Loads:
             await worker.close(graceful=False)
         await self.runtime.close()
 
-    def _on_ask(self) -> None:
+    def _on_ask(self, told: Collection[int]) -> None:
         self.rounds += 1
 
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:

@@ -18,6 +18,7 @@ from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.discovery.base import Discovery, Registration
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery, MemoryStore
+from dynamo.runtime.event_plane.make import make_event_plane
 from dynamo.runtime.health import Health
 from dynamo.runtime.instance import EndpointId, Instance
 from dynamo.runtime.request_plane.base import Listener, RequestPlane
@@ -65,6 +66,7 @@ class DistributedRuntime:
         self.instance_id = secrets.randbits(_INSTANCE_ID_BITS)
         self.health = Health()
         self.discovery = _discovery(self.config, self.shared)
+        self.event_plane = make_event_plane(self.config.event_plane, self.config.nats_server)
         self._plane = _request_plane(self.config, self.shared)
         self._channels = Channels(self._plane)
         self._handlers: dict[str, PayloadHandler] = {}
@@ -179,6 +181,7 @@ class DistributedRuntime:
         for client in tuple(self._clients):
             await client.close()
         await self._channels.close()
+        await self.event_plane.close()
         await self.discovery.close()
 
     async def _announce(self, endpoint: EndpointId) -> None:
