@@ -1,7 +1,9 @@
 """KV routing with live workers: what they say arrives, requests wait their turn, and nothing is left behind."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from dynamo.runtime import Client, Context, DistributedRuntime, RuntimeConfig
 from dynamo.runtime.distributed import SharedParts
 from dynamo.runtime.event_feed import DumpEnd, FeedItem
 from dynamo.testing import eventually, within
+from dynamo.testing.nats_server import nats_server
 from dynamo.testing.scripted import Scripted, answers
 from dynamo.testing.stages import outputs_of
 from dynamo.tokens import hashes_to_bytes, sequence_hashes, token_array
@@ -144,14 +147,19 @@ class Cluster:
         return self.routers[-1]
 
 
-@pytest.fixture(params=["mem+inproc", "file+tcp"])
+@pytest.fixture(params=["mem+inproc", "file+tcp", "mem+inproc+nats"])
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
-    discovery, plane = request.param.split("+")
-    cluster = Cluster(RuntimeConfig(discovery_backend=discovery, request_plane=plane, file_kv=str(tmp_path / "kv")))
-    yield cluster
-    for router in cluster.routers:
-        await within(router.placer.close())
-    await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
+    discovery, plane, *brokers = request.param.split("+")
+    config = RuntimeConfig(discovery_backend=discovery, request_plane=plane, file_kv=str(tmp_path / "kv"))
+    async with AsyncExitStack() as stack:
+        if brokers:
+            broker = await stack.enter_async_context(nats_server(tmp_path))
+            config = dataclasses.replace(config, event_plane="nats", nats_server=broker.url)
+        cluster = Cluster(config)
+        yield cluster
+        for router in cluster.routers:
+            await within(router.placer.close())
+        await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
 
 
 async def test_requests_go_where_their_prefix_is(cluster: Cluster) -> None:
