@@ -24,6 +24,8 @@ GIVEN = ServeConfig(
     workers=2,
     namespace="mine",
     file_kv="/tmp/kv",
+    event_plane="nats",
+    nats_server="nats://me:secret@broker",
     rpc_host="127.0.0.2",
     rpc_port=5000,
     system_host="127.0.0.3",
@@ -64,11 +66,15 @@ GIVEN = ServeConfig(
 )
 CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
 NOT_THE_FRONTENDS = {"rpc_port", "system_host", "system_port"}  # workers listen there
+BY_ENVIRONMENT = {"nats_server"}
 
 
 def commands(config: ServeConfig, *worker_flags: str) -> dict[str, list[str]]:
-    deployment = Deployment(config=config, model_name="m", model_dir="/models/m", worker_flags=worker_flags)
-    return deployment.commands()
+    return deployed(config, *worker_flags).commands()
+
+
+def deployed(config: ServeConfig, *worker_flags: str) -> Deployment:
+    return Deployment(config=config, model_name="m", model_dir="/models/m", worker_flags=worker_flags)
 
 
 def parsed(cls: type[T], command: list[str]) -> T:
@@ -87,7 +93,7 @@ def test_the_frontend_gets_every_flag() -> None:
     assert made["frontend"][1:3] == ["-m", "dynamo.frontend"]
     config = parsed(FrontendConfig, made["frontend"])
     for setting in settings(FrontendConfig):
-        if setting.name not in NOT_THE_FRONTENDS:
+        if setting.name not in NOT_THE_FRONTENDS | BY_ENVIRONMENT:
             assert attrgetter(setting.name)(config) == attrgetter(setting.name)(GIVEN), setting.name
 
 
@@ -100,10 +106,16 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
         assert config.namespace == "mine"
         assert config.file_kv == "/tmp/kv"
         assert config.shutdown_timeout_s == 5.5
+        assert config.event_plane == "nats"
         assert (config.rpc_host, config.rpc_port) == ("127.0.0.2", 5000 + position)
         assert (config.system_host, config.system_port) == ("127.0.0.3", 6000 + position)
         assert "m" in command
         assert "/models/m" in command
+
+
+def test_secrets_are_on_no_command_line() -> None:
+    assert deployed(GIVEN).environ() == {"NATS_SERVER": "nats://me:secret@broker"}
+    assert not any("secret" in argument for command in commands(GIVEN).values() for argument in command)
 
 
 def test_ports_that_need_not_differ() -> None:

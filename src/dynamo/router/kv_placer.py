@@ -238,6 +238,7 @@ class KvPlacer:
             dumps=self.indexer.dumps,
             gaps=subscriber.gaps if subscriber is not None else 0,
             recoveries=subscriber.recoveries if subscriber is not None else 0,
+            broadcast_feeds=subscriber.broadcast_feeds if subscriber is not None else 0,
             queued_requests=self.scheduler.queued,
         )
 

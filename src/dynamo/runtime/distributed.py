@@ -67,6 +67,7 @@ class DistributedRuntime:
         self.health = Health()
         self.discovery = _discovery(self.config, self.shared)
         self.event_plane = make_event_plane(self.config.event_plane, self.config.nats_server)
+        self._is_sibling = False
         self._plane = _request_plane(self.config, self.shared)
         self._channels = Channels(self._plane)
         self._handlers: dict[str, PayloadHandler] = {}
@@ -88,6 +89,8 @@ class DistributedRuntime:
         """Another runtime in this process, with an identity of its own; it is closed with this one."""
         sibling = DistributedRuntime(config=self.config, shared=self.shared)
         sibling.health = self.health
+        sibling.event_plane = self.event_plane  # a process needs one connection
+        sibling._is_sibling = True
         self._siblings.append(sibling)
         if self.is_shutting_down:
             sibling.shutdown()
@@ -169,6 +172,8 @@ class DistributedRuntime:
 
     async def _close(self, timeout_s: float) -> None:
         await asyncio.gather(self._close_own(timeout_s), *(s._close_own(timeout_s) for s in self._siblings))
+        if not self._is_sibling:
+            await self.event_plane.close()
 
     async def _close_own(self, timeout_s: float) -> None:
         for path in self._handlers:
@@ -181,7 +186,6 @@ class DistributedRuntime:
         for client in tuple(self._clients):
             await client.close()
         await self._channels.close()
-        await self.event_plane.close()
         await self.discovery.close()
 
     async def _announce(self, endpoint: EndpointId) -> None:

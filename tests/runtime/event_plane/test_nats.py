@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.runtime.event_plane.nats import OUTBOX_BYTES_MAX, NatsPlane, subject
 from dynamo.runtime.instance import EndpointId
 from dynamo.testing import eventually, within
@@ -228,6 +229,31 @@ async def test_closing_while_the_broker_hangs(broker: NatsServer) -> None:
         for _ in range(8):
             sender.publish(EVENTS, 1, bytes(1_000_000))
     assert not [task for task in asyncio.all_tasks() if "nats" in task.get_name()]
+
+
+async def test_who_leaves_while_there_is_no_broker_is_forgotten(broker: NatsServer, hearer: NatsPlane) -> None:
+    await broker.kill()
+    ears = [Ear(hearer) for _ in range(3)]
+    for ear in ears:
+        ear.part.close()
+    assert not hearer._hearers
+
+
+async def test_siblings_share_a_connection(broker: NatsServer) -> None:
+    config = RuntimeConfig(discovery_backend="mem", request_plane="inproc", event_plane="nats", nats_server=broker.url)
+    runtime = DistributedRuntime(config=config)
+    sibling = runtime.sibling()
+    plane = runtime.event_plane
+    assert isinstance(plane, NatsPlane)
+    assert sibling.event_plane is plane
+    ear = Ear(plane)
+    sibling.event_plane.repeat(EVENTS, sibling.instance_id, lambda: b"sibling", INTERVAL_S)
+    await ear.hears((sibling.instance_id, b"sibling"))
+    await within(sibling.close())
+    ear.heard.clear()
+    await ear.hears((sibling.instance_id, b"sibling"))
+    await within(runtime.close())
+    assert not plane.connected
 
 
 async def test_closing_before_and_after(broker: NatsServer) -> None:

@@ -72,7 +72,7 @@ class NatsPlane:
 
     def subscribe(self, endpoint: EndpointId, on_message: OnMessage, on_lost: Callable[[], None]) -> Part:
         """As EventPlane."""
-        hearer = _Hearer(subject(endpoint, "*"), on_message, on_lost, self._wake.set)
+        hearer = _Hearer(subject(endpoint, "*"), on_message, on_lost, self._on_hearer_closed)
         self._hearers.add(hearer)
         self._start()
         self._wake.set()
@@ -154,6 +154,12 @@ class NatsPlane:
             for hearer in tuple(self._hearers):
                 hearer.on_lost()
 
+    def _on_hearer_closed(self, hearer: "_Hearer") -> None:
+        if self.connected:
+            self._wake.set()  # the server is to know
+        else:
+            self._hearers.discard(hearer)
+
     def _on_error(self, error: Exception) -> None:
         name = type(error).__name__
         self._complain(name, f"NATS at {self._servers}: {name}: {error}")
@@ -169,7 +175,7 @@ class _Hearer:
     """A subscription, whether there is a connection or not."""
 
     def __init__(
-        self, of: str, on_message: OnMessage, on_lost: Callable[[], None], on_close: Callable[[], None]
+        self, of: str, on_message: OnMessage, on_lost: Callable[[], None], on_close: "Callable[[_Hearer], None]"
     ) -> None:
         self.subject = of
         self.on_lost = on_lost
@@ -193,7 +199,7 @@ class _Hearer:
 
     def close(self) -> None:
         self.closed = True
-        self._on_close()
+        self._on_close(self)
 
 
 class _Repeater:
