@@ -1,9 +1,7 @@
 """KV routing with live workers: what they say arrives, requests wait their turn, and nothing is left behind."""
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,12 +34,12 @@ from dynamo.runtime import Client, Context, DistributedRuntime, RuntimeConfig
 from dynamo.runtime.distributed import SharedParts
 from dynamo.runtime.event_feed import DumpEnd, FeedItem
 from dynamo.testing import eventually, within
-from dynamo.testing.nats_server import nats_server
 from dynamo.testing.scripted import Scripted, answers
 from dynamo.testing.stages import outputs_of
 from dynamo.tokens import hashes_to_bytes, sequence_hashes, token_array
 
 from .feed_world import replace
+from .planes import ALL, planes
 
 ENDPOINT = "test.backend.generate"
 BLOCK_SIZE = 4
@@ -147,14 +145,9 @@ class Cluster:
         return self.routers[-1]
 
 
-@pytest.fixture(params=["mem+inproc", "file+tcp", "mem+inproc+nats"])
+@pytest.fixture(params=ALL)
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
-    discovery, plane, *brokers = request.param.split("+")
-    config = RuntimeConfig(discovery_backend=discovery, request_plane=plane, file_kv=str(tmp_path / "kv"))
-    async with AsyncExitStack() as stack:
-        if brokers:
-            broker = await stack.enter_async_context(nats_server(tmp_path))
-            config = dataclasses.replace(config, event_plane="nats", nats_server=broker.url)
+    async with planes(request.param, tmp_path) as config:
         cluster = Cluster(config)
         yield cluster
         for router in cluster.routers:

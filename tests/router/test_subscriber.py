@@ -1,10 +1,8 @@
 """The index follows live workers over a request plane, through everything that happens to them and to the router."""
 
 import asyncio
-import dataclasses
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +13,25 @@ from dynamo.errors import OverloadedError
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import AllBlocksCleared, KvEvent, Tier
 from dynamo.router.publisher import KvEventFeed
-from dynamo.runtime import RuntimeConfig
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.event_feed import DumpEnd, DumpPart, FeedCursor, FeedEvent, Resumed
 from dynamo.testing import eventually, within
-from dynamo.testing.nats_server import nats_server
 from dynamo.testing.scripted import Scripted
 from dynamo.tokens import hash_array
 
 from .feed_cluster import BEAT_S, GENERATE, KV_EVENTS, Cluster, Router, Worker, batch, break_connections, contents
 from .feed_world import removed, stored
-
-DIRECT = ["mem+inproc", "file+tcp"]
+from .planes import ALL, DIRECT, planes
 
 of_streams = pytest.mark.parametrize("cluster", DIRECT, indirect=True)  # by which no feed is broadcast
 
 
-@pytest.fixture(params=[*DIRECT, "file+tcp+nats"])
+@pytest.fixture(params=ALL)
 async def cluster(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Cluster]:
-    discovery, plane, *brokers = request.param.split("+")
-    config = RuntimeConfig(discovery_backend=discovery, request_plane=plane, file_kv=str(tmp_path / "kv"))
-    async with AsyncExitStack() as stack:
-        if brokers:
-            monkeypatch.setattr("dynamo.runtime.feed_broadcast.BEAT_S", BEAT_S)
-            broker = await stack.enter_async_context(nats_server(tmp_path))
-            config = dataclasses.replace(config, event_plane="nats", nats_server=broker.url)
+    monkeypatch.setattr("dynamo.runtime.feed_broadcast.BEAT_S", BEAT_S)
+    async with planes(request.param, tmp_path) as config:
         cluster = Cluster(config)
         yield cluster
         await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))

@@ -86,16 +86,18 @@ class FollowedFeed:
         """Whether it is followed without a stream."""
         return self.in_sync and self.stream is None
 
+    def hand_over(self) -> None:
+        """Broadcasts go on from here."""
+        if self.stream is not None:
+            self.broadcasts_ended.clear()
+            self._end_stream()
+
     def begin_anew(self) -> None:
         """What has become of the state is uncertain: only a dump helps."""
         self.cursor = FeedCursor()
         self.in_sync = False
-        self.end_stream()
+        self._end_stream()
         self.broadcasts_ended.set()
-
-    def end_stream(self) -> None:
-        if self.stream is not None and not self.stream.expired():
-            self.stream.reschedule(asyncio.get_running_loop().time())
 
     async def until_broadcasts_end(self) -> None:
         """Returns when they no longer continue the state, or are silent: broadcasts_ended tells which."""
@@ -104,6 +106,10 @@ class FollowedFeed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await self.broadcasts_ended.wait()
+
+    def _end_stream(self) -> None:
+        if self.stream is not None and not self.stream.expired():
+            self.stream.reschedule(asyncio.get_running_loop().time())
 
 
 class FeedSubscriber:
@@ -214,7 +220,6 @@ class FeedSubscriber:
 
     async def _read_stream(self, instance_id: int, feed: FollowedFeed) -> bool:
         """Returns after a gap, or with True when broadcasts go on; raises the DynamoError that ended the stream."""
-        feed.broadcasts_ended.clear()
         try:
             async with asyncio.timeout(None) as feed.stream:
                 await self._take_all(instance_id, feed)
@@ -264,7 +269,7 @@ class FeedSubscriber:
         if new is not None:
             self._apply(instance_id, feed, new)
             if not message.payloads:  # a beat: so that a feed changes hands once a second at most
-                feed.end_stream()
+                feed.hand_over()
         elif feed.stream is None and not feed.broadcasts_ended.is_set():
             self.gaps += 1
             feed.broadcasts_ended.set()
@@ -280,9 +285,8 @@ class FeedSubscriber:
 
     def _on_broadcasts_lost(self) -> None:
         for feed in self._feeds.values():
-            if feed.is_broadcast:
-                self.disconnects += 1
-                feed.broadcasts_ended.set()
+            self.disconnects += feed.is_broadcast
+            feed.broadcasts_ended.set()
 
     def _warn(self, instance_id: int, feed: FollowedFeed, step: Step) -> None:
         if not feed.warned:

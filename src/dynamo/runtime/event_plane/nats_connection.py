@@ -21,7 +21,9 @@ CONNECT_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 1.0
 _PING_INTERVAL_S = 2  # a server that hangs is given up after three of them
 _FLUSH_TIMEOUT_S = 2
-_UNSENT_BYTES_MAX = 1 << 20  # with a message below nats-py's own bound, where it would wait for as long as it takes
+_MESSAGE_BYTES_MAX = 1 << 20
+_UNSENT_BYTES_MAX = 1 << 20
+_NEVER_REACHED_BYTES = 4 << 20  # where nats-py would wait for as long as it takes
 _UNREAD_BYTES_MAX = 8 << 20
 _UNREAD_MESSAGES_MAX = 8192
 
@@ -84,6 +86,7 @@ class NatsConnection:
                     allow_reconnect=False,
                     max_reconnect_attempts=1,  # each server is tried twice, and then this gives up
                     reconnect_time_wait=0,
+                    pending_size=_NEVER_REACHED_BYTES,
                     ping_interval=_PING_INTERVAL_S,
                     user=servers.user,
                     password=servers.password,
@@ -108,7 +111,7 @@ class NatsConnection:
         Waits while too much is under way. Raises ConnectionLostError.
         """
         client = self._client
-        if len(payload) > client.max_payload:
+        if len(payload) > min(client.max_payload, _MESSAGE_BYTES_MAX):
             return False
         try:
             if client.pending_data_size + len(payload) > _UNSENT_BYTES_MAX:
