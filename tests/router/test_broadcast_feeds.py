@@ -201,6 +201,7 @@ async def test_broker_that_hangs(cluster: Cluster, router: Router, broker: NatsS
     broker.pause()
     worker.feed.publish(batch(stored(1)))
     await eventually(lambda: router.knows(worker))
+    assert router.runtime.event_plane.connected
     assert router.subscriber.disconnects == 1
     broker.go_on()
     await followed(router, worker)
@@ -244,9 +245,13 @@ async def test_what_strangers_say(cluster: Cluster, router: Router, message: byt
     worker = await cluster.worker()
     worker.feed.publish(batch(stored(1)))
     await followed(router, worker)
+    heard = list[bytes]()
+    ear = router.runtime.event_plane.subscribe(EVENTS, lambda _, said: heard.append(said), lambda: None)
     stranger = cluster.runtime().event_plane
     part = stranger.repeat(EVENTS, worker.id, lambda: message, BEAT_S)
     nobody = stranger.repeat(EVENTS, 17, lambda: message, BEAT_S)
+    await eventually(lambda: heard.count(message) > 3)
+    ear.close()
     worker.feed.publish(batch(stored(2)))
     await eventually(lambda: router.knows(worker))
     part.close()

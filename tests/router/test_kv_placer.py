@@ -269,6 +269,24 @@ async def test_workers_that_others_keep_busy_cost_more(cluster: Cluster) -> None
     assert figures == {busy.id: (500, 500), free.id: (1, 1)}
 
 
+async def test_what_workers_have_told_holds_until_they_are_asked_in_vain(cluster: Cluster) -> None:
+    tells, silent = await cluster.worker(), await cluster.worker()
+    placer = (await cluster.router(KvRouterConfig(), tells, silent)).placer
+
+    def foreign() -> dict[int, int]:
+        return {figures.instance_id: figures.foreign_requests for figures in placer.worker_figures()}
+
+    for worker in (tells, silent):
+        placer._on_told(worker.id, [WorkerLoad(running_requests=1)])
+    assert foreign() == {tells.id: 1, silent.id: 1}
+    for _ in range(4):
+        placer._on_ask({tells.id})
+    assert foreign() == {tells.id: 1, silent.id: 0}
+    for _ in range(4):
+        placer._on_told(tells.id, [WorkerLoad(running_requests=2)])
+    assert foreign() == {tells.id: 2, silent.id: 0}
+
+
 @pytest.mark.usefixtures("often_asked")
 @pytest.mark.parametrize("ending", ["it is done", "it does not say any more"])
 async def test_requests_wait_while_others_keep_all_workers_busy(cluster: Cluster, ending: str) -> None:
