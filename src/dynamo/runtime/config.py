@@ -48,6 +48,20 @@ class RuntimeConfig:
         choices=("tcp", "inproc"),
         help="how requests travel: sockets (TCP, and Unix sockets on one host), or within this process",
     )
+    event_plane: str = option(
+        "direct",
+        flag="--event-plane",
+        env="DYN_EVENT_PLANE",
+        choices=("direct", "nats"),
+        help="how KV events and loads reach routers: each router asks each worker, or workers tell all at once",
+    )
+    nats_server: str = option(
+        "nats://localhost:4222",
+        flag="--nats-server",
+        env="NATS_SERVER",
+        metavar="URL",
+        help="nats://[user:password@]host:port or tls://, several with commas; better in the variable with a password",
+    )
     rpc_host: str = option(
         "127.0.0.1", flag="--rpc-host", env="DYN_TCP_RPC_HOST", help="address on which endpoints are served"
     )

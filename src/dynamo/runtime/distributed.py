@@ -19,6 +19,7 @@ from dynamo.runtime.discovery.base import Discovery, Registration
 from dynamo.runtime.discovery.etcd_config import EtcdConfig
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery, MemoryStore
+from dynamo.runtime.event_plane.make import make_event_plane
 from dynamo.runtime.health import Health
 from dynamo.runtime.instance import EndpointId, Instance
 from dynamo.runtime.request_plane.base import Listener, RequestPlane
@@ -70,6 +71,8 @@ class DistributedRuntime:
         self.instance_id = secrets.randbits(_INSTANCE_ID_BITS)
         self.health = Health()
         self.discovery = _discovery(self.config, self.shared)
+        self.event_plane = make_event_plane(self.config.event_plane, self.config.nats_server)
+        self._is_sibling = False
         self._plane = _request_plane(self.config, self.shared)
         within_process = self.config.request_plane == "inproc"  # where all share the fate of one event loop
         self._channels = Channels(self._plane, NO_HEARTBEAT if within_process else self.config.heartbeat)
@@ -94,6 +97,8 @@ class DistributedRuntime:
         """Another runtime in this process, with an identity of its own; it is closed with this one."""
         sibling = DistributedRuntime(config=self.config, shared=self.shared)
         sibling.health = self.health
+        sibling.event_plane = self.event_plane  # a process needs one connection
+        sibling._is_sibling = True
         self._siblings.append(sibling)
         if self.is_shutting_down:
             sibling.shutdown()
@@ -221,6 +226,8 @@ class DistributedRuntime:
 
     async def _close(self, timeout_s: float) -> None:
         await asyncio.gather(self._close_own(timeout_s), *(s._close_own(timeout_s) for s in self._siblings))
+        if not self._is_sibling:
+            await self.event_plane.close()
 
     async def _close_own(self, timeout_s: float) -> None:
         for path in self._handlers:
