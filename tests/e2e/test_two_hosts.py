@@ -171,7 +171,7 @@ async def test_worker_cut_off_and_back(fleet: Fleet) -> None:
 
 
 async def test_etcd_cut_off_and_back(fleet: Fleet) -> None:
-    """Longer than leases last. What is known stays known, and etcd gives everybody time to come back."""
+    """For longer than leases last, so that it has forgotten everybody afterwards. No request notices."""
     answered = len(fleet.frontend.output)
     fleet.etcd_host.cut()
     async with asyncio.timeout(START_S):
@@ -186,17 +186,20 @@ async def test_etcd_cut_off_and_back(fleet: Fleet) -> None:
     async with AsyncExitStack() as stack:
         late = await start_worker(stack, fleet.spare_host, fleet.model, fleet.environ)
         async with asyncio.timeout(START_S):
-            while late.instance not in await instances(fleet.url) or len(await instances(fleet.url)) != 3:
-                pass
+            while late.instance not in (known := await instances(fleet.url)):
+                assert len(known) == 2
+                assert (await ask(fleet)).status == 200
+        assert len(known) == 3
     await assert_all_is_well(fleet)
 
 
 async def test_frontend_cut_off_and_back(fleet: Fleet) -> None:
-    """From all workers and from etcd."""
+    """From all workers and from etcd, for longer than its lease lasts."""
     answered = len(fleet.frontend.output)
     fleet.frontend_host.cut()
+    lasts_until_s = time.monotonic() + 1.5 * LEASE_TTL_S
     async with asyncio.timeout(START_S):
-        while "trying again until it works" not in fleet.frontend.output[answered:]:
-            await instances(fleet.url)
+        while "trying again until it works" not in fleet.frontend.output[answered:] or time.monotonic() < lasts_until_s:
+            assert len(await instances(fleet.url)) == 2
     fleet.frontend_host.heal()
     await assert_all_is_well(fleet)

@@ -1,6 +1,8 @@
 """Calls to etcd through its JSON gateway, at whichever endpoint answers (see docs/adr/0009-etcd.md)."""
 
+import asyncio
 import logging
+import math
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _OK = 200
+_OUTAGE_TIMEOUTS = 2  # a lease lasts three, and may have been renewed one before
 _CONNECTIONS_MAX = 8  # a watch, a keep-alive, a transaction; and some that are just being closed
 # A watch may have nothing to say for hours. So one learns within seconds that its other end is gone without a word.
 _KEEPALIVE = [
@@ -61,6 +64,8 @@ class EtcdClient:
         self._password = config.auth_password or ""
         self._token: str | None = None  # None: to be asked for; "": etcd wants none
         self._timeout_s = timeout_s
+        self._answered_at_s = math.inf  # by the event loop's clock
+        self._recovered_at_s = 0.0
         self._complaint = ""
         self.on_dead_endpoint: Callable[[], None] = lambda: None
         encrypted = any(endpoint.startswith("https:") for endpoint in self._endpoints)
@@ -79,6 +84,11 @@ class EtcdClient:
     def complaint(self) -> str:
         """Why the last call has failed; "" when it has not."""
         return self._complaint
+
+    @property
+    def recovered_at_s(self) -> float:
+        """When the last outage ended in which leases may have; by the event loop's clock, 0 when there was none."""
+        return self._recovered_at_s
 
     async def call(self, path: str, request: msgspec.Struct, answer: type[T]) -> T:
         """Posts `request` to `path` and decodes the answer; EtcdError."""
@@ -138,9 +148,7 @@ class EtcdClient:
         except EtcdUnavailableError:
             self._leave(endpoint)
             raise
-        if self._complaint:
-            logger.info("etcd answers again, at %s", endpoint)
-            self._complaint = ""
+        self._answered(endpoint)
         return decoded
 
     async def _headers(self, endpoint: str) -> dict[str, str]:
@@ -166,6 +174,15 @@ class EtcdClient:
         if response.status_code != _OK:
             raise _failure(endpoint, response.content)
         return response.content
+
+    def _answered(self, endpoint: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._answered_at_s > _OUTAGE_TIMEOUTS * self._timeout_s:
+            self._recovered_at_s = now_s
+        self._answered_at_s = now_s
+        if self._complaint:
+            logger.info("etcd answers again, at %s", endpoint)
+            self._complaint = ""
 
     def _leave(self, endpoint: str) -> None:
         """Goes to the next endpoint, unless another call has done so already."""
