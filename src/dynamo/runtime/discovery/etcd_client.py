@@ -125,10 +125,11 @@ class EtcdClient:
             raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
 
     def complain(self, error: EtcdError) -> None:
-        """Logs a failure, unless it is the one that was logged last."""
-        if str(error) != self._complaint:
-            self._complaint = str(error)
+        """Logs a failure, unless it is the last one again; of an outage, which has many faces, only the first."""
+        news = isinstance(error, EtcdRefusedError) and str(error) != self._complaint
+        if news or not self._complaint:
             logger.warning("etcd: %s; trying again until it works", error)
+        self._complaint = str(error)
 
     async def close(self) -> None:
         await self._http.aclose()
