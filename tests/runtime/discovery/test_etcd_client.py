@@ -95,13 +95,30 @@ async def test_member_without_a_leader_is_left_for_another() -> None:
     assert answer.header.revision == 7
 
 
-async def test_no_leader_anywhere() -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "etcdserver: no leader", "message": "etcdserver: no leader", "code": 14},
+        {"error": {"grpc_code": 14, "http_code": 503, "message": "etcdserver: no leader"}},  # of a stream
+        {"error": {"code": 14, "message": "etcdserver: no leader", "details": []}},  # of a stream, by newer members
+    ],
+)
+async def test_no_leader_anywhere(body: dict[str, Any]) -> None:
     async with (
-        answering(lambda _: reply(503, {"message": "etcdserver: no leader", "code": 14})) as url,
+        answering(lambda _: reply(503, body)) as url,
         client(f"{url},{url.replace('127.0.0.1', 'localhost')}") as connected,
     ):
         with pytest.raises(EtcdUnavailableError, match="no leader"):
             await connected.call("/v3/kv/range", ANY, RangeResponse)
+        with pytest.raises(EtcdUnavailableError, match="no leader"):
+            await anext(connected.watch(b"a", b"b", 1))
+
+
+async def test_watch_that_is_broken_off() -> None:
+    body = {"error": {"grpc_code": 14, "message": "etcdserver: no leader"}}
+    async with answering(lambda _: reply(200, body)) as url, client(url) as connected:
+        with pytest.raises(EtcdUnavailableError, match="no leader"):
+            await anext(connected.watch(b"a", b"b", 1))
 
 
 async def test_users(own_etcd: EtcdServer, root: str, make: MakeEtcd) -> None:

@@ -19,6 +19,7 @@ from dynamo.runtime.discovery.etcd_messages import (
     AuthenticateRequest,
     AuthenticateResponse,
     ErrorBody,
+    StreamError,
     WatchCreateRequest,
     WatchLine,
     WatchRequest,
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _OK = 200
+_EXCERPT_MAX = 200  # characters of an answer that was not understood
 _OUTAGE_TIMEOUTS = 2  # a lease lasts three, and may have been renewed one before
 _CONNECTIONS_MAX = 8  # a watch, a keep-alive, a transaction; and some that are just being closed
 # A watch may have nothing to say for hours. So one learns within seconds that its other end is gone without a word.
@@ -117,9 +119,11 @@ class EtcdClient:
                 if response.status_code != _OK:
                     raise _failure(endpoint, await response.aread())
                 async for line in response.aiter_lines():
-                    if (result := _decode(endpoint, line, WatchLine).result) is None:
-                        raise EtcdUnavailableError(f"{endpoint} has broken off a watch: {line}")
-                    yield result
+                    decoded = _decode(endpoint, line, WatchLine)
+                    if decoded.result is None:
+                        reason = decoded.error.message if decoded.error else "no result"
+                        raise EtcdUnavailableError(f"{endpoint} has broken off a watch: {reason}")
+                    yield decoded.result
         except httpx2.TransportError as error:
             self._leave(endpoint)
             raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
@@ -228,6 +232,8 @@ def _tls(config: EtcdConfig) -> ssl.SSLContext:
 
 def _failure(endpoint: str, body: bytes) -> EtcdError:
     answer = _decode(endpoint, body, ErrorBody)
+    if isinstance(failed := answer.error, StreamError):
+        return error_of(f"{endpoint}: {failed.message}", failed.grpc_code or failed.code)
     return error_of(f"{endpoint}: {answer.message}", answer.code)
 
 
@@ -235,7 +241,8 @@ def _decode(endpoint: str, body: bytes | str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind, strict=False)  # not strict: integers come as strings
     except msgspec.DecodeError as error:
-        raise EtcdUnavailableError(f"{endpoint} does not answer as etcd does: {error}") from error
+        excerpt = body[:_EXCERPT_MAX] if isinstance(body, str) else body[:_EXCERPT_MAX].decode(errors="replace")
+        raise EtcdUnavailableError(f"{endpoint} does not answer as etcd does: {excerpt!r}") from error
 
 
 def _reason(error: httpx2.TransportError) -> str:
