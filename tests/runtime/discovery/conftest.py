@@ -38,7 +38,7 @@ async def make(root: str) -> AsyncIterator[MakeEtcd]:
     made: list[EtcdDiscovery] = []
 
     def new(server: EtcdServer, *, register_timeout_s: float = 10.0, **fields: Any) -> EtcdDiscovery:
-        given: dict[str, Any] = {"endpoints": server.url, "lease_ttl_s": 2} | fields
+        given: dict[str, Any] = {"endpoints": server.url, "lease_ttl_s": 3} | fields
         config = EtcdConfig(**given)
         made.append(EtcdDiscovery(config, root=root, register_timeout_s=register_timeout_s))
         return made[-1]

@@ -82,10 +82,11 @@ async def test_killed_process_is_forgotten_when_its_lease_ends(etcd: EtcdServer,
         assert await within(anext(watch)) == Delete("k")
 
 
+@pytest.mark.alone
 async def test_lease_is_kept_alive(etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
     """Time has to pass, twice the lease's."""
     watch = make(etcd).watch("")
-    await make(etcd).register("k", b"v")
+    await make(etcd, lease_ttl_s=2).register("k", b"v")
     await follow(watch, {"k": b"v"})
     with pytest.raises(TimeoutError):
         await within(anext(watch), 4)
@@ -162,7 +163,7 @@ async def test_etcd_that_has_lost_its_data_is_told_anew(
     await eventually(lambda: keys_of(own_etcd, root).keys() == {"a"})
     await owner.register("b", b"3")
     assert await within(anext(watch)) == Put("b", b"3")  # a was never away
-    assert "etcd has lost its data" in caplog.text
+    assert "forgetting nobody" in caplog.text
 
 
 async def test_owner_that_died_with_etcds_data_is_forgotten(own_etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
@@ -184,7 +185,7 @@ async def test_owner_that_died_with_etcds_data_is_forgotten(own_etcd: EtcdServer
 async def test_nothing_is_forgotten_while_etcd_is_away(
     own_etcd: EtcdServer, root: str, make: MakeEtcd, caplog: pytest.LogCaptureFixture
 ) -> None:
-    owner = make(own_etcd, register_timeout_s=0.5)
+    owner = make(own_etcd, register_timeout_s=1.5)
     other = make(own_etcd)
     watch = other.watch("")
     kept = await owner.register("kept", b"1")
@@ -215,7 +216,7 @@ async def test_registration_waits_for_etcd_to_come(own_etcd: EtcdServer, root: s
 
 async def test_registration_that_failed_leaves_nothing(own_etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
     """etcd hangs, so that it may well carry out what nobody waits for any more."""
-    owner = make(own_etcd, register_timeout_s=0.5)
+    owner = make(own_etcd, register_timeout_s=1.5)
     await owner.register("first", b"1")
     own_etcd.signal(signal.SIGSTOP)
     with pytest.raises(ConfigError, match="etcd"):
@@ -247,7 +248,7 @@ async def test_etcd_that_hangs_is_left_for_another_endpoint(
         while view.get("second") != b"2":
             event = await within(anext(watch))
             view[event.key] = event.value if isinstance(event, Put) else b""
-        assert time.monotonic() - started_s < 5
+        assert time.monotonic() - started_s < 6
         own_etcd.signal(signal.SIGCONT)
 
 

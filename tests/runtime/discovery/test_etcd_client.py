@@ -1,7 +1,9 @@
 """Endpoints, users, certificates, and answers that are not etcd's."""
 
 import asyncio
+import base64
 import json
+import secrets
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -95,20 +97,38 @@ async def test_member_without_a_leader_is_left_for_another() -> None:
     assert answer.header.revision == 7
 
 
-async def test_no_leader_anywhere() -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "etcdserver: no leader", "message": "etcdserver: no leader", "code": 14},
+        {"error": {"grpc_code": 14, "http_code": 503, "message": "etcdserver: no leader"}},  # of a stream
+        {"error": {"code": 14, "message": "etcdserver: no leader", "details": []}},  # of a stream, by newer members
+    ],
+)
+async def test_no_leader_anywhere(body: dict[str, Any]) -> None:
     async with (
-        answering(lambda _: reply(503, {"message": "etcdserver: no leader", "code": 14})) as url,
+        answering(lambda _: reply(503, body)) as url,
         client(f"{url},{url.replace('127.0.0.1', 'localhost')}") as connected,
     ):
         with pytest.raises(EtcdUnavailableError, match="no leader"):
             await connected.call("/v3/kv/range", ANY, RangeResponse)
+        with pytest.raises(EtcdUnavailableError, match="no leader"):
+            await anext(connected.watch(b"a", b"b", 1))
+
+
+async def test_watch_that_is_broken_off() -> None:
+    body = {"error": {"grpc_code": 14, "message": "etcdserver: no leader"}}
+    async with answering(lambda _: reply(200, body)) as url, client(url) as connected:
+        with pytest.raises(EtcdUnavailableError, match="no leader"):
+            await anext(connected.watch(b"a", b"b", 1))
 
 
 async def test_users(own_etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
-    known: dict[str, Any] = {"auth_username": "root", "auth_password": "pässword"}
+    """One that may use its prefix and nothing else, as docs/many-machines.md wants it."""
+    known: dict[str, Any] = {"auth_username": "worker", "auth_password": "pässword"}
     before = make(own_etcd, **known)  # etcd has no users yet, so it asks for no password
     await before.register("a", b"1")
-    add_root(own_etcd, known["auth_password"])
+    add_users(own_etcd, known["auth_username"], known["auth_password"], prefix=root)
     await before.register("b", b"2")
     other = make(own_etcd, **known)
     watch = other.watch("")
@@ -118,11 +138,17 @@ async def test_users(own_etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
     for wrong in ({}, known | {"auth_password": "guess"}, {"auth_username": "root"}):
         with pytest.raises(ConfigError, match="etcd"):
             await within(make(own_etcd, **wrong).register("c", b"3"), 5)
+    foreign = EtcdDiscovery(EtcdConfig(endpoints=own_etcd.url, **known), root="another/")
+    with pytest.raises(ConfigError, match="permission denied"):
+        await within(foreign.register("c", b"3"), 5)
+    await foreign.close()
 
     own_etcd.stop()  # which forgets its tokens
     await asyncio.to_thread(own_etcd.start)
     await before.register("d", b"4")
     await follow(watch, {"a": b"1", "b": b"2", "d": b"4"}, view=view)
+    await before.close()
+    await follow(watch, {}, view=view)
 
 
 async def test_refusal_has_etcds_words(etcd: EtcdServer) -> None:
@@ -178,13 +204,23 @@ def test_certificates_that_cannot_be_used(tmp_path: Path, certificates: Certific
             EtcdClient(EtcdConfig(endpoints="https://127.0.0.1:1", **fields), timeout_s=1)
 
 
-def add_root(server: EtcdServer, password: str) -> None:
-    """From here on, etcd wants everybody to log in."""
-    for path, request in (
-        ("user/add", {"name": "root", "password": password}),
+def add_users(server: EtcdServer, name: str, password: str, *, prefix: str) -> None:
+    """From here on, etcd wants everybody to log in; the user may read and write `prefix`."""
+    permission = {
+        "permType": "READWRITE",
+        "key": base64.b64encode(prefix.encode()).decode(),
+        "range_end": base64.b64encode((prefix[:-1] + chr(ord(prefix[-1]) + 1)).encode()).decode(),
+    }
+    requests: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("user/add", {"name": "root", "password": secrets.token_hex(8)}),
         ("user/grant", {"user": "root", "role": "root"}),
+        ("role/add", {"name": "fleet"}),
+        ("role/grant", {"name": "fleet", "perm": permission}),
+        ("user/add", {"name": name, "password": password}),
+        ("user/grant", {"user": name, "role": "fleet"}),
         ("enable", {}),
-    ):
+    )
+    for path, request in requests:
         body = json.dumps(request).encode()
         urllib.request.urlopen(urllib.request.Request(f"{server.url}/v3/auth/{path}", body), timeout=10).close()
 

@@ -1,6 +1,8 @@
 """Calls to etcd through its JSON gateway, at whichever endpoint answers (see docs/adr/0009-etcd.md)."""
 
+import asyncio
 import logging
+import math
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable
@@ -17,6 +19,7 @@ from dynamo.runtime.discovery.etcd_messages import (
     AuthenticateRequest,
     AuthenticateResponse,
     ErrorBody,
+    StreamError,
     WatchCreateRequest,
     WatchLine,
     WatchRequest,
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _OK = 200
+_EXCERPT_MAX = 200  # characters of an answer that was not understood
+_OUTAGE_TIMEOUTS = 2  # a lease lasts three, and may have been renewed one before
 _CONNECTIONS_MAX = 8  # a watch, a keep-alive, a transaction; and some that are just being closed
 # A watch may have nothing to say for hours. So one learns within seconds that its other end is gone without a word.
 _KEEPALIVE = [
@@ -61,6 +66,8 @@ class EtcdClient:
         self._password = config.auth_password or ""
         self._token: str | None = None  # None: to be asked for; "": etcd wants none
         self._timeout_s = timeout_s
+        self._answered_at_s = math.inf  # by the event loop's clock
+        self._recovered_at_s = 0.0
         self._complaint = ""
         self.on_dead_endpoint: Callable[[], None] = lambda: None
         encrypted = any(endpoint.startswith("https:") for endpoint in self._endpoints)
@@ -79,6 +86,11 @@ class EtcdClient:
     def complaint(self) -> str:
         """Why the last call has failed; "" when it has not."""
         return self._complaint
+
+    @property
+    def recovered_at_s(self) -> float:
+        """When the last outage ended in which leases may have; by the event loop's clock, 0 when there was none."""
+        return self._recovered_at_s
 
     async def call(self, path: str, request: msgspec.Struct, answer: type[T]) -> T:
         """Posts `request` to `path` and decodes the answer; EtcdError."""
@@ -107,18 +119,21 @@ class EtcdClient:
                 if response.status_code != _OK:
                     raise _failure(endpoint, await response.aread())
                 async for line in response.aiter_lines():
-                    if (result := _decode(endpoint, line, WatchLine).result) is None:
-                        raise EtcdUnavailableError(f"{endpoint} has broken off a watch: {line}")
-                    yield result
+                    decoded = _decode(endpoint, line, WatchLine)
+                    if decoded.result is None:
+                        reason = decoded.error.message if decoded.error else "no result"
+                        raise EtcdUnavailableError(f"{endpoint} has broken off a watch: {reason}")
+                    yield decoded.result
         except httpx2.TransportError as error:
             self._leave(endpoint)
             raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
 
     def complain(self, error: EtcdError) -> None:
-        """Logs a failure, unless it is the one that was logged last."""
-        if str(error) != self._complaint:
-            self._complaint = str(error)
+        """Logs a failure, unless it is the last one again; of an outage, which has many faces, only the first."""
+        news = isinstance(error, EtcdRefusedError) and str(error) != self._complaint
+        if news or not self._complaint:
             logger.warning("etcd: %s; trying again until it works", error)
+        self._complaint = str(error)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -138,9 +153,7 @@ class EtcdClient:
         except EtcdUnavailableError:
             self._leave(endpoint)
             raise
-        if self._complaint:
-            logger.info("etcd answers again, at %s", endpoint)
-            self._complaint = ""
+        self._answered(endpoint)
         return decoded
 
     async def _headers(self, endpoint: str) -> dict[str, str]:
@@ -166,6 +179,15 @@ class EtcdClient:
         if response.status_code != _OK:
             raise _failure(endpoint, response.content)
         return response.content
+
+    def _answered(self, endpoint: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._answered_at_s > _OUTAGE_TIMEOUTS * self._timeout_s:
+            self._recovered_at_s = now_s
+        self._answered_at_s = now_s
+        if self._complaint:
+            logger.info("etcd answers again, at %s", endpoint)
+            self._complaint = ""
 
     def _leave(self, endpoint: str) -> None:
         """Goes to the next endpoint, unless another call has done so already."""
@@ -210,6 +232,8 @@ def _tls(config: EtcdConfig) -> ssl.SSLContext:
 
 def _failure(endpoint: str, body: bytes) -> EtcdError:
     answer = _decode(endpoint, body, ErrorBody)
+    if isinstance(failed := answer.error, StreamError):
+        return error_of(f"{endpoint}: {failed.message}", failed.grpc_code or failed.code)
     return error_of(f"{endpoint}: {answer.message}", answer.code)
 
 
@@ -217,7 +241,8 @@ def _decode(endpoint: str, body: bytes | str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind, strict=False)  # not strict: integers come as strings
     except msgspec.DecodeError as error:
-        raise EtcdUnavailableError(f"{endpoint} does not answer as etcd does: {error}") from error
+        excerpt = body[:_EXCERPT_MAX] if isinstance(body, str) else body[:_EXCERPT_MAX].decode(errors="replace")
+        raise EtcdUnavailableError(f"{endpoint} does not answer as etcd does: {excerpt!r}") from error
 
 
 def _reason(error: httpx2.TransportError) -> str:

@@ -137,14 +137,24 @@ class WatchResponse(msgspec.Struct):
     events: list[WatchEvent] = []
 
 
+class StreamError(msgspec.Struct):
+    """How a stream fails; gRPC's code stands under either name, depending on etcd's version."""
+
+    message: str = ""
+    grpc_code: int = 0
+    code: int = 0
+
+
 class WatchLine(msgspec.Struct):
     """Without a `result` the stream has failed, and this is the last line."""
 
     result: WatchResponse | None = None
+    error: StreamError | None = None
 
 
 class ErrorBody(msgspec.Struct):
-    """Of an answer that is not 200; `code` is gRPC's."""
+    """Of an answer that is not 200; `code` is gRPC's. Of a stream, all stands in `error`."""
 
-    message: str
-    code: int
+    message: str = ""
+    code: int = 0
+    error: StreamError | str = ""

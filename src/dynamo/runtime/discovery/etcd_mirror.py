@@ -1,7 +1,9 @@
 """A process's copy of what stands in etcd under one prefix, and those who follow it.
 
 A snapshot, then every change after it. Whenever the stream of changes breaks, for whatever reason, there is a new
-snapshot, and watchers are told how it differs from what they know. While etcd is away they keep what they know.
+snapshot, and watchers are told how it differs from what they know. While etcd is away they keep what they know. After
+an outage in which leases may have ended, and when etcd has lost its data, those who are well have yet to register anew:
+for some seconds nobody is forgotten. Who is dead is seen by those who call.
 """
 
 import asyncio
@@ -23,10 +25,7 @@ _BACKOFF_MIN_S = 0.1
 
 
 class EtcdMirror:
-    """Follows etcd from the first watch on.
-
-    `grace_s` is how long entries stay that are missing from an etcd that has lost its data: owners register anew.
-    """
+    """Follows etcd from the first watch on. `grace_s` is how long nobody is forgotten after an outage."""
 
     def __init__(self, client: EtcdClient, *, root: bytes, backoff_max_s: float, grace_s: float) -> None:
         self._client = client
@@ -36,6 +35,7 @@ class EtcdMirror:
         self._grace_s = grace_s
         self._view = EtcdView()
         self._revision = 0
+        self._synced_at_s = 0.0
         self._advanced = asyncio.Event()
         self._watches: list[Watch] = []
         self._following: asyncio.Timeout | None = None
@@ -85,12 +85,10 @@ class EtcdMirror:
 
     async def _take_snapshot(self) -> None:
         snapshot = await self._client.call("/v3/kv/range", RangeRequest(self._root, self._end), RangeResponse)
-        amnesia = snapshot.header.revision < self._revision
-        if amnesia:
-            logger.warning("etcd has lost its data: keeping what it knew for %g s", self._grace_s)
-            self._settle_later()
-        entries = {self._key(kv): kv.value for kv in snapshot.kvs}
-        self._publish(self._view.replace(entries, amnesia=amnesia))
+        if self._client.recovered_at_s > self._synced_at_s or snapshot.header.revision < self._revision:
+            self._doubt()
+        self._synced_at_s = asyncio.get_running_loop().time()
+        self._publish(self._view.replace({self._key(kv): kv.value for kv in snapshot.kvs}))
         self._advance(snapshot.header.revision)
 
     async def _take_changes(self) -> None:
@@ -111,7 +109,9 @@ class EtcdMirror:
             self._publish(self._view.apply(Delete(key) if event.type == "DELETE" else Put(key, event.kv.value)))
         self._advance(max(response.header.revision, self._revision))
 
-    def _settle_later(self) -> None:
+    def _doubt(self) -> None:
+        logger.warning("etcd was away for long, or has lost its data: forgetting nobody for %g s", self._grace_s)
+        self._view.doubt()
         if self._settling is not None:
             self._settling.cancel()
         self._settling = asyncio.get_running_loop().call_later(
