@@ -41,6 +41,11 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://{self.address}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         """Returns when it takes connections."""
         own = ["--addr", "127.0.0.1", "--port", str(self.port), "--log", str(self._log)]
