@@ -1,6 +1,7 @@
 """Workers that are lost in mid-stream: clients get every token, and see nothing of it."""
 
 import asyncio
+import itertools
 import re
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -54,11 +55,13 @@ class Stream:
 
 
 @asynccontextmanager
-async def streams(url: str, count: int = STREAMS) -> AsyncIterator[list[Stream]]:
-    """All of them have begun."""
+async def streams(url: str, count: int = STREAMS, *, begun: int | None = None) -> AsyncIterator[list[Stream]]:
+    """`begun` of them have, all by default."""
     started = [Stream(url, number) for number in range(count)]
     try:
-        await within(asyncio.gather(*(stream.begun.wait() for stream in started)))
+        waiting = asyncio.as_completed([stream.begun.wait() for stream in started])
+        for first in itertools.islice(waiting, begun):
+            await within(first)
         yield started
     finally:
         for stream in started:
@@ -96,17 +99,35 @@ async def moves(url: str) -> dict[str, float]:
     return {kind: float(count) for kind, count in found}
 
 
-async def test_worker_killed(own: Deployment, tiny_model: Path) -> None:
+@pytest.mark.parametrize("mode", ["least-loaded", "kv"])
+async def test_worker_killed(own: Deployment, tiny_model: Path, mode: str) -> None:
     (frontend, url), first, _ = await asyncio.gather(
-        own.frontend(), own.mocker(tiny_model, "m"), own.mocker(tiny_model, "m")
+        own.frontend("--router-mode", mode), own.mocker(tiny_model, "m"), own.mocker(tiny_model, "m")
     )
     await until_served(url, 2)
     expected = await undisturbed(url)
     async with streams(url) as started:
         first.signal(signal.SIGKILL)
         assert await answers(started) == expected
-    assert await moves(url) == {"ongoing_request": STREAMS / 2}
+    moved = await moves(url)
+    assert moved.keys() == {"ongoing_request"}  # all had begun
+    assert 0 < moved["ongoing_request"] < STREAMS
     assert "Traceback" not in frontend.output
+
+
+async def test_requests_that_wait_for_their_first_token_too(own: Deployment, tiny_model: Path) -> None:
+    def start() -> Any:
+        return own.mocker(tiny_model, "m", "--max-num-seqs", "2", "--speedup-ratio", "4")
+
+    (_, url), first, second = await asyncio.gather(own.frontend(), start(), start())
+    await until_served(url, 2)
+    async with streams(url, 12, begun=12) as started:
+        expected = await answers(started)
+    async with streams(url, 12, begun=4) as started:
+        first.signal(signal.SIGKILL)
+        assert await answers(started) == expected
+    assert (await moves(url))["new_request"] > 0
+    assert "Traceback" not in second.output
 
 
 async def test_only_worker_killed_and_replaced(own: Deployment, tiny_model: Path) -> None:

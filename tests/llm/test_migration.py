@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,7 @@ class Fleet:
     attempts: list[Attempt] = field(default_factory=list)  # afterwards all goes well
     tokens_per_step: int = 1
     ends_late: bool = False  # the finish comes in an output of its own
+    change: Callable[[PreprocessedRequest, list[LLMEngineOutput]], None] = lambda asked, outputs: None
     requests: list[PreprocessedRequest] = field(default_factory=list)
     open: int = 0
     hung: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,7 +90,7 @@ class Fleet:
         finally:
             self.open -= 1
 
-    def _outputs(self, request: PreprocessedRequest, tokens: int, *, cut: bool) -> Sequence[LLMEngineOutput]:
+    def _outputs(self, request: PreprocessedRequest, tokens: int, *, cut: bool) -> list[LLMEngineOutput]:
         said = request.resumed_tokens
         prompt = tuple(request.token_ids)
         assert prompt == PROMPT + SCRIPT[:said]
@@ -111,6 +112,7 @@ class Fleet:
             outputs[-1].finish_reason = FinishReason.LENGTH
         elif not cut:
             outputs.append(LLMEngineOutput(finish_reason=FinishReason.LENGTH))
+        self.change(request, outputs)
         return outputs
 
 
@@ -188,6 +190,27 @@ class TestWhatArrives:
         fleet = Fleet([(len(SCRIPT), LOST)], ends_late=True)
         assert await answered(fleet, limit=0) == await undisturbed(request())
         assert len(fleet.requests) == 1
+
+    async def test_an_engine_that_gives_up_for_reasons_of_its_own(self) -> None:
+        def give_up(asked: PreprocessedRequest, outputs: list[LLMEngineOutput]) -> None:
+            if not asked.resumed_tokens:
+                outputs[3].finish_reason = FinishReason.CANCELLED
+                del outputs[4:]
+
+        fleet = Fleet(change=give_up)
+        assert await answered(fleet) == await undisturbed(request())
+        assert [asked.resumed_tokens for asked in fleet.requests] == [0, 4]
+
+    async def test_an_engine_that_gives_up_because_it_was_asked_to(self) -> None:
+        context = Context()
+
+        def give_up(asked: PreprocessedRequest, outputs: list[LLMEngineOutput]) -> None:
+            context.stop_generating()
+            outputs[3].finish_reason = FinishReason.CANCELLED
+            del outputs[4:]
+
+        outputs = await outputs_of(migration(Fleet(change=give_up)), request(), context)
+        assert outputs[-1].finish_reason is FinishReason.CANCELLED
 
     async def test_nothing_more_than_the_reader_wants(self) -> None:
         fleet = Fleet([(3, LOST)])

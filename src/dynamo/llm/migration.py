@@ -6,8 +6,8 @@ below tries one after the other by itself; here begins what only somebody can do
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
+from time import monotonic
 
 from dynamo.errors import (
     CannotResumeError,
@@ -20,7 +20,7 @@ from dynamo.errors import (
 from dynamo.llm.continuation import Continuation
 from dynamo.llm.migration_config import MigrationConfig
 from dynamo.llm.stall_watch import StallWatch, watched
-from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest, WorkerId
+from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
 from dynamo.runtime.context import Context
 from dynamo.runtime.stage import Deliver, Stage
 
@@ -74,7 +74,7 @@ class Migration:
     async def _answer(self, sequence: Continuation, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
         moves_left, patience = self._config.migration_limit, _Patience(context, self._config.migration_wait_s)
         while True:
-            leg = _Leg(sequence, deliver)
+            leg = _Leg(sequence, context, deliver)
             failure = await self._run(leg, sequence, context)
             if failure is None or sequence.finished:
                 return  # the error can only have hit the end of the stream, after all that was in it
@@ -120,29 +120,42 @@ class Migration:
 class _Leg:
     """One worker's part of a sequence: passes its outputs on. Runs for every token."""
 
-    __slots__ = ("_deliver", "_sequence", "reader_failed", "watch", "worker")
+    __slots__ = ("_context", "_deliver", "_sequence", "_take", "reader_failed", "watch", "worker")
 
     watch: StallWatch
 
-    def __init__(self, sequence: Continuation, deliver: Deliver[LLMEngineOutput]) -> None:
+    def __init__(self, sequence: Continuation, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
         self._sequence = sequence
+        self._take = sequence.generated.extend
+        self._context = context
         self._deliver = deliver
         self.worker: WorkerId | None = None  # whose leg it is, once there was an output
         self.reader_failed = False
 
     def pass_on(self, output: LLMEngineOutput) -> bool:
-        sequence = self._sequence
         if self.worker is None:
             self._begin(output)
-        sequence.generated.extend(output.token_ids)
+        self._take(output.token_ids)
+        self.watch.last_s = monotonic()
+        given_up = False
         if output.finish_reason is not None:
-            sequence.finished = True
-        self.watch.last_s = time.monotonic()
+            given_up = self._finish(output)
         try:
-            return self._deliver(output)
+            wanted = self._deliver(output)
         except BaseException:
             self.reader_failed = True  # which is no fault of the worker's, whatever the error says
             raise
+        if given_up and wanted:
+            raise UnavailableError("the engine has given the request up")
+        return wanted
+
+    def _finish(self, output: LLMEngineOutput) -> bool:
+        """Whether the engine ends the sequence for reasons of its own, which others need not have."""
+        if output.finish_reason is FinishReason.CANCELLED and not self._context.is_stopped():
+            output.finish_reason = None
+            return True
+        self._sequence.finished = True
+        return False
 
     def _begin(self, output: LLMEngineOutput) -> None:
         """What belongs on a sequence's first output stays on that one."""
@@ -167,7 +180,7 @@ class _Patience:
 
         A request that no worker has begun with yet does not wait: its client is told at once.
         """
-        now_s = time.monotonic()
+        now_s = monotonic()
         waits = self._give_up_s is not None or sequence.begun or isinstance(failure, NobodyLeftError)
         if not waits or not isinstance(failure, UnavailableError):
             raise failure
