@@ -14,8 +14,8 @@
     ├── InternalError                  500  our mistake
     │   └── HandlerError               500  an endpoint's handler raised something of its own
     ├── ConnectionLostError            502  the worker went away in mid-stream
-    │   ├── StalledError               502  the worker is there but makes no progress any more
     │   ├── UnreachableError           502  there was no connection: nothing was sent
+    │   ├── WorkerStalledError         502  the worker is there but makes no progress any more
     │   └── ProtocolError              502  the other side does not speak our protocol
     ├── HandoffLostError               502  a prefilled prompt's KV cache could not be fetched
     ├── UnavailableError               503  nobody can serve this right now
@@ -141,19 +141,19 @@ class ConnectionLostError(DynamoError):
     retryable = True
 
 
-class StalledError(ConnectionLostError):
-    """For too long the worker has given no sign of life, its engine has made no step, or its stream has said nothing.
+class UnreachableError(ConnectionLostError):
+    """No connection to the worker came about, or it is silent: it has not even heard of the request."""
+
+    code = "worker_unreachable"
+
+
+class WorkerStalledError(ConnectionLostError):
+    """For too long it has given no sign of life, its engine has made no step, or its stream has said nothing.
 
     It may still come back.
     """
 
     code = "worker_stalled"
-
-
-class UnreachableError(ConnectionLostError):
-    """No connection to the worker came about, or it is silent: it has not even heard of the request."""
-
-    code = "worker_unreachable"
 
 
 class ProtocolError(ConnectionLostError):

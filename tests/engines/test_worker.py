@@ -15,7 +15,7 @@ from dynamo.engines import worker as worker_module
 from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.worker import EngineEndpoint, Worker, _serve, run_workers
-from dynamo.errors import ConfigError, InternalError, OverloadedError, StalledError
+from dynamo.errors import ConfigError, InternalError, OverloadedError, WorkerStalledError
 from dynamo.llm.register import MODELS_PREFIX, ModelEntry
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.kv_events import BlockStored, KvEventBatch
@@ -363,7 +363,7 @@ async def test_hung_engine_leaves_and_comes_back(config: WorkerConfig, model: Pa
     await within(anext(stream))
 
     engine.answers.clear()
-    with pytest.raises(StalledError, match="the engine makes no progress"):
+    with pytest.raises(WorkerStalledError, match="the engine makes no progress"):
         await within(anext(stream))
     await eventually(lambda: not client.instance_ids())
     assert not runtime.health.ready

@@ -21,7 +21,7 @@ from dynamo.errors import (
     NoInstancesError,
     OverloadedError,
     RequestCancelledError,
-    StalledError,
+    WorkerStalledError,
 )
 from dynamo.llm.migration import Migration
 from dynamo.llm.migration_config import MigrationConfig
@@ -324,7 +324,7 @@ class TestStalls:
 
     async def test_and_its_error_is_the_answer_where_nobody_may_go_on(self) -> None:
         error = await failure(Fleet([(3, HANG)]), limit=0, timeout_s=0.05)
-        assert isinstance(error, StalledError)
+        assert isinstance(error, WorkerStalledError)
         assert error.retryable
 
     async def test_before_the_first_output_it_may_take_its_time(self) -> None:
@@ -343,7 +343,7 @@ class TestStalls:
             await asyncio.wait([reader.task], timeout=0.2)
             assert not reader.task.done()
             context.resume()
-            with pytest.raises(StalledError):
+            with pytest.raises(WorkerStalledError):
                 await reader.end()
 
     async def test_a_timeout_of_the_workers_own_is_its_error(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import uvloop
 
-from dynamo.errors import StalledError, UnreachableError
+from dynamo.errors import UnreachableError, WorkerStalledError
 from dynamo.runtime.channels import Channels, Heartbeat
 from dynamo.runtime.codec import (
     PROTOCOL_VERSION,
@@ -75,7 +75,7 @@ async def test_silent_worker(first: tuple[Message, ...]) -> None:
     worker = MuteWorker(*first)
     async with listening(worker.serve) as address, watched(address) as (channels, channel):
         started_s = time.monotonic()
-        assert isinstance(await failure(call(channel, "anything")), StalledError)
+        assert isinstance(await failure(call(channel, "anything")), WorkerStalledError)
         assert time.monotonic() - started_s > FAST.stall_s / 2
         await eventually(lambda: channels.is_stalled(address))
         with pytest.raises(UnreachableError):
@@ -110,7 +110,7 @@ async def test_calls_of_a_retired_connection_are_watched_too() -> None:
     async with listening(mute.serve) as address, watched(address) as (channels, channel):
         reply = call(channel, "anything")
         channels.forget(address)
-        assert isinstance(await failure(reply), StalledError)
+        assert isinstance(await failure(reply), WorkerStalledError)
         await eventually(lambda: channel.lost)
 
 

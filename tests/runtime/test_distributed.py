@@ -13,8 +13,8 @@ from dynamo.errors import (
     HandlerError,
     NoInstancesError,
     NotFoundError,
-    StalledError,
     UnavailableError,
+    WorkerStalledError,
 )
 from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
 from dynamo.runtime.codec import encode_payload
@@ -283,7 +283,7 @@ class TestSuspension:
         stream = await client.generate(None, annotated=False)
         assert await within(anext(stream)) == 1
         suspended = asyncio.create_task(runtime.suspend(endpoint.id, "it hangs"))
-        with pytest.raises(StalledError, match="it hangs"):
+        with pytest.raises(WorkerStalledError, match="it hangs"):
             await within(anext(stream))
         late = await client.direct(None, runtime.instance_id, annotated=False) if client.instance_ids() else None
         if late is not None:  # else the caller has heard of it before

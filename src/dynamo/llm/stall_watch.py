@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from dynamo.errors import StalledError
+from dynamo.errors import WorkerStalledError
 from dynamo.runtime.context import Context
 
 
@@ -45,7 +45,7 @@ class StallWatch:
 
 @asynccontextmanager
 async def watched(context: Context, timeout_s: float) -> AsyncIterator[StallWatch]:
-    """Raises StalledError, in place of what the block is waiting for, when `last_s` is too long ago.
+    """Raises WorkerStalledError, in place of what the block is waiting for, when `last_s` is too long ago.
 
     Without limit where `timeout_s` is 0, and until `last_s` is set for the first time.
     """
@@ -63,4 +63,4 @@ async def watched(context: Context, timeout_s: float) -> AsyncIterator[StallWatc
     except TimeoutError as error:
         if not timeout.expired():
             raise
-        raise StalledError(f"the worker has said nothing for {timeout_s:g} s") from error
+        raise WorkerStalledError(f"the worker has said nothing for {timeout_s:g} s") from error

@@ -58,7 +58,10 @@ class PushRouter:
         self._on_lost = on_lost
 
     def workers(self) -> list[int]:
-        """The instances that a request could go to now: those that just failed only if there are no others."""
+        """The instances that a request could go to now: those that just failed only if there are no others.
+
+        Those that are stalled never.
+        """
         return self._eligible(self._serves)
 
     def takes_handoffs(self, target: WorkerId | None = None) -> bool:
@@ -153,7 +156,7 @@ class PushRouter:
     def _eligible(self, eligible: Callable[[int], bool]) -> list[int]:
         workers = [i for i in self._client.instance_ids() if eligible(i)]
         available = set(self._client.available_ids())
-        return [i for i in workers if i in available] or workers
+        return [i for i in workers if i in available] or [i for i in workers if not self._client.is_stalled(i)]
 
 
 def _is_refusal(error: DynamoError) -> bool:

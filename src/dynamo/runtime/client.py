@@ -123,14 +123,19 @@ class Client:
     def available_ids(self) -> list[int]:
         """The live instances but for those that are stalled or just could not be reached.
 
-        If that leaves nobody: those that are not stalled; and if there is none either, all.
+        If that leaves nobody: all that are not stalled.
         """
         if not self._avoid_until_s and not self._channels.any_stalled:
             return list(self._ids)
         now_s = time.monotonic()
         self._avoid_until_s = {i: t for i, t in self._avoid_until_s.items() if t > now_s and i in self._instances}
-        awake = [i for i in self._ids if not self._channels.is_stalled(self._instances[i].address)]
-        return [i for i in awake if i not in self._avoid_until_s] or awake or list(self._ids)
+        awake = [i for i in self._ids if not self.is_stalled(i)]
+        return [i for i in awake if i not in self._avoid_until_s] or awake
+
+    def is_stalled(self, instance_id: int) -> bool:
+        """Whether the instance gives no sign of life: it would be refused any call."""
+        instance = self._instances.get(instance_id)
+        return instance is not None and self._channels.is_stalled(instance.address)
 
     async def wait_for_instances(self, timeout_s: float | None = None) -> list[int]:
         """Waits for at least one instance; TimeoutError after `timeout_s`."""

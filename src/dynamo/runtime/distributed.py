@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from dynamo.config import parse
-from dynamo.errors import ConfigError, DrainingError, NotFoundError, StalledError, UnavailableError
+from dynamo.errors import ConfigError, DrainingError, NotFoundError, UnavailableError, WorkerStalledError
 from dynamo.runtime.background import in_background
 from dynamo.runtime.channels import NO_HEARTBEAT, Channels
 from dynamo.runtime.client import Client
@@ -149,8 +149,8 @@ class DistributedRuntime:
     async def suspend(self, endpoint: EndpointId, reason: str) -> None:
         """Takes an endpoint that cannot serve out of discovery, until resume().
 
-        Its calls under way end with StalledError, new ones are refused with UnavailableError: both may be served by
-        others.
+        Its calls under way end with WorkerStalledError, new ones are refused with UnavailableError: others may serve
+        them.
         """
         path = str(endpoint)
         if path not in self._handlers:
@@ -158,7 +158,7 @@ class DistributedRuntime:
         self._suspended[path] = reason
         self.health.set_endpoint(path, serving=False)
         if self._listener is not None:
-            self._listener.end_calls(path, StalledError(reason))
+            self._listener.end_calls(path, WorkerStalledError(reason))
         await self._withdraw(path)
 
     async def resume(self, endpoint: EndpointId) -> None:

@@ -58,7 +58,7 @@ class Channel(Protocol):
         ...
 
     def judge(self, beats_max: int) -> None:
-        """If more beats than that have passed in silence: calls under way end with StalledError, at both ends.
+        """If more beats than that have passed in silence: calls under way end with WorkerStalledError, at both ends.
 
         New ones are refused with UnreachableError until something comes from the other side.
         """

@@ -12,8 +12,8 @@ from dynamo.errors import (
     OverloadedError,
     ProtocolError,
     RequestTooLargeError,
-    StalledError,
     UnreachableError,
+    WorkerStalledError,
     from_info,
     to_info,
 )
@@ -114,7 +114,7 @@ class CallerConnection(Connection):
         self._stalled = True
         for stream_id in self._replies:
             self.stop(stream_id, kill=True)  # it reads that when it comes back to life
-        self._fail_all(StalledError("the worker gives no sign of life"))
+        self._fail_all(WorkerStalledError("the worker gives no sign of life"))
 
     def on_message(self, message: Message) -> None:
         if type(message) is Item:

@@ -11,8 +11,8 @@ from dynamo.errors import (
     ConnectionLostError,
     DrainingError,
     DynamoError,
-    StalledError,
     UnreachableError,
+    WorkerStalledError,
 )
 from dynamo.runtime.request_plane.base import RequestPlane
 from dynamo.testing.request_plane.service import call, collect, failure, serving
@@ -86,7 +86,7 @@ async def silent_worker_loses_its_calls_and_comes_back(plane: RequestPlane) -> N
         assert not channel.usable
         refused = call(channel, "wait")
         failures = [await failure(stream) for stream in streams]
-        assert {type(error) for error in failures} == {StalledError}
+        assert {type(error) for error in failures} == {WorkerStalledError}
         assert isinstance(await failure(refused), UnreachableError)
         await within(gate.closed.wait())
         await eventually(lambda: channel.usable)
@@ -145,9 +145,9 @@ async def calls_to_one_endpoint_can_be_ended(plane: RequestPlane) -> None:
         ended, neighbour = call(channel, "stubborn"), call(channel, "wait")
         for stream in (ended, neighbour):
             assert await within(anext(stream)) == "started"
-        service.listener.end_calls("stubborn", StalledError("no progress"))
+        service.listener.end_calls("stubborn", WorkerStalledError("no progress"))
         error = await failure(ended)
-        assert isinstance(error, StalledError)
+        assert isinstance(error, WorkerStalledError)
         assert error.message == "no progress"
         await within(gate.closed.wait())
         gate.opened.set()
