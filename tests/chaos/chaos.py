@@ -35,9 +35,9 @@ class Chaos:
 
     def _begin(self, fault: Fault) -> Coroutine[Any, Any, None] | None:
         """None where whoever it would hit is the last one that is left."""
-        if fault.kind is Kind.WIPE_DISCOVERY:
-            self._say(f"{fault.at_s:6.1f} s  {fault.kind}")
-            return self._fleet.wipe_discovery()
+        if fault.kind in (Kind.WIPE_DISCOVERY, Kind.RESTART_ETCD, Kind.RESTART_NATS):
+            self._say(f"{fault.at_s:6.1f} s  {fault.kind}, {fault.lasts_s:.1f} s")
+            return self._disturb_all(fault)
         frontends, workers = self._fleet.frontends, self._fleet.workers
         if fault.kind in (Kind.DRAIN_FRONTEND, Kind.KILL_FRONTEND):
             places: list[Place] = [f for f in frontends if not f.disturbed] if _spare(frontends) else []
@@ -51,6 +51,15 @@ class Chaos:
         place.disturbances += 1
         self._say(f"{fault.at_s:6.1f} s  {fault.kind}: {place.name}, {fault.lasts_s:.1f} s")
         return self._disturb(place, fault)
+
+    async def _disturb_all(self, fault: Fault) -> None:
+        match fault.kind:
+            case Kind.WIPE_DISCOVERY:
+                await self._fleet.wipe_discovery()
+            case Kind.RESTART_ETCD:
+                await self._fleet.restart_etcd(fault.lasts_s)
+            case Kind.RESTART_NATS:
+                await self._fleet.restart_nats(fault.lasts_s)
 
     async def _disturb(self, place: Place, fault: Fault) -> None:
         match fault.kind, place:

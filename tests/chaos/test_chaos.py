@@ -6,26 +6,28 @@ import pytest
 
 from dynamo.testing.tiny_model import byte_level_files
 
-from .faults import Kind, schedule
-from .run import KINDS, run
+from .faults import ON_ONE_HOST, WITH_BROKERS, schedule
+from .fleet import Size
+from .run import kinds, run
 
 SECONDS = 90.0
 SEED = 1
 
 
 def test_schedules_follow_from_their_seed() -> None:
-    assert schedule(1, 60, KINDS) == schedule(1, 60, KINDS) != schedule(2, 60, KINDS)
-    assert {fault.kind for fault in schedule(1, 60, KINDS)} == set(KINDS)
-    assert all(0 <= fault.at_s < 60 for fault in schedule(1, 60, KINDS))
-    assert schedule(1, 0.4, tuple(Kind)) == []
+    assert schedule(1, 60, ON_ONE_HOST) == schedule(1, 60, ON_ONE_HOST) != schedule(2, 60, ON_ONE_HOST)
+    assert {fault.kind for fault in schedule(1, 60, WITH_BROKERS)} == set(WITH_BROKERS)
+    assert all(0 <= fault.at_s < 60 for fault in schedule(1, 60, ON_ONE_HOST))
+    assert schedule(1, 0.4, ON_ONE_HOST) == []
 
 
 @pytest.mark.alone
 @pytest.mark.timeout(600)
-async def test_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [Size(), Size(brokers=True)], ids=["one host", "brokers"])
+async def test_nothing_is_lost(tmp_path: Path, size: Size) -> None:
     for name, content in byte_level_files().items():
         (tmp_path / name).write_bytes(content)
-    report = await run(tmp_path, seed=SEED, seconds=SECONDS)
+    report = await run(tmp_path, size, seed=SEED, seconds=SECONDS)
     assert report.clean, str(report)
-    assert set(report.faults) == set(KINDS)
+    assert set(report.faults) == set(kinds(size))
     assert report.answered > 500
