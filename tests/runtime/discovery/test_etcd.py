@@ -298,6 +298,24 @@ async def test_close_without_etcd_is_quick(own_etcd: EtcdServer, make: MakeEtcd)
     own_etcd.signal(signal.SIGCONT)
 
 
+async def test_close_ends_a_registration_under_way(own_etcd: EtcdServer, make: MakeEtcd) -> None:
+    owner = make(own_etcd)
+    own_etcd.signal(signal.SIGSTOP)
+    registering = asyncio.create_task(owner.register("k", b"v"))
+    await asyncio.sleep(0)
+    await within(owner.close())
+    with pytest.raises(ConfigError, match="closed"):
+        await registering
+    own_etcd.signal(signal.SIGCONT)
+
+
+async def test_key_that_is_no_text(etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
+    owner = make(etcd)
+    with pytest.raises(ValueError, match="surrogates"):
+        await owner.register("\ud800", b"v")
+    await owner.register("k", b"v")
+
+
 async def test_outage_is_logged_once(own_etcd: EtcdServer, make: MakeEtcd, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     owner = make(own_etcd)

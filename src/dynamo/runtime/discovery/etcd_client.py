@@ -124,7 +124,7 @@ class EtcdClient:
                         reason = decoded.error.message if decoded.error else "no result"
                         raise EtcdUnavailableError(f"{endpoint} has broken off a watch: {reason}")
                     yield decoded.result
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             self._leave(endpoint)
             raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
 
@@ -174,7 +174,7 @@ class EtcdClient:
     async def _post(self, endpoint: str, path: str, request: msgspec.Struct, headers: dict[str, str]) -> bytes:
         try:
             response = await self._http.post(endpoint + path, content=msgspec.json.encode(request), headers=headers)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
         if response.status_code != _OK:
             raise _failure(endpoint, response.content)
@@ -245,5 +245,5 @@ def _decode(endpoint: str, body: bytes | str, kind: type[T]) -> T:
         raise EtcdUnavailableError(f"{endpoint} does not answer as etcd does: {excerpt!r}") from error
 
 
-def _reason(error: httpx2.TransportError) -> str:
+def _reason(error: httpx2.RequestError) -> str:
     return str(error) or ("no answer" if isinstance(error, httpx2.TimeoutException) else type(error).__name__)

@@ -32,9 +32,10 @@ _BACKOFF_MIN_S = 0.1
 class EtcdEntry:
     """One entry of this process."""
 
-    def __init__(self, key: str, value: bytes) -> None:
+    def __init__(self, root: bytes, key: str, value: bytes) -> None:
         loop = asyncio.get_running_loop()
         self.key = key
+        self.etcd_key = root + key.encode()
         self.value = value
         self.lease = 0  # under which it stands in etcd
         self.written: asyncio.Future[int] = loop.create_future()  # the revision
@@ -74,7 +75,7 @@ class EtcdEntries:
         """Writes an entry; gives it and the revision of etcd that has it. Raises what Discovery.register() raises."""
         if key in self._wanted:
             raise ValueError(f"{key} is already registered")
-        entry = self._wanted[key] = EtcdEntry(key, value)
+        entry = self._wanted[key] = EtcdEntry(self._root, key, value)
         self._changed.set()
         self.start()
         try:
@@ -97,7 +98,8 @@ class EtcdEntries:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
-        self._wanted.clear()
+        for entry in tuple(self._wanted.values()):
+            self._reject(entry, ConfigError(f"{entry.key} cannot be registered: discovery was closed"))
         try:
             async with asyncio.timeout(_WITHDRAW_TIMEOUT_S):
                 await self._lease.revoke()
@@ -153,12 +155,12 @@ class EtcdEntries:
                 await self._lease.renew()
             except EtcdRefusedError as error:
                 for entry in tuple(self._wanted.values()):
-                    self._reject_if_new(entry, error)
+                    self._refused(entry, error)
                 raise
             self._renew_at_s = now_s + self._renew_interval_s
 
     async def _write(self, entry: EtcdEntry) -> None:
-        key, lease = self._root + entry.key.encode(), self._lease.id
+        key, lease = entry.etcd_key, self._lease.id
         if_absent = TxnRequest(
             compare=[Compare(key, "CREATE", create_revision=0)],
             success=[RequestOp(request_put=PutRequest(key, entry.value, lease))],
@@ -170,8 +172,7 @@ class EtcdEntries:
             if error.code == NOT_FOUND:
                 self._lease.lost()
                 raise
-            self._client.complain(error)
-            self._reject_if_new(entry, error)
+            self._refused(entry, error)
             return
         revision = answer.header.revision if answer.succeeded else _revision_under(lease, answer)
         if revision == 0:
@@ -182,7 +183,7 @@ class EtcdEntries:
             entry.written.set_result(revision)
 
     async def _take_out(self, entry: EtcdEntry) -> None:
-        key = self._root + entry.key.encode()
+        key = entry.etcd_key
         if_ours = TxnRequest(
             compare=[Compare(key, "LEASE", lease=self._lease.id)],
             success=[RequestOp(request_delete_range=RangeRequest(key))],
@@ -201,9 +202,11 @@ class EtcdEntries:
             logger.error("a discovery entry of this process was lost, and another one has its key: %s", entry.key)
         self._reject(entry, ValueError(f"{entry.key} is already registered"))
 
-    def _reject_if_new(self, entry: EtcdEntry, error: EtcdRefusedError) -> None:
+    def _refused(self, entry: EtcdEntry, error: EtcdRefusedError) -> None:
         """A wrong password does not get right by waiting. What once was written is tried again all the same."""
-        if not entry.written.done():
+        if entry.written.done():
+            self._client.complain(error)
+        else:
             self._reject(entry, ConfigError(f"{entry.key} cannot be registered in etcd: {error}"))
 
     def _reject(self, entry: EtcdEntry, error: Exception) -> None:
