@@ -11,35 +11,16 @@ from dynamo.errors import ConfigError
 from dynamo.runtime.background import in_background
 from dynamo.runtime.backoff import Backoff
 from dynamo.runtime.discovery.etcd_client import EtcdClient
-from dynamo.runtime.discovery.etcd_errors import NOT_FOUND, EtcdError, EtcdRefusedError, EtcdUnavailableError
+from dynamo.runtime.discovery.etcd_entry import EtcdEntry, revision_of
+from dynamo.runtime.discovery.etcd_errors import Code, EtcdError, EtcdRefusedError, EtcdUnavailableError
 from dynamo.runtime.discovery.etcd_lease import EtcdLease
-from dynamo.runtime.discovery.etcd_messages import (
-    Compare,
-    PutRequest,
-    RangeRequest,
-    RequestOp,
-    TxnRequest,
-    TxnResponse,
-)
+from dynamo.runtime.discovery.etcd_messages import TxnResponse
 
 logger = logging.getLogger(__name__)
 
 REGISTER_TIMEOUT_S = 10.0  # long enough for a new leader of etcd's to be elected
 _WITHDRAW_TIMEOUT_S = 2.0
 _BACKOFF_MIN_S = 0.1
-
-
-class EtcdEntry:
-    """One entry of this process."""
-
-    def __init__(self, root: bytes, key: str, value: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        self.key = key
-        self.etcd_key = root + key.encode()
-        self.value = value
-        self.lease = 0  # under which it stands in etcd
-        self.written: asyncio.Future[int] = loop.create_future()  # the revision
-        self.removed: asyncio.Future[None] = loop.create_future()
 
 
 class EtcdEntries:
@@ -160,21 +141,16 @@ class EtcdEntries:
             self._renew_at_s = now_s + self._renew_interval_s
 
     async def _write(self, entry: EtcdEntry) -> None:
-        key, lease = entry.etcd_key, self._lease.id
-        if_absent = TxnRequest(
-            compare=[Compare(key, "CREATE", create_revision=0)],
-            success=[RequestOp(request_put=PutRequest(key, entry.value, lease))],
-            failure=[RequestOp(request_range=RangeRequest(key))],
-        )
+        lease = self._lease.id
         try:
-            answer = await self._client.call("/v3/kv/txn", if_absent, TxnResponse)
+            answer = await self._client.call("/v3/kv/txn", entry.put_under(lease), TxnResponse)
         except EtcdRefusedError as error:
-            if error.code == NOT_FOUND:
+            if error.code == Code.NOT_FOUND:
                 self._lease.lost()
                 raise
             self._refused(entry, error)
             return
-        revision = answer.header.revision if answer.succeeded else _revision_under(lease, answer)
+        revision = revision_of(answer, lease)
         if revision == 0:
             self._taken(entry)
             return
@@ -183,13 +159,8 @@ class EtcdEntries:
             entry.written.set_result(revision)
 
     async def _take_out(self, entry: EtcdEntry) -> None:
-        key = entry.etcd_key
-        if_ours = TxnRequest(
-            compare=[Compare(key, "LEASE", lease=self._lease.id)],
-            success=[RequestOp(request_delete_range=RangeRequest(key))],
-        )
         try:
-            await self._client.call("/v3/kv/txn", if_ours, TxnResponse)
+            await self._client.call("/v3/kv/txn", entry.delete_under(self._lease.id), TxnResponse)
         except EtcdRefusedError as error:
             self._client.complain(error)  # it will go with the lease
         if self._unwanted.get(entry.key) is entry:
@@ -198,9 +169,12 @@ class EtcdEntries:
             entry.removed.set_result(None)
 
     def _taken(self, entry: EtcdEntry) -> None:
-        if entry.written.done():
+        """What once was ours is tried again: an etcd that was set back may have it under a lease of the past."""
+        if not entry.written.done():
+            self._reject(entry, ValueError(f"{entry.key} is already registered"))
+        elif entry.lease != 0:
+            entry.lease = 0
             logger.error("a discovery entry of this process was lost, and another one has its key: %s", entry.key)
-        self._reject(entry, ValueError(f"{entry.key} is already registered"))
 
     def _refused(self, entry: EtcdEntry, error: EtcdRefusedError) -> None:
         """A wrong password does not get right by waiting. What once was written is tried again all the same."""
@@ -214,9 +188,3 @@ class EtcdEntries:
             del self._wanted[entry.key]
         if not entry.written.done():
             entry.written.set_exception(error)
-
-
-def _revision_under(lease: int, answer: TxnResponse) -> int:
-    """Since when the key that was there already stands under this very lease: an earlier try's; 0 when it does not."""
-    found = answer.responses[0].response_range if answer.responses else None
-    return next((kv.mod_revision for kv in found.kvs if kv.lease == lease), 0) if found else 0
