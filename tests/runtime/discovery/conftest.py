@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import trustme
 
 from dynamo.runtime.discovery.etcd import EtcdDiscovery
 from dynamo.runtime.discovery.etcd_config import EtcdConfig
@@ -46,6 +48,26 @@ async def make(root: str) -> AsyncIterator[MakeEtcd]:
     yield new
     for discovery in made:
         await discovery.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificates:
+    ca: str
+    server: str
+    client: str
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    directory = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    made = Certificates(
+        ca=str(directory / "ca.pem"), server=str(directory / "server.pem"), client=str(directory / "client.pem")
+    )
+    authority.cert_pem.write_to_path(made.ca)
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(made.server)
+    authority.issue_cert("worker@example.org").private_key_and_cert_chain_pem.write_to_path(made.client)
+    return made
 
 
 def _started(directories: pytest.TempPathFactory) -> Iterator[EtcdServer]:

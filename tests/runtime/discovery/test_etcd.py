@@ -118,20 +118,24 @@ async def test_lease_revoked_by_somebody(etcd: EtcdServer, root: str, make: Make
     assert keys_of(etcd, root).keys() == {"b", "c"}
 
 
-async def test_key_taken_over_after_a_lost_lease(
+async def test_keys_taken_over_after_a_lost_lease(
     etcd: EtcdServer, root: str, make: MakeEtcd, caplog: pytest.LogCaptureFixture
 ) -> None:
     owner = make(etcd)
-    registration = await owner.register("k", b"mine")
-    lease = keys_of(etcd, root)["k"]
-    key = encoded(f"{root}k")
-    # In one transaction, so that the owner cannot come between; a lease cannot be revoked in one.
-    ask(etcd, "/v3/kv/put", {"key": key, "value": encoded("stolen")})
+    await owner.register("a", b"mine")
+    withdrawn = await owner.register("b", b"mine")
+    lease = keys_of(etcd, root)["a"]
+    for key in "ab":  # etcd lets others write over it, which takes it out of the lease
+        ask(etcd, "/v3/kv/put", {"key": encoded(f"{root}{key}"), "value": encoded("stolen")})
     ask(etcd, "/v3/lease/revoke", {"ID": lease})
-    await eventually(lambda: "another one has its key" in caplog.text)
-    await registration.withdraw()
-    await owner.close()
-    await follow(make(etcd).watch(""), {"k": b"stolen"})
+    await eventually(lambda: caplog.text.count("another one has its key") == 2)
+    await withdrawn.withdraw()
+    watch = make(etcd).watch("")
+    view: dict[str, bytes] = {}
+    await follow(watch, {"a": b"stolen", "b": b"stolen"}, view=view)
+    ask(etcd, "/v3/kv/deleterange", {"key": encoded(f"{root}a")})
+    await follow(watch, {"a": b"mine", "b": b"stolen"}, view=view)
+    assert caplog.text.count("another one has its key") == 2
 
 
 async def test_restart_of_etcd_loses_nothing(own_etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
@@ -296,6 +300,24 @@ async def test_close_without_etcd_is_quick(own_etcd: EtcdServer, make: MakeEtcd)
     own_etcd.signal(signal.SIGSTOP)
     await within(owner.close(), 5)
     own_etcd.signal(signal.SIGCONT)
+
+
+async def test_close_ends_a_registration_under_way(own_etcd: EtcdServer, make: MakeEtcd) -> None:
+    owner = make(own_etcd)
+    own_etcd.signal(signal.SIGSTOP)
+    registering = asyncio.create_task(owner.register("k", b"v"))
+    await asyncio.sleep(0)
+    await within(owner.close())
+    with pytest.raises(ConfigError, match="closed"):
+        await registering
+    own_etcd.signal(signal.SIGCONT)
+
+
+async def test_key_that_is_no_text(etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
+    owner = make(etcd)
+    with pytest.raises(ValueError, match="surrogates"):
+        await owner.register("\ud800", b"v")
+    await owner.register("k", b"v")
 
 
 async def test_outage_is_logged_once(own_etcd: EtcdServer, make: MakeEtcd, caplog: pytest.LogCaptureFixture) -> None:

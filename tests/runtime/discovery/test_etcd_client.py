@@ -8,18 +8,16 @@ import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 
 from dynamo.errors import ConfigError
 from dynamo.runtime import DistributedRuntime
 from dynamo.runtime.discovery.base import Put
 from dynamo.runtime.discovery.etcd import EtcdDiscovery
-from dynamo.runtime.discovery.etcd_client import EtcdClient, endpoint_urls
+from dynamo.runtime.discovery.etcd_client import EtcdClient
 from dynamo.runtime.discovery.etcd_config import EtcdConfig
 from dynamo.runtime.discovery.etcd_errors import EtcdRefusedError, EtcdUnavailableError
 from dynamo.runtime.discovery.etcd_messages import RangeRequest, RangeResponse
@@ -27,19 +25,9 @@ from dynamo.testing import within
 from dynamo.testing.discovery import follow
 from dynamo.testing.etcd_server import EtcdServer
 
-from .conftest import MakeEtcd
+from .conftest import Certificates, MakeEtcd
 
 ANY = RangeRequest(b"k")
-
-
-def test_endpoints() -> None:
-    assert endpoint_urls("http://a:1, https://[::1]:2/,") == ["http://a:1", "https://[::1]:2"]
-
-
-@pytest.mark.parametrize("text", ["", ",", "localhost:2379", "ftp://a:1", "http://", "http://a:b", "http://a:1/v3"])
-def test_what_is_no_endpoint(text: str) -> None:
-    with pytest.raises(ConfigError, match="etcd"):
-        endpoint_urls(text)
 
 
 async def test_backend_by_its_name(
@@ -157,26 +145,6 @@ async def test_refusal_has_etcds_words(etcd: EtcdServer) -> None:
             await connected.call("/v3/kv/range", RangeRequest(b""), RangeResponse)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificates:
-    ca: str
-    server: str
-    client: str
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    directory = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    made = Certificates(
-        ca=str(directory / "ca.pem"), server=str(directory / "server.pem"), client=str(directory / "client.pem")
-    )
-    authority.cert_pem.write_to_path(made.ca)
-    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(made.server)
-    authority.issue_cert("worker@example.org").private_key_and_cert_chain_pem.write_to_path(made.client)
-    return made
-
-
 async def test_certificates(tmp_path: Path, certificates: Certificates, root: str, make: MakeEtcd) -> None:
     c = certificates
     tls = ("--cert-file", c.server, "--key-file", c.server, "--trusted-ca-file", c.ca, "--client-cert-auth")
@@ -188,20 +156,6 @@ async def test_certificates(tmp_path: Path, certificates: Certificates, root: st
         for wrong in ({}, {"auth_ca": c.ca}, known | {"auth_ca": None}):
             with pytest.raises(ConfigError, match="cannot be registered in etcd"):
                 await make(server, register_timeout_s=0.5, **wrong).register("l", b"v")
-
-
-def test_certificates_that_cannot_be_used(tmp_path: Path, certificates: Certificates) -> None:
-    (tmp_path / "text").write_text("no certificate")
-    wrong: tuple[dict[str, Any], ...] = (
-        {"auth_ca": str(tmp_path / "missing")},
-        {"auth_ca": str(tmp_path / "text")},
-        {"auth_client_cert": str(tmp_path / "text")},
-        {"auth_client_cert": certificates.ca},
-        {"auth_client_key": certificates.client},
-    )
-    for fields in wrong:
-        with pytest.raises(ConfigError, match="for etcd"):
-            EtcdClient(EtcdConfig(endpoints="https://127.0.0.1:1", **fields), timeout_s=1)
 
 
 def add_users(server: EtcdServer, name: str, password: str, *, prefix: str) -> None:

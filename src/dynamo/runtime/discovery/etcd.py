@@ -10,7 +10,8 @@ import contextlib
 from dynamo.runtime.discovery.base import Watch
 from dynamo.runtime.discovery.etcd_client import EtcdClient
 from dynamo.runtime.discovery.etcd_config import EtcdConfig
-from dynamo.runtime.discovery.etcd_entries import REGISTER_TIMEOUT_S, EtcdEntries, EtcdEntry
+from dynamo.runtime.discovery.etcd_entries import REGISTER_TIMEOUT_S, EtcdEntries
+from dynamo.runtime.discovery.etcd_entry import EtcdEntry
 from dynamo.runtime.discovery.etcd_lease import EtcdLease
 from dynamo.runtime.discovery.etcd_mirror import EtcdMirror
 

@@ -4,16 +4,14 @@ import asyncio
 import logging
 import math
 import socket
-import ssl
 from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
 
-from dynamo.errors import ConfigError
 from dynamo.runtime.discovery.etcd_config import EtcdConfig
+from dynamo.runtime.discovery.etcd_endpoints import endpoint_urls, tls_context
 from dynamo.runtime.discovery.etcd_errors import EtcdError, EtcdRefusedError, EtcdUnavailableError, error_of
 from dynamo.runtime.discovery.etcd_messages import (
     AuthenticateRequest,
@@ -73,7 +71,7 @@ class EtcdClient:
         encrypted = any(endpoint.startswith("https:") for endpoint in self._endpoints)
         self._http = httpx2.AsyncClient(
             transport=httpx2.AsyncHTTPTransport(
-                verify=_tls(config) if encrypted else False,
+                verify=tls_context(config) if encrypted else False,
                 limits=httpx2.Limits(max_connections=_CONNECTIONS_MAX, max_keepalive_connections=2),
                 socket_options=_KEEPALIVE,
                 trust_env=False,
@@ -124,7 +122,7 @@ class EtcdClient:
                         reason = decoded.error.message if decoded.error else "no result"
                         raise EtcdUnavailableError(f"{endpoint} has broken off a watch: {reason}")
                     yield decoded.result
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             self._leave(endpoint)
             raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
 
@@ -174,7 +172,7 @@ class EtcdClient:
     async def _post(self, endpoint: str, path: str, request: msgspec.Struct, headers: dict[str, str]) -> bytes:
         try:
             response = await self._http.post(endpoint + path, content=msgspec.json.encode(request), headers=headers)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
         if response.status_code != _OK:
             raise _failure(endpoint, response.content)
@@ -196,40 +194,6 @@ class EtcdClient:
             self.on_dead_endpoint()
 
 
-def endpoint_urls(text: str) -> list[str]:
-    """The URLs in a list separated by commas; ConfigError for what is none of etcd's."""
-    urls = [url.strip().rstrip("/") for url in text.split(",") if url.strip()]
-    for url in urls:
-        if not _is_endpoint(url):
-            raise ConfigError(f"an endpoint of etcd is written http://host:port or https://host:port, not {url!r}")
-    if not urls:
-        raise ConfigError("no endpoint of etcd was given: --etcd-endpoints, or ETCD_ENDPOINTS")
-    return urls
-
-
-def _is_endpoint(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises when it is no number
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.path and not parts.query
-
-
-def _tls(config: EtcdConfig) -> ssl.SSLContext:
-    """Raises ConfigError for files that cannot be used."""
-    if config.auth_client_key and not config.auth_client_cert:
-        raise ConfigError("a key for etcd needs its certificate: --etcd-auth-client-cert")
-    try:
-        context = ssl.create_default_context(cafile=config.auth_ca)
-        if config.auth_client_cert:
-            context.load_cert_chain(config.auth_client_cert, config.auth_client_key)
-    except OSError as error:  # ssl.SSLError is one
-        files = ", ".join(filter(None, (config.auth_ca, config.auth_client_cert, config.auth_client_key)))
-        raise ConfigError(f"certificates for etcd cannot be used ({files}): {error}") from error
-    return context
-
-
 def _failure(endpoint: str, body: bytes) -> EtcdError:
     answer = _decode(endpoint, body, ErrorBody)
     if isinstance(failed := answer.error, StreamError):
@@ -245,5 +209,5 @@ def _decode(endpoint: str, body: bytes | str, kind: type[T]) -> T:
         raise EtcdUnavailableError(f"{endpoint} does not answer as etcd does: {excerpt!r}") from error
 
 
-def _reason(error: httpx2.TransportError) -> str:
+def _reason(error: httpx2.RequestError) -> str:
     return str(error) or ("no answer" if isinstance(error, httpx2.TimeoutException) else type(error).__name__)

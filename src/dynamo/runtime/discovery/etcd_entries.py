@@ -11,34 +11,16 @@ from dynamo.errors import ConfigError
 from dynamo.runtime.background import in_background
 from dynamo.runtime.backoff import Backoff
 from dynamo.runtime.discovery.etcd_client import EtcdClient
-from dynamo.runtime.discovery.etcd_errors import NOT_FOUND, EtcdError, EtcdRefusedError, EtcdUnavailableError
+from dynamo.runtime.discovery.etcd_entry import EtcdEntry, revision_of
+from dynamo.runtime.discovery.etcd_errors import Code, EtcdError, EtcdRefusedError, EtcdUnavailableError
 from dynamo.runtime.discovery.etcd_lease import EtcdLease
-from dynamo.runtime.discovery.etcd_messages import (
-    Compare,
-    PutRequest,
-    RangeRequest,
-    RequestOp,
-    TxnRequest,
-    TxnResponse,
-)
+from dynamo.runtime.discovery.etcd_messages import TxnResponse
 
 logger = logging.getLogger(__name__)
 
 REGISTER_TIMEOUT_S = 10.0  # long enough for a new leader of etcd's to be elected
 _WITHDRAW_TIMEOUT_S = 2.0
 _BACKOFF_MIN_S = 0.1
-
-
-class EtcdEntry:
-    """One entry of this process."""
-
-    def __init__(self, key: str, value: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        self.key = key
-        self.value = value
-        self.lease = 0  # under which it stands in etcd
-        self.written: asyncio.Future[int] = loop.create_future()  # the revision
-        self.removed: asyncio.Future[None] = loop.create_future()
 
 
 class EtcdEntries:
@@ -74,7 +56,7 @@ class EtcdEntries:
         """Writes an entry; gives it and the revision of etcd that has it. Raises what Discovery.register() raises."""
         if key in self._wanted:
             raise ValueError(f"{key} is already registered")
-        entry = self._wanted[key] = EtcdEntry(key, value)
+        entry = self._wanted[key] = EtcdEntry(self._root, key, value)
         self._changed.set()
         self.start()
         try:
@@ -97,7 +79,8 @@ class EtcdEntries:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
-        self._wanted.clear()
+        for entry in tuple(self._wanted.values()):
+            self._reject(entry, ConfigError(f"{entry.key} cannot be registered: discovery was closed"))
         try:
             async with asyncio.timeout(_WITHDRAW_TIMEOUT_S):
                 await self._lease.revoke()
@@ -153,27 +136,21 @@ class EtcdEntries:
                 await self._lease.renew()
             except EtcdRefusedError as error:
                 for entry in tuple(self._wanted.values()):
-                    self._reject_if_new(entry, error)
+                    self._refused(entry, error)
                 raise
             self._renew_at_s = now_s + self._renew_interval_s
 
     async def _write(self, entry: EtcdEntry) -> None:
-        key, lease = self._root + entry.key.encode(), self._lease.id
-        if_absent = TxnRequest(
-            compare=[Compare(key, "CREATE", create_revision=0)],
-            success=[RequestOp(request_put=PutRequest(key, entry.value, lease))],
-            failure=[RequestOp(request_range=RangeRequest(key))],
-        )
+        lease = self._lease.id
         try:
-            answer = await self._client.call("/v3/kv/txn", if_absent, TxnResponse)
+            answer = await self._client.call("/v3/kv/txn", entry.put_under(lease), TxnResponse)
         except EtcdRefusedError as error:
-            if error.code == NOT_FOUND:
+            if error.code == Code.NOT_FOUND:
                 self._lease.lost()
                 raise
-            self._client.complain(error)
-            self._reject_if_new(entry, error)
+            self._refused(entry, error)
             return
-        revision = answer.header.revision if answer.succeeded else _revision_under(lease, answer)
+        revision = revision_of(answer, lease)
         if revision == 0:
             self._taken(entry)
             return
@@ -182,13 +159,8 @@ class EtcdEntries:
             entry.written.set_result(revision)
 
     async def _take_out(self, entry: EtcdEntry) -> None:
-        key = self._root + entry.key.encode()
-        if_ours = TxnRequest(
-            compare=[Compare(key, "LEASE", lease=self._lease.id)],
-            success=[RequestOp(request_delete_range=RangeRequest(key))],
-        )
         try:
-            await self._client.call("/v3/kv/txn", if_ours, TxnResponse)
+            await self._client.call("/v3/kv/txn", entry.delete_under(self._lease.id), TxnResponse)
         except EtcdRefusedError as error:
             self._client.complain(error)  # it will go with the lease
         if self._unwanted.get(entry.key) is entry:
@@ -197,13 +169,18 @@ class EtcdEntries:
             entry.removed.set_result(None)
 
     def _taken(self, entry: EtcdEntry) -> None:
-        if entry.written.done():
-            logger.error("a discovery entry of this process was lost, and another one has its key: %s", entry.key)
-        self._reject(entry, ValueError(f"{entry.key} is already registered"))
-
-    def _reject_if_new(self, entry: EtcdEntry, error: EtcdRefusedError) -> None:
-        """A wrong password does not get right by waiting. What once was written is tried again all the same."""
+        """What once was ours is tried again: an etcd that was set back may have it under a lease of the past."""
         if not entry.written.done():
+            self._reject(entry, ValueError(f"{entry.key} is already registered"))
+        elif entry.lease != 0:
+            entry.lease = 0
+            logger.error("a discovery entry of this process was lost, and another one has its key: %s", entry.key)
+
+    def _refused(self, entry: EtcdEntry, error: EtcdRefusedError) -> None:
+        """A wrong password does not get right by waiting. What once was written is tried again all the same."""
+        if entry.written.done():
+            self._client.complain(error)
+        else:
             self._reject(entry, ConfigError(f"{entry.key} cannot be registered in etcd: {error}"))
 
     def _reject(self, entry: EtcdEntry, error: Exception) -> None:
@@ -211,9 +188,3 @@ class EtcdEntries:
             del self._wanted[entry.key]
         if not entry.written.done():
             entry.written.set_exception(error)
-
-
-def _revision_under(lease: int, answer: TxnResponse) -> int:
-    """Since when the key that was there already stands under this very lease: an earlier try's; 0 when it does not."""
-    found = answer.responses[0].response_range if answer.responses else None
-    return next((kv.mod_revision for kv in found.kvs if kv.lease == lease), 0) if found else 0

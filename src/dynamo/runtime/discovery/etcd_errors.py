@@ -1,10 +1,19 @@
 """How a call to etcd fails."""
 
-NOT_FOUND = 5  # gRPC's codes
-_INVALID_ARGUMENT = 3
-_FAILED_PRECONDITION = 9
-_UNAUTHENTICATED = 16
-_FINAL = frozenset({_INVALID_ARGUMENT, NOT_FOUND, 6, 7, _FAILED_PRECONDITION, 11, 12, _UNAUTHENTICATED})
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    """Those of gRPC's codes that mean no, whenever one asks."""
+
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    FAILED_PRECONDITION = 9
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    UNAUTHENTICATED = 16
 
 
 class EtcdError(Exception):
@@ -16,23 +25,26 @@ class EtcdUnavailableError(EtcdError):
 
 
 class EtcdRefusedError(EtcdError):
-    """etcd has understood and says no; `code` is gRPC's."""
+    """etcd has understood and says no."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: Code) -> None:
         super().__init__(message)
         self.code = code
 
     @property
     def may_be_the_token(self) -> bool:
         """Whether logging in anew can help: it has expired, or etcd's users have changed since."""
-        return self.code in (_UNAUTHENTICATED, _INVALID_ARGUMENT)
+        return self.code in (Code.UNAUTHENTICATED, Code.INVALID_ARGUMENT)
 
     @property
     def has_no_users(self) -> bool:
         """The answer to a login where etcd runs without authentication."""
-        return self.code == _FAILED_PRECONDITION
+        return self.code == Code.FAILED_PRECONDITION
 
 
 def error_of(message: str, code: int) -> EtcdError:
     """What an answer of that gRPC code amounts to."""
-    return EtcdRefusedError(message, code) if code in _FINAL else EtcdUnavailableError(message)
+    try:
+        return EtcdRefusedError(message, Code(code))
+    except ValueError:
+        return EtcdUnavailableError(message)

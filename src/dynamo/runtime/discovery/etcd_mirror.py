@@ -72,15 +72,18 @@ class EtcdMirror:
             watch.close()
 
     async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            started_s = loop.time()
             try:
                 await self._take_snapshot()
-                self._backoff.reset()
                 await self._take_changes()
             except EtcdError as error:
                 self._client.complain(error)
             except TimeoutError:
                 logger.debug("following etcd by a new connection")
+            if loop.time() - started_s > self._backoff.max_s:  # a stream that etcd ends at once is no success
+                self._backoff.reset()
             await asyncio.sleep(self._backoff.next_s())
 
     async def _take_snapshot(self) -> None:
