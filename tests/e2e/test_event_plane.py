@@ -1,10 +1,12 @@
 """Two frontends and their workers with a broker between them: nothing that a client sees depends on it."""
 
 import asyncio
+import signal
 from pathlib import Path
 
 import pytest
 
+from dynamo.testing import Program
 from dynamo.testing.deployment import Deployment
 from dynamo.testing.nats_server import NatsServer, nats_server
 
@@ -38,6 +40,14 @@ async def follow_history(conversations: list[Conversation], urls: list[str]) -> 
         assert [turn.routing.worker_id for turn in turns] == [turn.routing.worker_id for turn in before]
         later += turns
     return hit_ratio(later)
+
+
+async def end(process: Program) -> None:
+    """Nothing is left over that would be complained about."""
+    process.signal(signal.SIGTERM)
+    assert await process.exit_code() == 0
+    assert "Traceback" not in process.output
+    assert "destroyed" not in process.output
 
 
 async def test_hit_ratio_is_that_without_a_broker(own: Deployment, tiny_model: Path, tmp_path: Path) -> None:
@@ -79,15 +89,15 @@ async def test_hit_ratio_is_that_without_a_broker(own: Deployment, tiny_model: P
             assert after["event_dumps_total"] == WORKERS
             assert after["event_gaps_total"] == 0
         for process in (first, second, workers):
+            await end(process)
             assert "NATS at" in process.output
             assert "secret" not in process.output
-            assert "Traceback" not in process.output
 
 
 async def test_broker_that_never_comes(own: Deployment, tiny_model: Path, tmp_path: Path) -> None:
     nowhere = NatsServer(tmp_path / "log")  # not started
     flags = ("--event-plane", "nats", "--nats-server", nowhere.url)
-    (frontend, url), _ = await asyncio.gather(
+    (frontend, url), workers = await asyncio.gather(
         own.frontend(*KV, *flags), own.mocker(tiny_model, MOCK, *MOCKER, *flags, "--num-workers", "2")
     )
     await until_served(url, 2)
@@ -97,3 +107,5 @@ async def test_broker_that_never_comes(own: Deployment, tiny_model: Path, tmp_pa
     assert second.cached_tokens > 0
     await frontend.line("what it would carry goes directly")
     assert frontend.output.count("what it would carry goes directly") == 1
+    for process in (frontend, workers):
+        await end(process)
