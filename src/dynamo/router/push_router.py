@@ -94,7 +94,13 @@ class PushRouter:
         has_handoff = tokens is not None and tokens.handoff is not None
         while True:
             candidates = self._candidates(target, failed, self._fetches if has_handoff else self._serves)
-            placement = await self._placer.place(tokens, context, candidates, target)
+            try:
+                placement = await self._placer.place(tokens, context, candidates, target)
+            except NoInstancesError:
+                now = self._candidates(target, failed, self._fetches if has_handoff else self._serves)
+                if set(now) <= set(candidates):
+                    raise
+                continue  # those have gone while it waited for one of them, but others have come
             answer = _Answer(placement.worker, placement.watched(deliver))
             try:
                 await self._send(placement, request, context, decode, answer.pass_on)
