@@ -24,7 +24,7 @@ from .served import MOCK, until_served
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.alone]
 
 FREE_S = 0.5
-ROUNDS = 5
+ROUNDS = 3
 FAST = ("--block-size", str(BLOCK))
 SLOW = (*FAST, "--speedup-ratio", "0.05", "--max-num-batched-tokens", "32", "--max-num-seqs", "8")
 PREFILL, DECODE = ("--disaggregation-mode", "prefill"), ("--disaggregation-mode", "decode")

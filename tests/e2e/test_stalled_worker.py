@@ -112,3 +112,20 @@ async def test_stopped_frontend_frees_what_it_has_asked_for(own: Deployment, tin
         async for _ in stream.chunks():  # it ends, whether with an error or, from another worker, with all its tokens
             pass
         await all_answered(url, 2)
+
+
+async def test_stopped_prefill_worker_is_done_without(own: Deployment, tiny_model: Path) -> None:
+    (_, url), prefill, _ = await asyncio.gather(
+        own.frontend(*HEARTBEAT),
+        own.mocker(tiny_model, "m", "--disaggregation-mode", "prefill"),
+        own.mocker(tiny_model, "m", "--disaggregation-mode", "decode"),
+    )
+    await until_served(url, 2)
+    await all_answered(url, 2)
+    prefill.signal(signal.SIGSTOP)
+    await all_answered(url, 4)  # though they went there first
+    await until_served(url, 1)
+    await all_answered(url, 4)
+    prefill.signal(signal.SIGCONT)
+    await until_served(url, 2)
+    await all_answered(url, 4)

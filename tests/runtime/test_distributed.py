@@ -16,7 +16,7 @@ from dynamo.errors import (
     UnavailableError,
     WorkerStalledError,
 )
-from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
+from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig, distributed
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery
@@ -312,3 +312,25 @@ class TestSuspension:
         await runtime.suspend(endpoint.id, "it hangs")
         await within(runtime.close())
         await runtime.resume(endpoint.id)
+
+
+class HangingRegistration:
+    """Of a discovery backend that does not answer."""
+
+    async def withdraw(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_discovery_that_does_not_answer_cannot_hold_up_the_end(
+    new_runtime: NewRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(distributed, "_WITHDRAW_S", 0.02)
+    runtime = new_runtime()
+
+    async def register(key: str, value: bytes) -> HangingRegistration:
+        return HangingRegistration()
+
+    monkeypatch.setattr(runtime.discovery, "register", register)
+    await runtime.endpoint("a.b.c").start(echo)
+    await within(runtime.close())
+    assert "has not taken back" in caplog.text

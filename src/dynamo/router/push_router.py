@@ -101,10 +101,12 @@ class PushRouter:
         failed: dict[int, DynamoError] = {}
         lost = 0
         has_handoff = tokens is not None and tokens.handoff is not None
+        eligible = self._fetches if has_handoff else self._serves
         lost_by = () if tokens is None else tokens.lost_by
         while True:
-            candidates = self._candidates(target, failed, self._fetches if has_handoff else self._serves, lost_by)
-            placement = await self._placer.place(tokens, context, candidates, target)
+            placement = await self._placed(
+                tokens, context, target, lambda: self._candidates(target, failed, eligible, lost_by)
+            )
             answer = _Answer(placement.worker, placement.watched(deliver))
             try:
                 await self._send(placement, request, context, decode, answer.pass_on)
@@ -124,6 +126,22 @@ class PushRouter:
                 failed[instance_id] = error
             finally:
                 placement.end()
+
+    async def _placed(
+        self,
+        tokens: PreprocessedRequest | None,
+        context: Context,
+        target: WorkerId | None,
+        candidates: Callable[[], Sequence[int]],
+    ) -> Placement:
+        """With one of those that there are, also if all are gone while the request waits, and others have come."""
+        while True:
+            known = candidates()
+            try:
+                return await self._placer.place(tokens, context, known, target)
+            except NoInstancesError:
+                if set(candidates()) <= set(known):
+                    raise
 
     async def _send(
         self,

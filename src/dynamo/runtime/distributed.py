@@ -164,11 +164,14 @@ class DistributedRuntime:
     async def resume(self, endpoint: EndpointId) -> None:
         """Serves an endpoint again that was suspended. Raises ConfigError when it cannot be announced."""
         path = str(endpoint)
-        if path in self._suspended and not self.is_shutting_down:
-            if path not in self._announced:
-                await self._announce(endpoint)
-            del self._suspended[path]
-            self.health.set_endpoint(path, serving=True)
+        if self.is_shutting_down or (reason := self._suspended.pop(path, None)) is None:
+            return
+        try:
+            await self._announce(endpoint)  # from its first moment on somebody may call
+        except BaseException:
+            self._suspended[path] = reason
+            raise
+        self.health.set_endpoint(path, serving=True)
 
     def watch(self, endpoint: EndpointId, subject: Subject, reason: str) -> None:
         """Suspends the endpoint whenever `subject`, which stands behind it, makes no progress, for as long as that."""
@@ -234,8 +237,8 @@ class DistributedRuntime:
             self.health.set_endpoint(path, serving=False)
         for watchdog in self._watchdogs:
             watchdog.cancel()
-        await asyncio.gather(*self._watchdogs, return_exceptions=True)
         await self._withdraw_all()
+        await asyncio.gather(*self._watchdogs, return_exceptions=True)
         if self._listener is not None:
             await self._listener.drain(timeout_s)
             await self._listener.close()

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S_MAX = 1.0
 _TICKS_MIN = 4  # in each of the two times that are waited
+_CLEANUP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,8 @@ class Watchdog:
             canaries = [part.canary for part in self._parts if part.canary is not None]
             for canary in canaries:
                 canary.cancel()
-            await asyncio.gather(*canaries, return_exceptions=True)
+            if canaries:
+                await asyncio.wait(canaries, timeout=_CLEANUP_S)  # a hung engine may not take it back
 
     def look(self) -> None:
         """Once in each tick."""
