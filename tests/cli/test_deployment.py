@@ -14,6 +14,7 @@ from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
+from dynamo.llm.migration_config import MigrationConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
 
@@ -44,6 +45,7 @@ GIVEN = ServeConfig(
         max_local_prefill_ratio=0.25,
         max_prefill_queue_tokens=8,
     ),
+    migration=MigrationConfig(migration_limit=2, migration_wait_s=4.0, inter_token_timeout_s=3.0),
     kv_router=KvRouterConfig(
         overlap_score_weight=0.5,
         host_cache_hit_weight=0.4,
