@@ -80,7 +80,7 @@ class Client:
         model = SimpleNamespace(card=SimpleNamespace(name="m"), pipeline=Pipeline(handler))
         registry = CollectorRegistry()
         self.frontend = Frontend(
-            models=cast("ModelManager", SimpleNamespace(get=lambda name: model)),
+            models=cast("ModelManager", SimpleNamespace(get=lambda name, sees: model)),
             registry=registry,
             metrics=FrontendMetrics(registry),
             body_limit_bytes=10_000,

@@ -61,6 +61,22 @@ class FrontendConfig(RuntimeConfig):
         metavar="SECONDS",
         help="how long a client may send nothing of its request, or take nothing of its answer",
     )
+    request_timeout_s: float | None = option(
+        None,
+        flag="--request-timeout",
+        env="DYN_HTTP_REQUEST_TIMEOUT",
+        metavar="SECONDS",
+        minimum=0.001,
+        help="longest that a request may take; the header x-request-timeout-ms can ask for less (default: no limit)",
+    )
+    api_keys_file: str | None = option(
+        None,
+        flag="--api-keys-file",
+        env="DYN_API_KEYS_FILE",
+        metavar="FILE",
+        help="who may use the API, made by `dynamo keys new`: TOML, or JSON; read again when it changes "
+        "(default: whoever can connect)",
+    )
 
     def routing(self, registry: CollectorRegistry) -> RoutingSetup:
         """Raises ConfigError for a router mode that has no service."""

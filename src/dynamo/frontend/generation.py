@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -11,7 +12,8 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from dynamo.errors import DynamoError, InternalError, RequestCancelledError, UnavailableError
-from dynamo.frontend.admission import read_body, request_id, session_id
+from dynamo.frontend.admission import read_body, request_id, session_id, timeout_s
+from dynamo.frontend.deadline import in_time
 from dynamo.frontend.exchange import take_exchange
 from dynamo.frontend.response import HttpResponse
 from dynamo.frontend.state import Frontend
@@ -53,21 +55,32 @@ class GenerationRoute(ABC, Generic[RequestT]):
         headers = Headers(scope=scope)
         exchange = take_exchange(scope)
         response = HttpResponse(send, exchange)
-        try:
-            context = Context(request_id(headers), traceparent=headers.get("traceparent"))
-            response.request_id = context.id()
-            if (session := session_id(headers)) is not None:
-                context.metadata[SESSION_ID] = session
-            body = await read_body(headers, receive, self._frontend.body_limit_bytes)
-            request = self._decode(body)
-            model = self._frontend.models.get(request.model)
-        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
-            error = _for_client(failure, response.request_id)
-            log_refused(self.endpoint, response.request_id, error)
-            await response.fail(error)
-            return
-        exchange.follow(context)
-        await self._serve(model, request, body, response, context)
+        with ExitStack() as visit:
+            try:
+                context = Context(request_id(headers), traceparent=headers.get("traceparent"))
+                response.request_id = context.id()
+                client = self._frontend.keys.identify(headers)
+                visit.enter_context(client.visit())
+                self._fill(context, headers)
+                async with in_time(context):
+                    body = await read_body(headers, receive, self._frontend.body_limit_bytes)
+                request = self._decode(body)
+                model = self._frontend.models.get(request.model, client.allows)
+            except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
+                error = _for_client(failure, response.request_id)
+                self._frontend.metrics.refused.labels(error.code).inc()
+                log_refused(self.endpoint, response.request_id, error)
+                await response.fail(error)
+                return
+            exchange.follow(context)
+            await self._serve(model, request, body, response, context)
+
+    def _fill(self, context: Context, headers: Headers) -> None:
+        """What the client says of its request beside the body; raises InvalidRequestError."""
+        if (session := session_id(headers)) is not None:
+            context.metadata[SESSION_ID] = session
+        if (timeout := timeout_s(headers, self._frontend.request_timeout_s)) is not None:
+            context.deadline_s = time.monotonic() + timeout
 
     async def _serve(
         self, model: ServedModel, request: RequestT, body: bytes, response: HttpResponse, context: Context
@@ -77,7 +90,8 @@ class GenerationRoute(ABC, Generic[RequestT]):
         tracker = RequestTracker(self._frontend.metrics, series, self.endpoint, stream=bool(request.stream))
         error: DynamoError | None = None
         try:
-            await self._answer(model.pipeline, request, body, context, response, tracker)
+            async with in_time(context):
+                await self._answer(model.pipeline, request, body, context, response, tracker)
         except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
             error = _for_client(failure, response.request_id)
             if isinstance(error, RequestCancelledError) and not context.is_killed():

@@ -15,6 +15,7 @@ from dynamo.errors import ConfigError
 from dynamo.frontend.app import create_app
 from dynamo.frontend.config import FRONTEND_COMPONENT, FrontendConfig
 from dynamo.frontend.http_protocol import http_protocol
+from dynamo.frontend.load_keys import API_KEYS_VARIABLE, load_keys
 from dynamo.frontend.state import Frontend
 from dynamo.frontend.tracker import access_logger
 from dynamo.llm.artifacts import ArtifactCache
@@ -63,6 +64,8 @@ async def _serve(config: FrontendConfig) -> None:
         registry=runtime.registry,
         metrics=FrontendMetrics(runtime.registry),
         body_limit_bytes=config.body_limit_bytes(),
+        keys=load_keys(config.api_keys_file, os.environ.get(API_KEYS_VARIABLE)),
+        request_timeout_s=config.request_timeout_s,
     )
     server = EmbeddedServer(
         uvicorn.Config(

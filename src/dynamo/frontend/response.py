@@ -2,8 +2,8 @@
 
 from starlette.types import Send
 
-from dynamo.errors import DynamoError, UnavailableError
-from dynamo.frontend.errors import RETRY_AFTER_S, encode_error
+from dynamo.errors import DynamoError
+from dynamo.frontend.errors import encode_error, error_headers
 from dynamo.frontend.exchange import Exchange, Header
 
 _JSON = b"application/json"
@@ -53,8 +53,8 @@ class HttpResponse:
         if self._streaming:
             self.end(b"data: " + encode_error(error) + b"\n\n")
             return
-        retry = [(b"retry-after", str(RETRY_AFTER_S).encode())] if isinstance(error, UnavailableError) else []
-        await self.whole(encode_error(error), error.http_status, *retry)
+        headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
+        await self.whole(encode_error(error), error.http_status, *headers)
 
     def status(self, error: DynamoError | None) -> int:
         """What the client sees or has seen."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
+from dynamo.frontend.key_ring import Anybody, Keys
 from dynamo.frontend.tracker import ModelMetrics
 from dynamo.llm.model_manager import ModelManager
 from dynamo.telemetry.metrics import FrontendMetrics
@@ -17,6 +18,8 @@ class Frontend:
     registry: CollectorRegistry
     metrics: FrontendMetrics
     body_limit_bytes: int
+    keys: Keys = field(default_factory=Anybody)
+    request_timeout_s: float | None = None  # the longest that a request may take
     _series: dict[str, ModelMetrics] = field(default_factory=dict)
 
     def series(self, model: str) -> ModelMetrics:

@@ -109,6 +109,9 @@ class FrontendMetrics:
             ("model", "endpoint", "request_type", "status", "error_type"),
             registry=registry,
         )
+        self.refused = Counter(
+            f"{prefix}refused_requests_total", "Requests that no worker has seen", ("reason",), registry=registry
+        )
         self.inflight = Gauge(f"{prefix}inflight_requests", "Requests being answered", ("model",), registry=registry)
         self.queued = Gauge(
             f"{prefix}queued_requests", "Requests that wait for their first token", ("model",), registry=registry
