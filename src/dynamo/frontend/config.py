@@ -1,12 +1,14 @@
 """The frontend's command line, named as upstream's."""
 
 import math
+import ssl
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
 from dynamo.config import Live, group, option
 from dynamo.errors import ConfigError
+from dynamo.frontend.tls import server_context
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
@@ -61,6 +63,13 @@ class FrontendConfig(RuntimeConfig):
         metavar="SECONDS",
         help="how long a client may send nothing of its request, or take nothing of its answer",
     )
+    connections_max: int = option(
+        8192,
+        flag="--http-max-connections",
+        env="DYN_HTTP_MAX_CONNECTIONS",
+        minimum=1,
+        help="clients' connections at a time; more are refused",
+    )
     request_timeout_s: float | None = option(
         None,
         flag="--request-timeout",
@@ -68,6 +77,16 @@ class FrontendConfig(RuntimeConfig):
         metavar="SECONDS",
         minimum=0.001,
         help="longest that a request may take; the header x-request-timeout-ms can ask for less (default: no limit)",
+    )
+    tls_cert_path: str | None = option(
+        None,
+        flag="--tls-cert-path",
+        env="DYN_TLS_CERT_PATH",
+        metavar="FILE",
+        help="serve https with this certificate and those it depends on (PEM); needs --tls-key-path",
+    )
+    tls_key_path: str | None = option(
+        None, flag="--tls-key-path", env="DYN_TLS_KEY_PATH", metavar="FILE", help="its private key (PEM)"
     )
     api_keys_file: str | None = option(
         None,
@@ -91,6 +110,14 @@ class FrontendConfig(RuntimeConfig):
             metrics=RouterMetrics(registry),
             disagg_metrics=DisaggMetrics(registry),
         )
+
+    def tls(self) -> ssl.SSLContext | None:
+        """None where HTTP goes without TLS; raises ConfigError."""
+        if not self.tls_cert_path and not self.tls_key_path:
+            return None
+        if not self.tls_cert_path or not self.tls_key_path:
+            raise ConfigError("--tls-cert-path and --tls-key-path need each other")
+        return server_context(self.tls_cert_path, self.tls_key_path)
 
     def body_limit_bytes(self) -> int:
         """Raises ConfigError when --http-body-limit-mb is no size."""
