@@ -77,10 +77,10 @@ class Client:
     """One request, and what it is answered."""
 
     def __init__(self, handler: Handler[Any, TextOutput]) -> None:
-        model = SimpleNamespace(card=SimpleNamespace(name="m"), pipeline=Pipeline(handler))
+        model = SimpleNamespace(card=SimpleNamespace(name="m"), pipeline=Pipeline(handler), instances=list)
         registry = CollectorRegistry()
         self.frontend = Frontend(
-            models=cast("ModelManager", SimpleNamespace(get=lambda name, sees: model)),
+            models=cast("ModelManager", SimpleNamespace(get=lambda name, sees=None: model)),
             registry=registry,
             metrics=FrontendMetrics(registry),
             body_limit_bytes=10_000,

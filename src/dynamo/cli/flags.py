@@ -11,6 +11,7 @@ from dynamo.engines.echo import EchoConfig
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.llm.router_service import RouterConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
@@ -21,7 +22,8 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Every process", RuntimeConfig, ()),
     ("KV routing: frontend, dynamo serve, router", KvRouterConfig, ()),
     ("Disaggregation: frontend, dynamo serve; dynamo config sets them live", DisaggConfig, ()),
-    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig, DisaggConfig)),
+    ("Overload: frontend, dynamo serve", OverloadConfig, ()),
+    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig, DisaggConfig, OverloadConfig)),
     ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
     ("dynamo serve", ServeConfig, (FrontendConfig,)),
     ("dynamo run", RunConfig, ()),

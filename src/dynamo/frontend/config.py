@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from dynamo.config import Live, group, option
 from dynamo.errors import ConfigError
+from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.frontend.tls import server_context
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.router.config import KvRouterConfig
@@ -48,6 +49,7 @@ class FrontendConfig(RuntimeConfig):
     )
     kv_router: KvRouterConfig = group(KvRouterConfig)
     disagg: DisaggConfig = group(DisaggConfig)
+    overload: OverloadConfig = group(OverloadConfig)
     body_limit_mb: float = option(
         45.0, flag="--http-body-limit-mb", env="DYN_HTTP_BODY_LIMIT_MB", help="largest request body in megabytes"
     )

@@ -54,7 +54,7 @@ class GenerationRoute(ABC, Generic[RequestT]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         exchange = take_exchange(scope)
-        response = HttpResponse(send, exchange)
+        response = HttpResponse(send, exchange, self._frontend.overload.overload_status)
         with ExitStack() as visit:
             try:
                 context = Context(request_id(headers), traceparent=headers.get("traceparent"))
@@ -90,7 +90,8 @@ class GenerationRoute(ABC, Generic[RequestT]):
         tracker = RequestTracker(self._frontend.metrics, series, self.endpoint, stream=bool(request.stream))
         error: DynamoError | None = None
         try:
-            async with in_time(context):
+            guard = self._frontend.guard(model.card.name)
+            async with in_time(context), guard.admitted(len(body), context) as tracker.place:
                 await self._answer(model.pipeline, request, body, context, response, tracker)
         except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
             error = _for_client(failure, response.request_id)

@@ -7,6 +7,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Sequence
+from contextlib import aclosing
 
 import uvicorn
 import uvloop
@@ -15,6 +16,8 @@ from dynamo.config import parse
 from dynamo.errors import ConfigError
 from dynamo.frontend.app import create_app
 from dynamo.frontend.config import FRONTEND_COMPONENT, FrontendConfig
+from dynamo.frontend.descriptors import reserve_descriptors
+from dynamo.frontend.fleet_watcher import WatchedFleets
 from dynamo.frontend.http_protocol import http_protocol
 from dynamo.frontend.key_ring import Anybody, Keys
 from dynamo.frontend.load_keys import API_KEYS_VARIABLE, load_keys
@@ -52,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _serve(config: FrontendConfig) -> None:
     sock = bind(config.http_host, config.http_port)
+    reserve_descriptors(config.connections_max)
     access_logger.disabled = not config.access_log
     runtime = DistributedRuntime(config=config)
     routing = config.routing(runtime.registry)
@@ -68,7 +72,10 @@ async def _serve(config: FrontendConfig) -> None:
         body_limit_bytes=config.body_limit_bytes(),
         keys=load_keys(config.api_keys_file, os.environ.get(API_KEYS_VARIABLE)),
         request_timeout_s=config.request_timeout_s,
+        overload=config.overload,
     )
+    if config.overload.watches_workers:
+        frontend.fleets = WatchedFleets(runtime, config.overload, frontend.let_in)
     tls = config.tls()
     _warn_of_strangers(config, frontend.keys, tls)
     server = EmbeddedServer(
@@ -89,7 +96,7 @@ async def _serve(config: FrontendConfig) -> None:
     with shutdown_on_signals(runtime):
         settings = runtime.namespace(config.worker_namespace).component(FRONTEND_COMPONENT).endpoint(CONFIG_ENDPOINT)
         await serve_config(settings, routing.disagg)
-        async with models.following() as follower:
+        async with models.following() as follower, aclosing(frontend.fleets):
             serving = asyncio.create_task(server.serve(sockets=[sock]), name="http")
             stopping = asyncio.create_task(runtime.wait_for_shutdown())
             url = _url(sock, "http" if tls is None else "https")

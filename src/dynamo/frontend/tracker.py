@@ -4,6 +4,7 @@ import logging
 import time
 
 from dynamo.errors import DynamoError, RequestCancelledError
+from dynamo.frontend.overload_guard import Place
 from dynamo.llm.sequence import TextOutput
 from dynamo.telemetry.metrics import FrontendMetrics
 
@@ -36,7 +37,7 @@ class RequestTracker:
 
     __slots__ = (
         "_endpoint", "_first_s", "_itl", "_last_s", "_metrics", "_outputs", "_prompt_tokens", "_series", "_started_s",
-        "_stream", "_tokens",
+        "_stream", "_tokens", "place",
     )  # fmt: skip
 
     def __init__(self, metrics: FrontendMetrics, series: ModelMetrics, endpoint: str, *, stream: bool) -> None:
@@ -48,6 +49,7 @@ class RequestTracker:
         self._first_s: float | None = None
         self._last_s = 0.0
         self._tokens = 0
+        self.place: Place | None = None  # among the requests of its model
         self._prompt_tokens: int | None = None
         self._itl = series.inter_token_latency
         self._outputs = series.output_tokens
@@ -62,6 +64,8 @@ class RequestTracker:
             self._first_s = now_s
             self._series.queued.dec()
             self._series.time_to_first_token.observe(now_s - self._started_s)
+            if self.place is not None:
+                self.place.answered(output.prompt_tokens)
         elif count:
             self._itl.observe((now_s - self._last_s) / count, count)
         if output.prompt_tokens is not None:

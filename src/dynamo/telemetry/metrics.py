@@ -116,6 +116,9 @@ class FrontendMetrics:
         self.queued = Gauge(
             f"{prefix}queued_requests", "Requests that wait for their first token", ("model",), registry=registry
         )
+        self.admission_queue = Gauge(
+            f"{prefix}admission_queue_requests", "Requests that wait to be let in", ("model",), registry=registry
+        )
         self.disconnected = Counter(
             f"{prefix}disconnected_clients_total", "Clients that left before the end", registry=registry
         )
