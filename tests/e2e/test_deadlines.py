@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from dynamo.testing.deployment import deployment
+from dynamo.testing.deployment import Deployment, deployment
 
 from .load import Loads, loads
 from .raw_http import JSON_HEADERS, Response, connect, encoded, request
@@ -85,6 +85,29 @@ async def test_the_servers_own_limit(slow: Slow) -> None:
 async def test_in_time(slow: Slow) -> None:
     assert (await send(slow.limited_url, "1000000000", max_tokens=1)).status == 200
     assert (await send(slow.url, "60000", max_tokens=1)).status == 200
+
+
+@pytest.mark.parametrize("router_mode", ["round-robin", "kv"])
+async def test_both_legs(own: Deployment, tiny_model: Path, router_mode: str) -> None:
+    """Where one worker prefills and another decodes, both are free again."""
+    flags = ["--speedup-ratio", "0.5", "--block-size", "16"]
+    (_, url), *_ = await asyncio.gather(
+        own.frontend("--router-mode", router_mode),
+        own.mocker(tiny_model, "slow", "--disaggregation-mode", "prefill", *flags),
+        own.mocker(tiny_model, "slow", "--disaggregation-mode", "decode", *flags),
+    )
+    await until_served(url, 2)
+    async with loads(own, component="prefill") as prefill, loads(own) as decode:
+        assert (await send(url, "300", messages=PROMPT)).status == 504  # in the first leg
+        await prefill.until_idle(5)
+        async with connect(url) as connection:
+            connection.post(CHAT, chat(stream=True), JSON_HEADERS | {"x-request-timeout-ms": "1500"})
+            assert (await connection.head())[0] == 200
+            await anext(connection.chunks())
+            assert await decode.requests() == 1
+            *_, last = [chunk async for chunk in connection.chunks()]
+            assert b"deadline_exceeded" in last
+        await asyncio.gather(prefill.until_idle(5), decode.until_idle(5))
 
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "1.5", "1e3", "300ms", "x", "²", "1000000001", "9" * 5000, "0x10"])

@@ -12,7 +12,7 @@ from dynamo.errors import (
     RequestTooLargeError,
     UnsupportedMediaTypeError,
 )
-from dynamo.frontend.admission import HEADER_CHARS_MAX, read_body, request_id, session_id
+from dynamo.frontend.admission import HEADER_CHARS_MAX, read_body, request_id, session_id, timeout_s
 from dynamo.testing import within
 
 JSON = {"content-type": "application/json"}
@@ -101,3 +101,29 @@ def test_names_that_could_not_stand_in_a_header(read: Callable[[Headers], str | 
     with pytest.raises(InvalidRequestError, match=header) as raised:
         read(Headers({header: value}))
     assert raised.value.param == header
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit_s", "expected_s"),
+    [
+        (None, None, None),
+        (None, 5.0, 5.0),
+        ("1", None, 0.001),
+        ("2500", 5.0, 2.5),
+        ("0002500", 5.0, 2.5),
+        ("1000000000", None, 1e6),
+        ("1000000000", 5.0, 5.0),
+    ],
+)
+def test_time_that_a_request_may_take(asked: str | None, limit_s: float | None, expected_s: float | None) -> None:
+    headers = Headers({} if asked is None else {"X-Request-Timeout-Ms": asked})
+    assert timeout_s(headers, limit_s) == expected_s
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "0", "-1", "+1", "1.0", "1e3", " 1", "1_000", "²", "٣", "1000000001", "9" * 9999]
+)
+def test_time_that_is_none(asked: str) -> None:
+    with pytest.raises(InvalidRequestError, match="x-request-timeout-ms") as raised:
+        timeout_s(Headers(raw=[(b"x-request-timeout-ms", asked.encode())]), 5.0)
+    assert raised.value.param == "x-request-timeout-ms"

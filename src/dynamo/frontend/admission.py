@@ -7,7 +7,7 @@ from dynamo.errors import InvalidRequestError, RequestCancelledError, RequestToo
 
 HEADER_CHARS_MAX = 256  # of those that are read here
 TIMEOUT_HEADER = "x-request-timeout-ms"
-_TIMEOUT_MS_MAX = 10**9  # eleven days, and far from what a float of seconds could not tell apart
+TIMEOUT_MS_MAX = 10**9  # eleven days, and far from what a float of seconds could not tell apart
 
 
 async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
@@ -53,9 +53,9 @@ def timeout_s(headers: Headers, limit_s: float | None) -> float | None:
     text = headers.get(TIMEOUT_HEADER)
     if text is None:
         return limit_s
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and 0 < int(text) <= _TIMEOUT_MS_MAX):
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and 0 < int(text) <= TIMEOUT_MS_MAX):
         raise InvalidRequestError(
-            f"{TIMEOUT_HEADER} must be a whole number of milliseconds, 1 to {_TIMEOUT_MS_MAX}", param=TIMEOUT_HEADER
+            f"{TIMEOUT_HEADER} must be a whole number of milliseconds, 1 to {TIMEOUT_MS_MAX}", param=TIMEOUT_HEADER
         )
     asked_s = int(text) / 1000
     return asked_s if limit_s is None else min(asked_s, limit_s)

@@ -55,11 +55,13 @@ class GenerationRoute(ABC, Generic[RequestT]):
         headers = Headers(scope=scope)
         exchange = take_exchange(scope)
         response = HttpResponse(send, exchange, self._frontend.overload.overload_status)
+        name = ""
         with ExitStack() as visit:
             try:
                 context = Context(request_id(headers), traceparent=headers.get("traceparent"))
                 response.request_id = context.id()
                 client = self._frontend.keys.identify(headers)
+                name = client.name
                 visit.enter_context(client.visit())
                 self._fill(context, headers)
                 async with in_time(context):
@@ -69,11 +71,11 @@ class GenerationRoute(ABC, Generic[RequestT]):
             except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
                 error = _for_client(failure, response.request_id)
                 self._frontend.metrics.refused.labels(error.code).inc()
-                log_refused(self.endpoint, response.request_id, error)
+                log_refused(self.endpoint, response.request_id, error, name)
                 await response.fail(error)
                 return
             exchange.follow(context)
-            await self._serve(model, request, body, response, context)
+            await self._serve(model, request, body, response, context, name)
 
     def _fill(self, context: Context, headers: Headers) -> None:
         """What the client says of its request beside the body; raises InvalidRequestError."""
@@ -83,11 +85,19 @@ class GenerationRoute(ABC, Generic[RequestT]):
             context.deadline_s = time.monotonic() + timeout
 
     async def _serve(
-        self, model: ServedModel, request: RequestT, body: bytes, response: HttpResponse, context: Context
+        self,
+        model: ServedModel,
+        request: RequestT,
+        body: bytes,
+        response: HttpResponse,
+        context: Context,
+        client: str,
     ) -> None:
         """Whatever happens, the client gets an answer or an error, and the request is accounted for."""
         series = self._frontend.series(model.card.name)
-        tracker = RequestTracker(self._frontend.metrics, series, self.endpoint, stream=bool(request.stream))
+        tracker = RequestTracker(
+            self._frontend.metrics, series, self.endpoint, stream=bool(request.stream), client=client
+        )
         error: DynamoError | None = None
         try:
             guard = self._frontend.guard(model.card.name)

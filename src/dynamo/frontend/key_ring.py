@@ -15,6 +15,8 @@ from dynamo.frontend.key_limits import KeyLimits
 class Client(Protocol):
     """Whoever sends requests."""
 
+    name: str  # for logs; empty where nobody asks
+
     def allows(self, model: str) -> bool:
         """Whether the model is there for this client."""
         ...
@@ -34,6 +36,8 @@ class Keys(Protocol):
 
 class Anybody:
     """Keys where none are needed, and the one Client of theirs."""
+
+    name = ""
 
     def identify(self, headers: Headers) -> "Anybody":
         return self
