@@ -59,7 +59,9 @@ def test_json(tmp_path: Path) -> None:
         ([{"name": "a", "sha256": DIGEST, "key": "secret"}], "either sha256 or key"),
         ([{"name": "a", "sha256": DIGEST.upper()}], "sha256"),
         ([{"name": "a", "sha256": DIGEST[1:]}], "sha256"),
-        ([{"name": "a", "key": ""}], "key"),
+        ([{"name": "a", "key": ""}], "printable ASCII"),
+        ([{"name": "a", "key": "with space"}], "printable ASCII"),
+        ([{"name": "a", "key": "schlüssel"}], "printable ASCII"),
         ([{"name": "a", "key": "1"}, {"name": "a", "key": "2"}], "same name"),
         ([{"name": "a", "sha256": DIGEST}, {"name": "b", "key": "secret"}], "same key"),
         ([{"name": "a", "key": "1", "requests_per_minute": 0}], "requests_per_minute"),
@@ -91,6 +93,6 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_a_list_of_keys() -> None:
     assert [entry.digest() for entry in split_keys("secret, other,")] == [DIGEST, key_digest("other")]
-    for text in (" , ", "a,b,a"):
+    for text in (" , ", "a,b,a", "a b"):
         with pytest.raises(ConfigError):
             split_keys(text)

@@ -4,17 +4,18 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from dynamo.errors import InvalidRequestError, RequestCancelledError, RequestTooLargeError, UnsupportedMediaTypeError
+from dynamo.frontend.body_budget import HeldBody
 
 HEADER_CHARS_MAX = 256  # of those that are read here
 TIMEOUT_HEADER = "x-request-timeout-ms"
 TIMEOUT_MS_MAX = 10**9  # eleven days, and far from what a float of seconds could not tell apart
 
 
-async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
-    """The body of a JSON request.
+async def read_body(headers: Headers, receive: Receive, limit_bytes: int, held: HeldBody) -> bytes:
+    """The body of a JSON request; `held` grows with it.
 
-    Raises UnsupportedMediaTypeError, RequestTooLargeError (before reading when the client says the size), and
-    RequestCancelledError when the client leaves in the middle.
+    Raises UnsupportedMediaTypeError, RequestTooLargeError (before reading when the client says the size),
+    OverloadedError, and RequestCancelledError when the client leaves in the middle.
     """
     _check_media_type(headers)
     announced = headers.get("content-length", "")
@@ -30,6 +31,7 @@ async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> byt
         size_bytes += len(chunk)
         if size_bytes > limit_bytes:
             raise _too_large(limit_bytes)
+        held.grow(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)

@@ -6,6 +6,7 @@ as the slow hashes do that passwords need, and costs a microsecond per request i
 
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from dynamo.protocols.model_card import Positive
 
 KEY_PREFIX = "sk-dyn-"  # by which scanners for leaked secrets may know one
 _KEY_BYTES = 32
+_KEY = re.compile(r"[!-~]+")  # what headers carry as it is, whoever writes them
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     name: Name  # for people, and for logs
     sha256: Digest | None = None  # of the key; or else
-    key: Annotated[str, msgspec.Meta(min_length=1)] | None = None  # itself
+    key: str | None = None  # itself
     requests_per_minute: Positive | None = None
     concurrent_requests: Positive | None = None
     models: list[str] | None = None
@@ -87,6 +89,9 @@ def _check(entries: Sequence[KeyEntry]) -> None:
     """Raises ConfigError. No key at all is an error too: it would lock everybody out, or, worse, nobody."""
     if not entries:
         raise ConfigError("there is no API key")
+    for entry in entries:
+        if entry.key is not None and not _KEY.fullmatch(entry.key):
+            raise ConfigError(f"API key {entry.name!r}: a key is printable ASCII without spaces")
     for what, values in (
         ("name", [entry.name for entry in entries]),
         ("key", [entry.digest() for entry in entries]),

@@ -65,7 +65,8 @@ class GenerationRoute(ABC, Generic[RequestT]):
                 visit.enter_context(client.visit())
                 self._fill(context, headers)
                 async with in_time(context):
-                    body = await read_body(headers, receive, self._frontend.body_limit_bytes)
+                    held = visit.enter_context(self._frontend.bodies.hold())
+                    body = await read_body(headers, receive, self._frontend.body_limit_bytes, held)
                 request = self._decode(body)
                 model = self._frontend.models.get(request.model, client.allows)
             except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task

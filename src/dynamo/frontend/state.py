@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 
 from dynamo.errors import DynamoError
+from dynamo.frontend.body_budget import BodyBudget
 from dynamo.frontend.fleet_watcher import Fleets, UnwatchedFleets
 from dynamo.frontend.key_ring import Anybody, Keys
 from dynamo.frontend.overload_config import OverloadConfig
@@ -12,6 +13,8 @@ from dynamo.frontend.overload_guard import OverloadGuard
 from dynamo.frontend.tracker import ModelMetrics
 from dynamo.llm.model_manager import ModelManager
 from dynamo.telemetry.metrics import FrontendMetrics
+
+BODIES_BYTES_MAX = 2 << 30  # of all requests under way: 256 of 8 MB each, say
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,6 +25,7 @@ class Frontend:
     registry: CollectorRegistry
     metrics: FrontendMetrics
     body_limit_bytes: int
+    bodies: BodyBudget = field(default_factory=lambda: BodyBudget(BODIES_BYTES_MAX))
     keys: Keys = field(default_factory=Anybody)
     request_timeout_s: float | None = None  # the longest that a request may take
     overload: OverloadConfig = field(default_factory=OverloadConfig)
