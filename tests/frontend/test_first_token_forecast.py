@@ -31,13 +31,34 @@ def test_the_first_long_wait_says_how_many() -> None:
     assert forecast.wait_s(52) == pytest.approx(2 * AIM_S)
 
 
-def test_short_waits_only_raise_the_number() -> None:
+def test_short_waits_say_something_where_the_room_was_used() -> None:
     forecast = FirstTokenForecast(LIMIT_S)
     forecast.observe(ahead=19, wait_s=1.0)
-    forecast.observe(ahead=0, wait_s=0.6)  # alone, and with nobody to wait for
+    forecast.observe(ahead=11, wait_s=0.0)
     assert forecast.room == pytest.approx(26)
-    forecast.observe(ahead=10, wait_s=0.0)
-    assert 26 < forecast.room <= 28, "one that was lucky says little"
+    forecast.observe(ahead=12, wait_s=0.0)
+    assert 26 < forecast.room < 27
+
+
+def test_an_engine_that_was_slow_only_at_its_start_is_not_held_back_for_long() -> None:
+    forecast = FirstTokenForecast(LIMIT_S)
+    forecast.observe(ahead=0, wait_s=60.0)
+    assert forecast.room < 1
+    answers = 0
+    while forecast.room < 20:
+        answers += 1
+        forecast.observe(ahead=max(0, int(forecast.room) - 1), wait_s=0.05)
+    assert answers < 200
+
+
+def test_quick_ones_among_those_that_wait_do_not_undo_it() -> None:
+    """Half of the answers come at once, as from an idle worker; the others wait, twenty a second."""
+    forecast = FirstTokenForecast(LIMIT_S)
+    for _ in range(2000):
+        ahead = int(min(forecast.room, 1e6)) - 1
+        forecast.observe(ahead=ahead, wait_s=(ahead + 1) / 20)
+        forecast.observe(ahead=ahead, wait_s=0.001)
+    assert forecast.room < 2 * 26
 
 
 @given(rate=st.floats(1, 500), change=st.floats(0.1, 10))
