@@ -2,19 +2,17 @@
 
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 from dynamo.frontend.fleet_watcher import UnwatchedFleets, WatchedFleets
 from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.llm.served_model import ServedModel
 from dynamo.protocols.load import WorkerLoad
-from dynamo.router import load_watcher
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.testing import eventually
 
 
-async def test_loads_of_the_workers_of_a_model(monkeypatch: Any) -> None:
-    monkeypatch.setattr(load_watcher.LoadWatcher.__init__, "__defaults__", (0.01,))
+async def test_loads_of_the_workers_of_a_model() -> None:
     runtime = DistributedRuntime(config=RuntimeConfig(discovery_backend="mem", request_plane="inproc"))
     used_blocks = 9
     reports = 0
@@ -35,7 +33,7 @@ async def test_loads_of_the_workers_of_a_model(monkeypatch: Any) -> None:
     client = await component.endpoint("generate").client()
     await client.wait_for_instances()
     model = cast("ServedModel", SimpleNamespace(instances=client.instances))
-    fleets = WatchedFleets(runtime, OverloadConfig(active_decode_blocks_threshold=0.5), on_report)
+    fleets = WatchedFleets(runtime, OverloadConfig(active_decode_blocks_threshold=0.5), on_report, interval_s=0.01)
     assert not fleets.is_busy(model), "nothing is known yet"
     await eventually(lambda: fleets.is_busy(model))
     used_blocks, before = 5, reports

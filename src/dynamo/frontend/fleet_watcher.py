@@ -8,7 +8,7 @@ from dynamo.frontend.fleet import Report, all_busy, endpoint_of
 from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.llm.served_model import ServedModel
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
-from dynamo.router.load_watcher import LoadWatcher
+from dynamo.router.load_watcher import INTERVAL_S, LoadWatcher
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.instance import EndpointId
 
@@ -36,10 +36,18 @@ class UnwatchedFleets:
 class WatchedFleets:
     """Follows the endpoints of the models that it was asked about."""
 
-    def __init__(self, runtime: DistributedRuntime, config: OverloadConfig, on_report: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        runtime: DistributedRuntime,
+        config: OverloadConfig,
+        on_report: Callable[[], None],
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        """`on_report` is called when a worker has told of its load; all are asked `interval_s` after `interval_s`."""
         self._runtime = runtime
         self._config = config
         self._on_report = on_report
+        self._interval_s = interval_s
         self._watchers: dict[EndpointId, LoadWatcher] = {}
         self._reports: dict[int, Report] = {}
 
@@ -47,7 +55,9 @@ class WatchedFleets:
         instances = model.instances()
         for endpoint in {endpoint_of(instance) for instance in instances} - self._watchers.keys():
             client = self._runtime.client(endpoint.beside(LOAD_ENDPOINT), list[WorkerLoad])
-            self._watchers[endpoint] = LoadWatcher(client, lambda _: True, self._forget_old, self._on_load)
+            self._watchers[endpoint] = LoadWatcher(
+                client, lambda _: True, self._forget_old, self._on_load, self._interval_s
+            )
         return all_busy(instances, self._reports, self._config, time.monotonic())
 
     async def aclose(self) -> None:
