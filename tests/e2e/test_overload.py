@@ -108,6 +108,7 @@ async def _until_served(url: str) -> None:
         pass
 
 
+@pytest.mark.alone
 async def test_time_to_first_token(own: Deployment, tiny_model: Path) -> None:
     """A worker that answers one after the other, and far more requests than it can answer in the time."""
     limit_s = 1.5

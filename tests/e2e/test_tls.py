@@ -185,6 +185,7 @@ async def test_old_tls(safe: Safe) -> None:
             pytest.fail("TLS 1.1 is broken")
 
 
+@pytest.mark.alone
 async def test_silent_clients_do_not_hold_up_the_end(safe: Safe, certificate: Certificate) -> None:
     """Those that have connected and never say a word of the handshake."""
     frontend, url = await safe.deployment.frontend(*certificate.flags)

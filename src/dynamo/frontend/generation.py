@@ -103,7 +103,9 @@ class GenerationRoute(ABC, Generic[RequestT]):
         try:
             guard = self._frontend.guard(model.card.name)
             async with in_time(context), guard.admitted(len(body), context) as tracker.place:
-                await self._answer(model.pipeline, request, body, context, response, tracker)
+                whole = await self._answer(model.pipeline, request, body, context, response, tracker)
+            if whole is not None:
+                await response.whole(whole)
         except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
             error = _for_client(failure, response.request_id)
             if isinstance(error, RequestCancelledError) and not context.is_killed():
@@ -120,7 +122,8 @@ class GenerationRoute(ABC, Generic[RequestT]):
         context: Context,
         response: HttpResponse,
         tracker: RequestTracker,
-    ) -> None:
+    ) -> bytes | None:
+        """The body of the response; None where it has been streamed."""
         head = ResponseHead(
             id=f"{self.id_prefix}{response.request_id}", created_s=int(time.time()), model=request.model
         )
@@ -135,15 +138,16 @@ class GenerationRoute(ABC, Generic[RequestT]):
 
             await self._run(pipeline, request, body, context, send)
             response.end(events.finish() + _DONE_EVENT)
-        else:
-            answer = Answer()
+            return None
 
-            def collect(output: TextOutput) -> bool:
-                tracker.on_output(output)
-                return answer.add(output)
+        answer = Answer()
 
-            await self._run(pipeline, request, body, context, collect)
-            await response.whole(msgspec.json.encode(self._whole(answer, request, head)))
+        def collect(output: TextOutput) -> bool:
+            tracker.on_output(output)
+            return answer.add(output)
+
+        await self._run(pipeline, request, body, context, collect)
+        return msgspec.json.encode(self._whole(answer, request, head))
 
     @abstractmethod
     def _decode(self, body: bytes) -> RequestT: ...
