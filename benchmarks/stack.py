@@ -81,7 +81,7 @@ def serving(model_dir: Path, prompt: Prompt, *, speedup: float, fleet: Sequence[
         url = started.wait_until_ready("frontend")
         for i in range(len(fleet)):
             started.wait_until_ready(f"worker{i}")
-        _wait_for_workers(url, len(fleet))
+        wait_for_workers(url, len(fleet))
         yield Stack(
             programs=started,
             port=int(url.rpartition(":")[2]),
@@ -100,7 +100,8 @@ def _worker_arguments(model_dir: Path, speedup: float, role: str) -> list[str]:
     ]
 
 
-def _wait_for_workers(url: str, workers: int) -> None:
+def wait_for_workers(url: str, workers: int) -> None:
+    """Until the frontend at `url` can send requests to so many; BenchmarkError when that takes too long."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         try:

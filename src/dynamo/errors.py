@@ -5,11 +5,13 @@
     │   ├── ContextLengthExceededError 400  prompt plus output does not fit the model
     │   └── UnsupportedFeatureError    400  valid, but not here: the engine or this release lacks it
     ├── AuthenticationError            401
+    ├── InvalidApiKeyError             401  the client's key
     ├── NotFoundError                  404  unknown route
     │   └── ModelNotFoundError         404
     ├── MethodNotAllowedError          405
     ├── RequestTooLargeError           413
     ├── UnsupportedMediaTypeError      415
+    ├── RateLimitedError               429  this client's requests are too many
     ├── RequestCancelledError          499  the caller stopped waiting
     ├── InternalError                  500  our mistake
     │   └── HandlerError               500  an endpoint's handler raised something of its own
@@ -42,6 +44,7 @@ class DynamoError(Exception):
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    retry_after_s: float | None = None  # when the client may well try again; None: trying again is no help
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -72,6 +75,13 @@ class AuthenticationError(DynamoError):
     """The peer could not show that it may talk to this process."""
 
     code = "unauthorized"
+    http_status = 401
+
+
+class InvalidApiKeyError(DynamoError):
+    """The client has shown no key, or one that nobody has."""
+
+    code = "invalid_api_key"  # OpenAI's
     http_status = 401
 
 
@@ -107,6 +117,17 @@ class UnsupportedMediaTypeError(DynamoError):
 
     code = "unsupported_media_type"
     http_status = 415
+
+
+class RateLimitedError(DynamoError):
+    """The client has used up what its key allows for now."""
+
+    code = "rate_limit_exceeded"  # OpenAI's
+    http_status = 429
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class RequestCancelledError(DynamoError):
@@ -180,6 +201,7 @@ class UnavailableError(DynamoError):
     code = "service_unavailable"
     http_status = 503
     retryable = True
+    retry_after_s = 1.0
 
 
 class NoInstancesError(UnavailableError):
@@ -210,6 +232,10 @@ class OverloadedError(UnavailableError):
     """A bound was reached: too many requests are already waiting."""
 
     code = "overloaded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceededError(DynamoError):

@@ -51,6 +51,18 @@ async def test_workers_come_and_go(fleet: Deployed, manager: ModelManager, tiny:
     await until_models(manager, {"a": 1, "b": 1})
 
 
+async def test_models_that_are_not_for_everybody(fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+    for name in ("a", "b"):
+        await fleet.serve(name, tiny)
+    await until_models(manager, {"a": 1, "b": 1})
+    assert manager.get("a", {"a", "c"}.__contains__) is manager.get("a")
+    for name in ("b", "x"):
+        with pytest.raises(ModelNotFoundError, match=f"the model '{name}' does not exist, or is not for you"):
+            manager.get(name, {"a"}.__contains__)
+    with pytest.raises(ModelNotFoundError, match=r"there is: a$"):
+        manager.get("c", {"a", "c"}.__contains__)
+
+
 async def test_worker_that_was_there_before(fleet: Deployed, tiny: Path) -> None:
     await fleet.serve("m", tiny)
     manager = fleet.manager()

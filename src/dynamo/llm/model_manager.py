@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -67,8 +67,13 @@ class ModelManager:
         served = (slot.served for slot in self._slots.values())
         return sorted((m for m in served if m is not None and m.ready), key=lambda m: m.card.name)
 
-    def get(self, name: str) -> ServedModel:
-        """Raises ModelNotFoundError, or NoInstancesError when the model is known but has no worker right now."""
+    def get(self, name: str, sees: Callable[[str], bool] = lambda _: True) -> ServedModel:
+        """Raises ModelNotFoundError, or NoInstancesError when the model is known but has no worker right now.
+
+        For whoever asks there are only the models whose name `sees` is true of.
+        """
+        if not sees(name):
+            raise ModelNotFoundError(f"the model {name!r} does not exist, or is not for you", param="model")
         slot = self._slots.get(name)
         if slot is not None and slot.served is not None and slot.served.ready:
             return slot.served
@@ -76,7 +81,7 @@ class ModelManager:
             raise NoInstancesError(f"no worker serves the model {name!r} right now")
         if not self._slots and not self._gone:
             raise NoInstancesError("no worker is up yet")
-        names = ", ".join(model.card.name for model in self.models()) or "none right now"
+        names = ", ".join(filter(sees, (model.card.name for model in self.models()))) or "none right now"
         raise ModelNotFoundError(f"the model {name!r} does not exist; there is: {names}", param="model")
 
     async def _follow(self, watch: Watch) -> None:
