@@ -14,6 +14,7 @@ from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.llm.migration_config import MigrationConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
@@ -56,6 +57,11 @@ GIVEN = ServeConfig(
     access_log=False,
     keep_alive_s=9,
     client_timeout_s=8.0,
+    connections_max=15,
+    request_timeout_s=16.0,
+    tls_cert_path="/tmp/tls.pem",
+    tls_key_path="/tmp/tls.key",
+    api_keys_file="/tmp/keys.toml",
     disagg=DisaggConfig(
         conditional_disagg=True,
         disagg_policy="length",
@@ -64,6 +70,16 @@ GIVEN = ServeConfig(
         max_prefill_queue_tokens=8,
     ),
     migration=MigrationConfig(migration_limit=4, migration_wait_s=8.5, inter_token_timeout_s=7.5),
+    overload=OverloadConfig(
+        ttft_limit_s=2.5,
+        max_inflight=11,
+        max_queued_tokens=12,
+        active_decode_blocks_threshold=0.9,
+        active_prefill_tokens_threshold=13,
+        admission_queue_size=14,
+        admission_queue_timeout_s=1.5,
+        overload_status=529,
+    ),
     kv_router=KvRouterConfig(
         overlap_score_weight=0.5,
         host_cache_hit_weight=0.4,

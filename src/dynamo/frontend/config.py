@@ -8,12 +8,9 @@ from prometheus_client import CollectorRegistry
 
 from dynamo.config import Live, group, option
 from dynamo.errors import ConfigError
-<<<<<<< HEAD
-from dynamo.llm.migration_config import MigrationConfig
-=======
 from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.frontend.tls import server_context
->>>>>>> front
+from dynamo.llm.migration_config import MigrationConfig
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
@@ -54,11 +51,8 @@ class FrontendConfig(RuntimeConfig):
     )
     kv_router: KvRouterConfig = group(KvRouterConfig)
     disagg: DisaggConfig = group(DisaggConfig)
-<<<<<<< HEAD
     migration: MigrationConfig = group(MigrationConfig)
-=======
     overload: OverloadConfig = group(OverloadConfig)
->>>>>>> front
     body_limit_mb: float = option(
         45.0, flag="--http-body-limit-mb", env="DYN_HTTP_BODY_LIMIT_MB", help="largest request body in megabytes"
     )

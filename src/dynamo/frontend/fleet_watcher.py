@@ -56,7 +56,13 @@ class WatchedFleets:
         for endpoint in {endpoint_of(instance) for instance in instances} - self._watchers.keys():
             client = self._runtime.client(endpoint.beside(LOAD_ENDPOINT), list[WorkerLoad])
             self._watchers[endpoint] = LoadWatcher(
-                client, lambda _: True, self._forget_old, self._on_load, self._interval_s
+                client,
+                lambda _: True,
+                lambda _: self._forget_old(),
+                self._on_load,
+                self._on_load,
+                self._interval_s,
+                event_plane=self._runtime.event_plane,
             )
         return all_busy(instances, self._reports, self._config, time.monotonic())
 
