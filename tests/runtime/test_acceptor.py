@@ -3,11 +3,13 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, cast
 
 import pytest
+import trustme
 import uvloop
 
 from dynamo.runtime import acceptor
@@ -142,3 +144,43 @@ def test_a_crowd_is_let_in_within_few_turns(loop_factory: LoopFactory) -> None:
         assert max(after - before for before, after in pairwise(accepted)) == ARRIVALS_PER_TURN_MAX
 
     run_strictly(run(), loop_factory)
+
+
+@both_loops
+def test_tls(loop_factory: LoopFactory) -> None:
+    """A connection is made when the handshake is done; those whose handshake goes on are ended by stop()."""
+    authority = trustme.CA()
+    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+
+    async def run() -> None:
+        factory, sock = greeter(), bind("127.0.0.1", 0)
+        accepting = Acceptor(sock, factory, server)
+        silent, silent_writer = await asyncio.open_connection(*sock.getsockname())
+        reader, writer = await asyncio.open_connection(*sock.getsockname(), ssl=client)
+        assert await within(reader.readexactly(5)) == b"hello"
+        assert len(factory.transports) == 1
+        await within(accepting.stop())
+        assert await within(silent.read()) == b""
+        factory.transports[0].close()
+        assert await within(reader.read()) == b""
+        for each in (writer, silent_writer):
+            each.close()
+            await within(each.wait_closed())
+
+    run_strictly(run(), loop_factory)
+
+
+async def test_handshakes_at_a_time_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor, "_HANDSHAKES_MAX", 2)
+    sock = bind("127.0.0.1", 0)
+    accepting = Acceptor(sock, greeter(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+    streams = [await asyncio.open_connection(*sock.getsockname()) for _ in range(3)]
+    assert await within(streams[2][0].read()) == b""
+    assert not streams[0][0].at_eof()
+    await within(accepting.stop())
+    for reader, writer in streams:
+        assert await within(reader.read()) == b""
+        writer.close()
+        await within(writer.wait_closed())

@@ -21,6 +21,7 @@ from dynamo.runtime.codec import (
     Hello,
     Item,
     Message,
+    Proof,
     Stop,
     encode_frame,
     encode_payload,
@@ -39,7 +40,7 @@ STREAM_IDS = st.integers(0, 2**32)
 PAYLOADS = VALUES.map(lambda value: Raw(encode_payload(value)))
 ERRORS = st.none() | st.builds(ErrorInfo, code=TEXT, message=TEXT, param=st.none() | TEXT, error_type=st.none() | TEXT)
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Hello, st.integers(0, 255), TEXT),
+    st.builds(Hello, st.integers(0, 255), TEXT, st.binary(max_size=32)),
     st.builds(
         Call,
         STREAM_IDS,
@@ -56,6 +57,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Stop, STREAM_IDS, st.booleans()),
     st.builds(Credit, STREAM_IDS, st.integers(0, 2**31)),
     st.builds(GoAway, ERRORS),
+    st.builds(Proof, st.binary(max_size=32)),
 )
 
 

@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from dynamo.errors import ConfigError
-from dynamo.runtime.listening_socket import bind
+from dynamo.runtime.listening_socket import bind, is_loopback
 
 
 def test_any_free_port() -> None:
@@ -34,3 +34,12 @@ def test_port_in_use() -> None:
         port = sock.getsockname()[1]
         with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: .*in use"):
             bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("10.0.0.1", False), ("", False), ("example.org", False)],
+)  # fmt: skip
+def test_who_can_connect(host: str, loopback: bool) -> None:
+    assert is_loopback(host) == loopback

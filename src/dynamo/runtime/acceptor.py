@@ -7,19 +7,29 @@ uvloop's takes one connection in a turn of the event loop, and the turns of a bu
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
 ARRIVALS_PER_TURN_MAX = 64  # there is other work to do
 
+_HANDSHAKE_S = 10.0  # of TLS
+_HANDSHAKES_MAX = 1024  # at a time: a client costs as much as a connection does before it has shown anything
 _RETRY_S = 0.5  # after a failure that time may mend: most likely, there are no descriptors left
 
 
 class Acceptor:
     """Makes a protocol of each connection that arrives at a listening, non-blocking socket, which it owns."""
 
-    def __init__(self, sock: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        make_protocol: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """With `tls`, a connection has its protocol once the handshake is done."""
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._make_protocol = make_protocol
@@ -34,6 +44,9 @@ class Acceptor:
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._sock.close()
+        if self._connecting and self._tls is not None:
+            for task in self._connecting:  # a handshake waits for the client
+                task.cancel()
         if self._connecting:
             await asyncio.wait(self._connecting)
 
@@ -51,7 +64,10 @@ class Acceptor:
                 self._loop.remove_reader(self._sock)
                 self._retry = self._loop.call_later(_RETRY_S, self._start)
                 return
-            self._take(connection)
+            if self._tls is not None and len(self._connecting) >= _HANDSHAKES_MAX:
+                connection.close()
+            else:
+                self._take(connection)
 
     def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -60,8 +76,13 @@ class Acceptor:
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, connection: socket.socket) -> None:
+        handshake_s = None if self._tls is None else _HANDSHAKE_S
         try:
-            await self._loop.connect_accepted_socket(self._make_protocol, connection)
+            await self._loop.connect_accepted_socket(
+                self._make_protocol, connection, ssl=self._tls, ssl_handshake_timeout=handshake_s
+            )
         except OSError as error:
-            logger.warning("a connection broke before it was made: %s", error)
+            # Clients of another protocol, and those that do not trust the certificate, are no news.
+            level = logging.WARNING if self._tls is None else logging.DEBUG
+            logger.log(level, "a connection broke before it was made: %s", error)
             connection.close()

@@ -1,10 +1,13 @@
 """How a process takes part in a deployment; every process's own configuration inherits from this."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dynamo.config import option
 from dynamo.errors import ConfigError
+from dynamo.runtime.credentials import Credentials, read_secret
 from dynamo.runtime.discovery.file import default_directory
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.listening_socket import PORT_MAX
@@ -56,6 +59,14 @@ class RuntimeConfig:
         metavar="HOST:PORT",
         help="where others reach --rpc-host and --rpc-port, if it is elsewhere: behind a proxy or a mapped port",
     )
+    request_plane_secret_file: str | None = option(
+        None,
+        flag="--request-plane-secret-file",
+        env="DYN_REQUEST_PLANE_SECRET_FILE",
+        metavar="FILE",
+        help="holds a secret that all processes of a deployment have to know before they call each other;"
+        " or set DYN_REQUEST_PLANE_SECRET to it",
+    )
     system_host: str = option(
         "127.0.0.1", flag="--system-host", env="DYN_SYSTEM_HOST", help="address of /health, /live and /metrics"
     )
@@ -80,6 +91,10 @@ class RuntimeConfig:
         if self.rpc_port == 0:
             raise ConfigError("--rpc-advertise needs an --rpc-port: what leads there must know it")
         return host.strip("[]"), int(port)
+
+    def credentials(self, environ: Mapping[str, str] = os.environ) -> Credentials:
+        """Raises ConfigError for a secret that cannot be read, or is none."""
+        return Credentials(secret=read_secret(self.request_plane_secret_file, environ))
 
     @property
     def worker_namespace(self) -> str:

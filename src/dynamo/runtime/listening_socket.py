@@ -1,5 +1,6 @@
 """Sockets that a process listens on."""
 
+import ipaddress
 import socket
 
 from dynamo.errors import ConfigError
@@ -27,3 +28,11 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {reason or error}") from error
     sock.setblocking(False)
     return sock
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this host can connect to what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

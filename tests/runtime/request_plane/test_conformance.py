@@ -1,12 +1,14 @@
 """The suite that every request plane passes, run on each of ours and on both event loops that people use."""
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 import msgspec
 import pytest
 import uvloop
 
+from dynamo.runtime.credentials import Credentials
 from dynamo.runtime.request_plane.base import Address, RequestPlane
 from dynamo.runtime.request_plane.caller import CallerConnection
 from dynamo.runtime.request_plane.inproc import InprocPlane
@@ -27,6 +29,9 @@ class OverUnix(TcpPlane):
         return await super().connect(msgspec.structs.replace(address, tcp_host=None, tcp_port=None))
 
 
+SECRET = Credentials(secret=b"known to both ends alone")
+
+
 @pytest.mark.parametrize(
     ("plane", "loop_factory"),
     [
@@ -35,8 +40,9 @@ class OverUnix(TcpPlane):
         (OverTcp, uvloop.new_event_loop),
         (OverUnix, asyncio.new_event_loop),
         (OverUnix, uvloop.new_event_loop),
+        (functools.partial(OverTcp, credentials=SECRET), uvloop.new_event_loop),
     ],
-    ids=["inproc", "tcp-asyncio", "tcp-uvloop", "unix-asyncio", "unix-uvloop"],
+    ids=["inproc", "tcp-asyncio", "tcp-uvloop", "unix-asyncio", "unix-uvloop", "secret-uvloop"],
 )
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_conformance(

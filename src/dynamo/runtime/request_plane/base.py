@@ -17,7 +17,7 @@ class Address(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
     unix: str | None = None  # name of an abstract Unix socket, good within `host_id` only
     inproc: str | None = None  # name of a listener in the same process
     host_id: str | None = None
-    secret: str = ""  # shown in the handshake: only those who can read discovery may call
+    secret: str = ""  # proved, or shown, in the handshake: only those who can read discovery may call
 
 
 class Channel(Protocol):

@@ -1,22 +1,19 @@
 """The end of a connection that answers calls."""
 
-import asyncio
 import logging
-import secrets
 
-from dynamo.errors import AuthenticationError, DynamoError, ProtocolError, to_info
+from dynamo.errors import DynamoError, ProtocolError, from_info, to_info
 from dynamo.runtime.codec import (
-    PROTOCOL_VERSION,
     Call,
     Credit,
     End,
     GoAway,
-    Hello,
     Message,
     Stop,
 )
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
-from dynamo.runtime.request_plane.connection import Connection, check_version
+from dynamo.runtime.request_plane.connection import Connection
+from dynamo.runtime.request_plane.handshake import Handshake
 
 logger = logging.getLogger(__name__)
 
@@ -26,18 +23,11 @@ HANDSHAKE_TIMEOUT_S = 5.0
 class CalleeConnection(Connection):
     """The end that answers calls."""
 
-    def __init__(self, dispatch: Dispatcher, secret: str) -> None:
-        super().__init__()
+    def __init__(self, dispatch: Dispatcher, handshake: Handshake) -> None:
+        super().__init__(handshake)
         self._dispatch = dispatch
-        self._secret = secret
         self._calls: dict[int, ServedCall] = {}
-        self._greeted = False
         self._silence = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._on_silence)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.post(Hello(PROTOCOL_VERSION))
-        self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -46,8 +36,8 @@ class CalleeConnection(Connection):
             call.kill()
 
     def on_message(self, message: Message) -> None:
-        if not self._greeted:
-            self._greet(message)
+        if not self._handshake.complete:
+            self._introduce(message)
         elif type(message) is Call:
             self._serve(message)
         elif type(message) is Credit:
@@ -71,17 +61,17 @@ class CalleeConnection(Connection):
     def calls(self) -> list[ServedCall]:
         return list(self._calls.values())
 
-    def _greet(self, message: Message) -> None:
-        if type(message) is not Hello:
-            raise ProtocolError("the first message must be a greeting")
-        check_version(message)
-        if not secrets.compare_digest(message.secret.encode(), self._secret.encode()):
-            raise AuthenticationError("the caller does not know this instance's secret")
-        self._greeted = True
-        self._silence.cancel()
+    def _introduce(self, message: Message) -> None:
+        if type(message) is GoAway and message.error is not None:
+            raise from_info(message.error)  # it is the caller who trusts nobody here
+        if (answer := self._handshake.receive(message)) is not None:
+            self._say(answer)
+        if self._handshake.complete:
+            self._silence.cancel()
 
     def _on_silence(self) -> None:
         self._refuse(ProtocolError("the caller did not introduce itself"))
+        self.hang_up()  # also if it has not even been connected
 
     def _serve(self, call: Call) -> None:
         if call.stream_id in self._calls:

@@ -5,9 +5,11 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from dynamo.errors import ConnectionLostError
+from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
 from dynamo.runtime.request_plane.callee import CalleeConnection
+from dynamo.runtime.request_plane.handshake import callee_handshake
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +20,11 @@ _CLEANUP_S = 5.0  # how long handlers that were cancelled may take over their `f
 class ConnectionListener:
     """Owns every connection that callers have opened to one instance."""
 
-    def __init__(self, dispatch: Dispatcher, secret: str) -> None:
+    def __init__(self, dispatch: Dispatcher, secret: str, credentials: Credentials = NO_CREDENTIALS) -> None:
+        """`secret` is the instance's own."""
         self._dispatch = dispatch
         self._secret = secret
+        self._credentials = credentials
         self._connections: set[CalleeConnection] = set()
         self._stopped = False
         self._stop_accepting: list[Callable[[], Awaitable[None]]] = []
@@ -28,7 +32,7 @@ class ConnectionListener:
 
     def accept(self) -> CalleeConnection:
         """A new connection; the transport's protocol factory."""
-        connection = CalleeConnection(self._dispatch, self._secret)
+        connection = CalleeConnection(self._dispatch, callee_handshake(self._secret, self._credentials))
         if self._stopped:  # it was on its way already
             connection.hang_up()
         self._connections.add(connection)
