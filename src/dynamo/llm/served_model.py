@@ -10,6 +10,7 @@ from dynamo.llm.register import ModelEntry
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.protocols.model_card import ModelCard
 from dynamo.router.prefill_router import PrefillRouter
+from dynamo.runtime.background import in_background
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.instance import Instance
 
@@ -52,7 +53,9 @@ class ServedModel:
             # Parsing a tokenizer takes long enough to be felt by everybody else's streams.
             pipeline = await asyncio.to_thread(build_pipeline, entry.card, files, router)
         except BaseException:
-            await workers.close()
+            await asyncio.shield(
+                in_background(workers.close(), "workers-of-no-model")
+            )  # this may be cancelled meanwhile
             raise
         return cls(entry.card, pipeline, workers, router, runtime, routing)
 

@@ -74,7 +74,7 @@ class TcpPlane:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return await _introduced(await self._connect(address))
-        except (OSError, TimeoutError, UnreachableError) as error:
+        except (OSError, TimeoutError, ValueError, UnreachableError) as error:  # ValueError: what cannot be a name
             where, reason = f"{address.tcp_host}:{address.tcp_port}", str(error) or "timed out"
             raise UnreachableError(f"cannot connect to the worker at {where}: {reason}") from error
 
@@ -85,7 +85,7 @@ class TcpPlane:
             return CallerConnection(caller_handshake(address.secret, self._credentials))
 
         if address.unix is not None and sys.platform == "linux" and address.host_id == host_id():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 return await _connect_unix(address.unix, make)
         if address.tcp_host is None or address.tcp_port is None:
             raise UnreachableError("the worker does not listen on a socket")
