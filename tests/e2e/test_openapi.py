@@ -35,7 +35,7 @@ CHECKS: list[Any] = [
     response_schema_conformance,
 ]
 CHUNKS: dict[str, type] = {"/v1/chat/completions": ChatCompletionChunk, "/v1/completions": Completion}
-AnyCase = Case[Any, Any, Any, Any]
+AnyCase = Case[Any]
 ANSWER_S = 10.0
 SESSION = "X-Dynamo-Session-ID"
 TOKENS_MAX = 16
@@ -56,8 +56,8 @@ def reduced(case: AnyCase, draw: Any) -> None:
     if draw(st.integers(0, 5)):
         body["model"] = draw(st.sampled_from([MOCK, ECHO]))
     for name in ("max_tokens", "max_completion_tokens"):
-        if type(body.get(name)) is int:
-            body[name] = min(int(body[name]), TOKENS_MAX)
+        if isinstance(number := body.get(name), int):
+            body[name] = min(number, TOKENS_MAX)
     case.body = {"model": MOCK, "max_tokens": TOKENS_MAX, **_input(case), **body}
 
 

@@ -11,7 +11,7 @@ import pytest
 from dynamo.errors import NotFoundError, UnreachableError
 from dynamo.runtime.codec import HANDSHAKE_FRAME_BYTES, PROTOCOL_VERSION, GoAway, Hello, Message, Proof
 from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
-from dynamo.runtime.request_plane import callee, connection, tcp
+from dynamo.runtime.request_plane import connection, limits, tcp
 from dynamo.runtime.request_plane.call import PayloadHandler
 from dynamo.runtime.request_plane.handshake import caller_handshake
 from dynamo.runtime.request_plane.tcp import TcpPlane
@@ -122,7 +122,7 @@ async def test_empty_frames_do_not_count_as_an_introduction(guarded: Service) ->
 
 async def test_greeting_without_a_proof_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, guarded: Service) -> None:
     channel = await guarded.connect()
-    monkeypatch.setattr(callee, "HANDSHAKE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_S", 0.02)
     async with connected(guarded.listener.address) as peer:
         peer.send(Hello(PROTOCOL_VERSION, nonce=bytes(32)))
         assert b"introduce" in await peer.rest()

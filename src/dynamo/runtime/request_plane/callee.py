@@ -2,7 +2,7 @@
 
 import logging
 
-from dynamo.errors import DynamoError, ProtocolError, from_info, to_info
+from dynamo.errors import DynamoError, OverloadedError, ProtocolError, from_info, to_info
 from dynamo.runtime.codec import (
     Call,
     Credit,
@@ -11,13 +11,12 @@ from dynamo.runtime.codec import (
     Message,
     Stop,
 )
+from dynamo.runtime.request_plane import limits
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
 from dynamo.runtime.request_plane.connection import Connection
 from dynamo.runtime.request_plane.handshake import Handshake
 
 logger = logging.getLogger(__name__)
-
-HANDSHAKE_TIMEOUT_S = 5.0
 
 
 class CalleeConnection(Connection):
@@ -27,7 +26,7 @@ class CalleeConnection(Connection):
         super().__init__(handshake)
         self._dispatch = dispatch
         self._calls: dict[int, ServedCall] = {}
-        self._silence = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._on_silence)
+        self._silence = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._on_silence)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -77,6 +76,9 @@ class CalleeConnection(Connection):
         if call.stream_id in self._calls:
             raise ProtocolError(f"stream {call.stream_id} is already open")
         try:
+            limits.check_call(call)
+            if len(self._calls) >= limits.STREAMS_MAX:
+                raise OverloadedError("there are too many calls on this connection")
             handler = self._dispatch(call.endpoint)
         except DynamoError as error:
             self.post(End(call.stream_id, to_info(error)))

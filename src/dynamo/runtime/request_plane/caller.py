@@ -34,6 +34,7 @@ from dynamo.runtime.codec import (
 from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane.connection import Connection
 from dynamo.runtime.request_plane.handshake import Handshake
+from dynamo.runtime.request_plane.limits import check_metadata, check_name
 from dynamo.runtime.request_plane.reply import WINDOW_BYTES, Reply
 
 _BACKLOG_BYTES_MAX = 32 << 20  # what may wait for a worker that reads too slowly, or has stopped to
@@ -67,7 +68,9 @@ class CallerConnection(Connection):
         self._fail_all(ConnectionLostError(f"the connection to the worker was lost{f': {exc}' if exc else ''}"))
 
     def call(self, endpoint: str, payload: bytes, context: Context) -> Reply:
-        size_bytes = len(payload)
+        request_id = context.id()
+        check_name(request_id)
+        size_bytes = len(payload) + len(request_id.encode())
         if context.metadata or context.traceparent is not None:
             size_bytes += _checked_size(context)
         if size_bytes > DEFAULT_MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
@@ -81,7 +84,7 @@ class CallerConnection(Connection):
         call = Call(
             stream_id,
             endpoint,
-            context.id(),
+            request_id,
             WINDOW_BYTES,
             context.remaining_s(),
             context.traceparent,
@@ -163,6 +166,10 @@ class CallerConnection(Connection):
 
 
 def _checked_size(context: Context) -> int:
-    """How much of a frame the context takes; ValueError for what would spoil the frame for all who share it."""
+    """How much of a frame the context takes.
+
+    Raises RequestTooLargeError, ValueError for what would spoil the frame for all who share it.
+    """
     head = msgspec.convert((context.traceparent, context.metadata), tuple[str | None, dict[str, str]])
+    check_metadata(context.metadata)
     return len(encode_payload(head))

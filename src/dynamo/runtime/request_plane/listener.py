@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from dynamo.errors import ConnectionLostError
 from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
+from dynamo.runtime.request_plane import limits
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
 from dynamo.runtime.request_plane.callee import CalleeConnection
@@ -27,13 +28,19 @@ class ConnectionListener:
         self._credentials = credentials
         self._connections: set[CalleeConnection] = set()
         self._stopped = False
+        self._crowded = False
         self._stop_accepting: list[Callable[[], Awaitable[None]]] = []
         self.address = Address(secret=secret)
 
     def accept(self) -> CalleeConnection:
         """A new connection; the transport's protocol factory."""
         connection = CalleeConnection(self._dispatch, callee_handshake(self._secret, self._credentials))
-        if self._stopped:  # it was on its way already
+        crowded = len(self._connections) >= limits.CONNECTIONS_MAX
+        if crowded != self._crowded:
+            self._crowded = crowded
+            if crowded:
+                logger.warning("connections are refused: there are %d", len(self._connections))
+        if crowded or self._stopped:  # it was on its way already
             connection.hang_up()
         self._connections.add(connection)
         connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
