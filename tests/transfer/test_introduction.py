@@ -5,6 +5,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from dynamo.testing import within
 from dynamo.transfer import Agent, tcp
 from dynamo.transfer.introduction import admit, introduce
 from dynamo.transfer.metadata import AgentMetadata, TcpOffer
+from tests.runtime.certificates import Authority
 
 OURS = Credentials(secret=b"the deployment's own secret")
 THEIRS = Credentials(secret=b"the secret of another one..")
@@ -122,6 +124,17 @@ async def test_peer_that_does_not_introduce_itself(monkeypatch: pytest.MonkeyPat
         assert offer is not None
         with pytest.raises(ConnectionLostError, match="introduce"):
             tcp.TcpLink(offer, OURS.secret)
+
+
+async def test_notifications_go_over_tls(tmp_path: Path) -> None:
+    credentials = Authority(tmp_path / "ours").credentials(OURS.secret)
+    async with (
+        Agent("a", ["tcp"], credentials=credentials) as near,
+        Agent("b", ["tcp"], credentials=credentials) as far,
+    ):
+        near.add_peer(far.metadata())
+        await within(near.notify("b", b"hello"))
+        assert (await within(anext(aiter(far.notifications())))).payload == b"hello"
 
 
 async def test_notifications_ask_for_it_too() -> None:

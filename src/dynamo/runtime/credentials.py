@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynamo.errors import ConfigError
+from dynamo.runtime.mutual_tls import MutualTls
 
 SECRET_VARIABLE = "DYN_REQUEST_PLANE_SECRET"  # noqa: S105 - its name. Not an option: command lines can be read by all
 NONCE_BYTES = 32
@@ -23,6 +24,7 @@ class Credentials:
     """What this process shows to those that it connects to and that connect to it, and asks of them."""
 
     secret: bytes | None = field(default=None, repr=False)  # of the deployment
+    tls: MutualTls | None = None
 
 
 NO_CREDENTIALS = Credentials()

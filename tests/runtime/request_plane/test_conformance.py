@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +17,7 @@ from dynamo.runtime.request_plane.inproc import InprocPlane
 from dynamo.runtime.request_plane.tcp import TcpPlane
 from dynamo.testing import run_strictly
 from dynamo.testing.request_plane import CASES, Case
+from tests.runtime.certificates import Authority
 
 
 class OverTcp(TcpPlane):
@@ -29,6 +32,16 @@ class OverUnix(TcpPlane):
         return await super().connect(msgspec.structs.replace(address, tcp_host=None, tcp_port=None))
 
 
+@functools.cache
+def _certified() -> Credentials:
+    with tempfile.TemporaryDirectory() as directory:
+        return Authority(Path(directory) / "ours").credentials()
+
+
+def over_tls() -> TcpPlane:
+    return TcpPlane(credentials=_certified())
+
+
 SECRET = Credentials(secret=b"known to both ends alone")
 
 
@@ -41,8 +54,9 @@ SECRET = Credentials(secret=b"known to both ends alone")
         (OverUnix, asyncio.new_event_loop),
         (OverUnix, uvloop.new_event_loop),
         (functools.partial(OverTcp, credentials=SECRET), uvloop.new_event_loop),
+        (over_tls, uvloop.new_event_loop),
     ],
-    ids=["inproc", "tcp-asyncio", "tcp-uvloop", "unix-asyncio", "unix-uvloop", "secret-uvloop"],
+    ids=["inproc", "tcp-asyncio", "tcp-uvloop", "unix-asyncio", "unix-uvloop", "secret-uvloop", "tls-uvloop"],
 )
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_conformance(

@@ -19,6 +19,7 @@ class Address(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
     unix: str | None = None  # name of an abstract Unix socket, good within `host_id` only
     inproc: str | None = None  # name of a listener in the same process
     host_id: str | None = None
+    tls: bool = False  # whether the listener at tcp_port speaks TLS
     secret: str = ""  # proved, or shown, in the handshake: only those who can read discovery may call
 
 

@@ -1,6 +1,8 @@
 """The end of a connection that answers calls."""
 
+import asyncio
 import logging
+from collections.abc import Callable
 
 from dynamo.errors import DynamoError, OverloadedError, ProtocolError, from_info, to_info
 from dynamo.runtime.codec import (
@@ -22,11 +24,17 @@ logger = logging.getLogger(__name__)
 class CalleeConnection(Connection):
     """The end that answers calls."""
 
-    def __init__(self, dispatch: Dispatcher, handshake: Handshake) -> None:
+    def __init__(self, dispatch: Dispatcher, handshake: Handshake, admit: Callable[["CalleeConnection"], bool]) -> None:
+        """`admit` is asked once the connection is made: False ends it."""
         super().__init__(handshake)
         self._dispatch = dispatch
+        self._admit = admit
         self._calls: dict[int, ServedCall] = {}
         self._silence = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._on_silence)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._closing = self._closing or not self._admit(self)
+        super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

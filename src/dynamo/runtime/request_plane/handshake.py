@@ -42,7 +42,7 @@ class Handshake(Protocol):
 def caller_handshake(instance_secret: str, credentials: Credentials) -> Handshake:
     """The part of an end that makes calls."""
     if credentials.secret is None:
-        return TrustingCaller(instance_secret)
+        return TrustingCaller(instance_secret, patient=credentials.tls is not None)
     return ProvingCaller(instance_secret, credentials.secret)
 
 
@@ -57,10 +57,11 @@ class TrustingCaller:
     """Shows the instance's secret, and asks for nothing."""
 
     frames = 1
-    complete = True
 
-    def __init__(self, instance_secret: str) -> None:
+    def __init__(self, instance_secret: str, *, patient: bool = False) -> None:
+        """`patient`: waits for the callee's greeting, as over TLS: only that says that it accepts the certificate."""
         self._instance_secret = instance_secret
+        self.complete = not patient
 
     def greeting(self) -> Hello:
         return Hello(PROTOCOL_VERSION, self._instance_secret)
@@ -69,6 +70,7 @@ class TrustingCaller:
         hello = _greeting_of(message)
         if hello.nonce:
             raise AuthenticationError(f"the worker asks for the deployment's secret, the caller has none: {_HINT}")
+        self.complete = True
 
 
 class TrustingCallee:

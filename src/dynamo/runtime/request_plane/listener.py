@@ -34,17 +34,7 @@ class ConnectionListener:
 
     def accept(self) -> CalleeConnection:
         """A new connection; the transport's protocol factory."""
-        connection = CalleeConnection(self._dispatch, callee_handshake(self._secret, self._credentials))
-        crowded = len(self._connections) >= limits.CONNECTIONS_MAX
-        if crowded != self._crowded:
-            self._crowded = crowded
-            if crowded:
-                logger.warning("connections are refused: there are %d", len(self._connections))
-        if crowded or self._stopped:  # it was on its way already
-            connection.hang_up()
-        self._connections.add(connection)
-        connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
-        return connection
+        return CalleeConnection(self._dispatch, callee_handshake(self._secret, self._credentials), self._admit)
 
     def on_stop(self, stop_accepting: Callable[[], Awaitable[None]]) -> None:
         self._stop_accepting.append(stop_accepting)
@@ -67,6 +57,19 @@ class ConnectionListener:
     async def close(self) -> None:
         await self._stop()
         await asyncio.gather(*(connection.close() for connection in tuple(self._connections)))
+
+    def _admit(self, connection: CalleeConnection) -> bool:
+        """Takes a connection that is made: not all get so far, as over TLS each has to show a certificate before."""
+        crowded = len(self._connections) >= limits.CONNECTIONS_MAX
+        if crowded != self._crowded:
+            self._crowded = crowded
+            if crowded:
+                logger.warning("connections are refused: there are %d", len(self._connections))
+        if crowded or self._stopped:  # it was on its way already
+            return False
+        self._connections.add(connection)
+        connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
+        return True
 
     def _calls(self) -> dict[asyncio.Task[None], ServedCall]:
         """The calls under way, by their tasks."""

@@ -2,7 +2,7 @@
 
 Abstract sockets (Linux) have no file that a crash could leave behind. Both kinds of socket can be reached by any user
 of the host, so a caller must show the secret that stands in the instance's discovery entry, or prove the deployment's:
-see handshake.py.
+see handshake.py. With TLS there is no Unix socket.
 """
 
 import asyncio
@@ -62,10 +62,11 @@ class TcpPlane:
         listener = ConnectionListener(dispatch, secrets.token_hex(16), self._credentials)
         sock = bind(self._host, self._port)
         _detect_dead_peer(sock)
-        listener.on_stop(Acceptor(sock, listener.accept).stop)
+        tls = self._credentials.tls
+        listener.on_stop(Acceptor(sock, listener.accept, tls.server if tls is not None else None).stop)
         host, port = self._advertised or (reachable(self._host), sock.getsockname()[1])
-        listener.address = msgspec.structs.replace(listener.address, tcp_host=host, tcp_port=port)
-        if sys.platform == "linux" and self._advertised is None:
+        listener.address = msgspec.structs.replace(listener.address, tcp_host=host, tcp_port=port, tls=tls is not None)
+        if sys.platform == "linux" and self._advertised is None and tls is None:  # there is one way in, for all
             with contextlib.suppress(OSError):  # some sandboxes forbid it: TCP still works
                 _listen_unix(listener)
         return listener
@@ -84,12 +85,21 @@ class TcpPlane:
         def make() -> CallerConnection:
             return CallerConnection(caller_handshake(address.secret, self._credentials))
 
-        if address.unix is not None and sys.platform == "linux" and address.host_id == host_id():
+        tls = self._credentials.tls
+        if address.tls != (tls is not None):
+            raise UnreachableError("only one of the two sides speaks TLS: all processes need --request-plane-tls-cert")
+        if address.unix is not None and tls is None and sys.platform == "linux" and address.host_id == host_id():
             with contextlib.suppress(OSError, ValueError):
                 return await _connect_unix(address.unix, make)
         if address.tcp_host is None or address.tcp_port is None:
             raise UnreachableError("the worker does not listen on a socket")
-        _, connection = await loop.create_connection(make, address.tcp_host, address.tcp_port)
+        _, connection = await loop.create_connection(
+            make,
+            address.tcp_host,
+            address.tcp_port,
+            ssl=tls.client if tls is not None else None,
+            server_hostname="" if tls is not None else None,
+        )
         if (connected := connection.raw_socket()) is not None:
             _detect_dead_peer(connected)
         return connection
