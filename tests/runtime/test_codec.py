@@ -1,6 +1,7 @@
 """Frames and payloads: what goes in comes out, however the bytes are cut, and nothing else gets in."""
 
 import contextlib
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from dynamo.runtime.codec import (
     Message,
     Ping,
     Pong,
+    Proof,
     Stop,
     encode_frame,
     encode_payload,
@@ -41,7 +43,7 @@ STREAM_IDS = st.integers(0, 2**32)
 PAYLOADS = VALUES.map(lambda value: Raw(encode_payload(value)))
 ERRORS = st.none() | st.builds(ErrorInfo, code=TEXT, message=TEXT, param=st.none() | TEXT, error_type=st.none() | TEXT)
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Hello, st.integers(0, 255), TEXT),
+    st.builds(Hello, st.integers(0, 255), TEXT, st.binary(max_size=32)),
     st.builds(
         Call,
         STREAM_IDS,
@@ -60,6 +62,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ping, st.floats(allow_nan=False)),
     st.builds(Pong),
     st.builds(GoAway, ERRORS),
+    st.builds(Proof, st.binary(max_size=32)),
 )
 
 
@@ -185,3 +188,67 @@ def test_limit_is_checked_before_the_frame_arrives() -> None:
     assert reader.feed(b"\xff\xff\xff") == []
     with pytest.raises(ProtocolError, match="over the limit"):
         reader.feed(b"\xff")
+
+
+def test_only_frames_with_messages_raise_the_limit() -> None:
+    """Or an unknown peer could make room for a large frame by sending an empty one."""
+    reader = FrameReader(max_frame_bytes=100, first_frame_bytes=10, first_frames=2)
+    for frame in ([], [Hello(1)], [], []):
+        reader.feed(encode_frame(list[Message](frame)))
+    with pytest.raises(ProtocolError, match="over the limit of 10"):
+        reader.feed((50).to_bytes(4, "big"))
+    reader = FrameReader(max_frame_bytes=100, first_frame_bytes=10, first_frames=2)
+    reader.feed(encode_frame([Hello(1)]) + encode_frame([Proof(b"p")]) + (50).to_bytes(4, "big"))
+
+
+HUGE = b"\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xdd" + HUGE,
+        b"\x91\x93\x02\x01\xdd" + HUGE,
+        b"\x91\x93\x02\x01\xdf" + HUGE,
+        b"\x91\x92\x09\xc6" + HUGE,
+        b"\x91\x93\x00\x01\xdb" + HUGE,
+        b"\x91" * 3000,
+        b"\x91\x93\x02\x01" + b"\x91" * 3000,
+    ],
+    ids=["messages", "array", "map", "bytes", "text", "nested", "nested payload"],
+)
+def test_what_a_frame_says_of_its_content_takes_no_memory(body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError):
+            FrameReader().feed(len(body).to_bytes(4, "big") + body)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=50)
+@given(st.lists(MESSAGES, min_size=1, max_size=3), st.data())
+def test_a_part_of_a_frame_is_no_frame(messages: list[Message], data: st.DataObject) -> None:
+    """Whether the rest never comes, or the length says that there is no rest."""
+    frame = encode_frame(messages)
+    cut = data.draw(st.integers(0, len(frame) - 1))
+    assert FrameReader().feed(frame[:cut]) == []
+    body = frame[4:cut]
+    if body:
+        with pytest.raises(ProtocolError):
+            FrameReader().feed(len(body).to_bytes(4, "big") + body)
+
+
+@settings(max_examples=50)
+@given(st.lists(MESSAGES, min_size=1, max_size=3), st.data())
+def test_wrong_bytes_in_any_portions(messages: list[Message], data: st.DataObject) -> None:
+    """A damaged frame among good ones: what comes out are messages, or it is refused; nothing is kept but what came."""
+    stream = bytearray(encode_frame(messages) * 2)
+    for position in data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=6)):
+        stream[position] = data.draw(st.integers(0, 255))
+    reader = FrameReader()
+    with contextlib.suppress(ProtocolError):
+        for start in range(0, len(stream), 7):
+            assert all(isinstance(message, Message) for message in reader.feed(bytes(stream[start : start + 7])))
+            assert len(reader._buffer) <= len(stream)

@@ -21,7 +21,7 @@ class Slowly:
     go_on: threading.Event = field(default_factory=threading.Event)
     made: list[tcp.TcpLink] = field(default_factory=list)
 
-    def connect(self, offer: Any) -> tcp.TcpLink:
+    def connect(self, offer: Any, *_: Any) -> tcp.TcpLink:
         self.begun.set()
         assert self.go_on.wait(10)
         self.made.append(tcp.TcpLink(offer))

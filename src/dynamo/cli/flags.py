@@ -50,6 +50,7 @@ _VARIABLES_ONLY = """\
 - `DYN_LOGGING_JSONL`: `1` logs JSON lines.
 - `DYN_API_KEYS`: keys that the frontend takes, with commas between them, in place of `--api-keys-file`: without limits,
   and for all models.
+- `DYN_REQUEST_PLANE_SECRET`: the deployment's secret, where no `--request-plane-secret-file` holds it.
 - `DYN_KERNEL`: `python` keeps the router from using its extension in C++; `dynamo doctor` tells which one is in use.
 - `DYN_CACHE_DIR`: where prepared models are kept (default: `$XDG_CACHE_HOME/dynamo` or `~/.cache/dynamo`).
 - `DYN_VENV`, `PYTHON`: for `scripts/`: the virtual environment (default: `.venv`) and the interpreter to make it with.

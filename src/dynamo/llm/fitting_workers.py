@@ -4,9 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-import msgspec
-
-from dynamo.llm.register import ModelEntry, models_prefix
+from dynamo.llm.register import ModelEntry, announced, models_prefix
 from dynamo.protocols.model_card import ModelCard, RuntimeLimits
 from dynamo.runtime.background import in_background
 from dynamo.runtime.client import Client
@@ -72,20 +70,20 @@ class FittingWorkers:
         if instances == self._instances and not self._stale:
             return
         self._instances, self._stale = instances, False
-        announced: dict[int, list[ModelCard]] = {}
+        cards_of: dict[int, list[ModelCard]] = {}
         for entry in self._announced.values():
-            announced.setdefault(entry.instance_id, []).append(entry.card)
+            cards_of.setdefault(entry.instance_id, []).append(entry.card)
         limits: dict[int, RuntimeLimits] = {}
         refused: set[int] = set()
         for instance_id in instances:
-            cards = announced.get(instance_id, [])
+            cards = cards_of.get(instance_id, [])
             if (fitting := self._fitting(cards)) is not None:
                 limits[instance_id] = fitting
             elif cards:
                 refused.add(instance_id)
                 self._complain(instance_id, cards[0])
         self._refused, self._limits = refused, limits
-        self.outlived = not limits and any(self._is_other(card) for i in refused for card in announced[i])
+        self.outlived = not limits and any(self._is_other(card) for i in refused for card in cards_of[i])
         self._on_change(limits)
 
     async def _follow_entries(self) -> None:
@@ -101,7 +99,7 @@ class FittingWorkers:
     def _apply(self, event: Event) -> None:
         if not isinstance(event, Put):
             self._announced.pop(event.key, None)
-        elif (entry := decoded(event)) is not None:
+        elif (entry := announced(event)) is not None:
             self._announced[event.key] = entry
         self._stale = True
 
@@ -141,12 +139,3 @@ class FittingWorkers:
 def announcements(endpoint: Endpoint) -> str:
     """Where in discovery the instances of an endpoint announce their models."""
     return f"{models_prefix(endpoint.id.namespace)}{endpoint.id}/"
-
-
-def decoded(event: Put) -> ModelEntry | None:
-    """The announcement; None for what is none, which is logged."""
-    try:
-        return ModelEntry.decode(event.value)
-    except msgspec.DecodeError as error:
-        logger.warning("ignoring the discovery entry %s: %s", event.key, error)
-        return None

@@ -5,7 +5,8 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 
 from dynamo.errors import ConfigError
-from dynamo.llm.fitting_workers import FittingWorkers, announcements, decoded
+from dynamo.llm.fitting_workers import FittingWorkers, announcements
+from dynamo.llm.register import announced
 from dynamo.protocols.generation import (
     LLMEngineOutput,
     OutputOptions,
@@ -87,7 +88,7 @@ class KvRouter:
         watch = endpoint.runtime.discovery.watch(announcements(endpoint))
         try:
             async for event in watch:
-                if isinstance(event, Put) and (entry := decoded(event)) is not None:
+                if isinstance(event, Put) and (entry := announced(event)) is not None:
                     card = entry.card
                     if model_name not in ("", card.name):
                         continue

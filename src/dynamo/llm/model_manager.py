@@ -5,12 +5,10 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 
-import msgspec
-
 from dynamo.errors import ModelNotFoundError, NoInstancesError
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_slot import ModelSlot
-from dynamo.llm.register import ModelEntry, models_prefix
+from dynamo.llm.register import ModelEntry, announced, models_prefix
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.llm.served_model import ServedModel
 from dynamo.router.selection import RouterMode
@@ -88,10 +86,7 @@ class ModelManager:
         names: dict[str, str] = {}  # key -> model name
         async for event in watch:
             if isinstance(event, Put):
-                try:
-                    entry = ModelEntry.decode(event.value)
-                except msgspec.DecodeError as error:
-                    logger.warning("ignoring the discovery entry %s: %s", event.key, error)
+                if (entry := announced(event)) is None:
                     continue
                 name = names[event.key] = entry.card.name
                 slot = self._slots.get(name)

@@ -1,6 +1,7 @@
 """Announcing a model: `register_model` for anyone's engine."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,11 @@ from dynamo.protocols.model_card import (
     WorkerType,
 )
 from dynamo.runtime.component import Endpoint, payload_handler
-from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.discovery.base import Put
+from dynamo.runtime.discovery.entry import decode_json, read_entry
+from dynamo.runtime.instance import EndpointId, InstanceId
+
+logger = logging.getLogger(__name__)
 
 MODELS_PREFIX = "models/"
 _TEMPLATE = "chat_template.jinja"
@@ -29,7 +34,7 @@ _TEMPLATE = "chat_template.jinja"
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A discovery entry: an instance serves a model."""
 
-    instance_id: int
+    instance_id: InstanceId
     endpoint: EndpointId
     card: ModelCard
     announced_ms: int = 0  # Unix time
@@ -52,8 +57,17 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def decode(cls, value: bytes) -> "ModelEntry":
-        """Raises msgspec.DecodeError for an entry of another version."""
-        return msgspec.json.decode(value, type=cls)
+        """Raises ValueError for an entry of another version."""
+        return decode_json(value, cls)
+
+
+def announced(event: Put) -> ModelEntry | None:
+    """What a discovery entry announces; None for what is no announcement, which is logged."""
+    try:
+        return read_entry(event, ModelEntry)
+    except ValueError as error:
+        logger.warning("ignoring the discovery entry %s: %s", event.key, error)
+        return None
 
 
 def models_prefix(namespace: str | None) -> str:

@@ -10,6 +10,7 @@ from dynamo.llm.register import ModelEntry
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.protocols.model_card import ModelCard
 from dynamo.router.prefill_router import PrefillRouter
+from dynamo.runtime.background import in_background
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.instance import Instance
 from dynamo.telemetry.migration_metrics import MigrationType
@@ -60,7 +61,9 @@ class ServedModel:
                 routing.count_moves(entry.card.name, MigrationType.ONGOING_REQUEST),
             )
         except BaseException:
-            await workers.close()
+            await asyncio.shield(
+                in_background(workers.close(), "workers-of-no-model")
+            )  # this may be cancelled meanwhile
             raise
         return cls(entry.card, pipeline, workers, router, runtime, routing)
 

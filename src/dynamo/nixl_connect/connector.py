@@ -2,16 +2,20 @@
 
 import asyncio
 import logging
+import os
 import sys
 import uuid
 import weakref
 from collections.abc import Sequence
 from typing import Self
 
+from dynamo.config import from_environment
 from dynamo.nixl_connect.active import ReadOperation, WriteOperation
 from dynamo.nixl_connect.descriptor import Descriptor
 from dynamo.nixl_connect.metadata import OperationKind, RdmaMetadata
 from dynamo.nixl_connect.passive import PassiveOperation, ReadableOperation, WritableOperation
+from dynamo.runtime.config import RuntimeConfig
+from dynamo.runtime.credentials import Credentials
 from dynamo.transfer import Agent, Notification
 
 logger = logging.getLogger(__name__)
@@ -29,17 +33,21 @@ class Connector:
         host: str = "127.0.0.1",
         backends: Sequence[str] | None = None,
         timeout_s: float = TIMEOUT_S,
+        credentials: Credentials | None = None,
     ) -> None:
         """`worker_id` is unique among all connectors; None: a new one. `host` and `backends` are those of Agent().
 
-        `timeout_s` is the deadline of read and write operations. Raises TypeError for a worker_id that is no text.
+        `timeout_s` is the deadline of read and write operations. `credentials`: None takes those that the DYN_*
+        environment gives a runtime. Raises TypeError for a worker_id that is no text, ConfigError for wrong settings.
         """
         name = uuid.uuid4().hex if worker_id is None else worker_id
         if not isinstance(name, str) or not name:
             raise TypeError("a worker_id is a text")
         self.name = name
         self.timeout_s = timeout_s
-        self._agent = Agent(name, backends, host=host)
+        if credentials is None:
+            credentials = RuntimeConfig(**from_environment(RuntimeConfig, os.environ)).credentials()
+        self._agent = Agent(name, backends, host=host, credentials=credentials)
         self._initializing = asyncio.Lock()
         self._expected: weakref.WeakValueDictionary[str, PassiveOperation] = weakref.WeakValueDictionary()
         self._reader: asyncio.Task[None] | None = None

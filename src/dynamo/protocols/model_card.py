@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]  # a file's name in the caches of frontends
 
 
 class ModelInput(StrEnum):
@@ -43,8 +44,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """A file of the model directory, named by its content."""
 
     name: str
-    sha256: str
-    size_bytes: int
+    sha256: Sha256
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class RuntimeLimits(msgspec.Struct, omit_defaults=True, kw_only=True):

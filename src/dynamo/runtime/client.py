@@ -14,6 +14,7 @@ from dynamo.runtime.channels import Channels
 from dynamo.runtime.codec import PAYLOAD_ERRORS, encode_payload, payload_decoder
 from dynamo.runtime.context import Context
 from dynamo.runtime.discovery.base import Discovery, Event, Put
+from dynamo.runtime.discovery.entry import read_entry
 from dynamo.runtime.instance import EndpointId, Instance
 from dynamo.runtime.request_plane.base import Channel
 from dynamo.runtime.request_plane.reply import Reply
@@ -242,7 +243,7 @@ class Client:
     def _apply(self, event: Event) -> None:
         try:
             instance_id = int(event.key.rpartition("/")[2], 16)
-            instance = Instance.decode(event.value) if isinstance(event, Put) else None
+            instance = read_entry(event, Instance) if isinstance(event, Put) else None
         except ValueError as error:
             logger.warning("ignoring the discovery entry %s: %s", event.key, error)
             return

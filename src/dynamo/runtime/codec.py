@@ -25,10 +25,14 @@ _U32_ARRAY = 1
 
 
 class Hello(msgspec.Struct, array_like=True, tag=0, frozen=True):
-    """The first message in both directions; `secret` is what discovery says about the instance."""
+    """The first message in both directions; `secret` is what discovery says about the instance.
+
+    Where the deployment has a secret, a `nonce` stands in its place: see request_plane/handshake.py.
+    """
 
     version: int
     secret: str = ""
+    nonce: bytes = b""
 
 
 class Call(msgspec.Struct, array_like=True, tag=1, frozen=True):
@@ -88,7 +92,13 @@ class Pong(msgspec.Struct, array_like=True, tag=8, frozen=True):
     """The sign of life."""
 
 
-Message = Hello | Call | Item | End | Stop | Credit | GoAway | Ping | Pong
+class Proof(msgspec.Struct, array_like=True, tag=9, frozen=True):
+    """Whoever sends it knows the deployment's secret; the second message in both directions where there is one."""
+
+    proof: bytes
+
+
+Message = Hello | Call | Item | End | Stop | Credit | GoAway | Ping | Pong | Proof
 
 
 def encode_frame(messages: list[Message]) -> bytes:
@@ -118,14 +128,19 @@ def payload_decoder(value_type: Any = Any) -> Callable[[bytes | msgspec.Raw], An
 class FrameReader:
     """Cuts a byte stream into messages.
 
-    The first frame may be no larger than `first_frame_bytes`: the peer has not shown yet who it is.
+    The first `first_frames` that are not empty may be no larger than `first_frame_bytes`: until then the peer has not
+    shown who it is.
     """
 
     def __init__(
-        self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES, first_frame_bytes: int = HANDSHAKE_FRAME_BYTES
+        self,
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        first_frame_bytes: int = HANDSHAKE_FRAME_BYTES,
+        first_frames: int = 1,
     ) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._limit_bytes = first_frame_bytes
+        self._first_frames = first_frames
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
@@ -143,8 +158,10 @@ class FrameReader:
         view = memoryview(data)
         start = 0
         while (end := self._end_of_frame(data, start)) <= len(data):
-            messages += self._decode(view[start + _LENGTH_BYTES : end])
-            self._limit_bytes = self._max_frame_bytes
+            decoded = self._decode(view[start + _LENGTH_BYTES : end])
+            if self._first_frames and decoded:
+                self._count_first_frame()
+            messages += decoded
             start = end
         if start < len(data):
             self._buffer += view[start:]
@@ -158,6 +175,11 @@ class FrameReader:
         if size > self._limit_bytes:
             raise ProtocolError(f"a frame of {size} bytes is over the limit of {self._limit_bytes}")
         return start + _LENGTH_BYTES + size
+
+    def _count_first_frame(self) -> None:
+        self._first_frames -= 1
+        if self._first_frames == 0:
+            self._limit_bytes = self._max_frame_bytes
 
     def _decode(self, body: memoryview) -> list[Message]:
         try:

@@ -1,15 +1,19 @@
 """How a process takes part in a deployment; every process's own configuration inherits from this."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dynamo.config import group, option
 from dynamo.errors import ConfigError
 from dynamo.runtime.channels import Heartbeat
+from dynamo.runtime.credentials import Credentials, read_secret
 from dynamo.runtime.discovery.etcd_config import EtcdConfig
 from dynamo.runtime.discovery.file import default_directory
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.listening_socket import PORT_MAX
+from dynamo.runtime.mutual_tls import MutualTls, mutual_tls
 
 DEFAULT_NAMESPACE = "dynamo"
 
@@ -73,6 +77,35 @@ class RuntimeConfig:
         metavar="HOST:PORT",
         help="where others reach --rpc-host and --rpc-port, if it is elsewhere: behind a proxy or a mapped port",
     )
+    request_plane_secret_file: str | None = option(
+        None,
+        flag="--request-plane-secret-file",
+        env="DYN_REQUEST_PLANE_SECRET_FILE",
+        metavar="FILE",
+        help="holds a secret that all processes of a deployment have to know before they call each other;"
+        " or set DYN_REQUEST_PLANE_SECRET to it",
+    )
+    request_plane_tls_cert: str | None = option(
+        None,
+        flag="--request-plane-tls-cert",
+        env="DYN_REQUEST_PLANE_TLS_CERT",
+        metavar="FILE",
+        help="this process's certificate (PEM): with it processes call each other over TLS, and each must show one",
+    )
+    request_plane_tls_key: str | None = option(
+        None,
+        flag="--request-plane-tls-key",
+        env="DYN_REQUEST_PLANE_TLS_KEY",
+        metavar="FILE",
+        help="its private key (PEM)",
+    )
+    request_plane_tls_ca: str | None = option(
+        None,
+        flag="--request-plane-tls-ca",
+        env="DYN_REQUEST_PLANE_TLS_CA",
+        metavar="FILE",
+        help="the authority (PEM) that has signed the certificates of all processes, and no others",
+    )
     system_host: str = option(
         "127.0.0.1", flag="--system-host", env="DYN_SYSTEM_HOST", help="address of /health, /live and /metrics"
     )
@@ -135,6 +168,18 @@ class RuntimeConfig:
         if self.rpc_port == 0:
             raise ConfigError("--rpc-advertise needs an --rpc-port: what leads there must know it")
         return host.strip("[]"), int(port)
+
+    def credentials(self, environ: Mapping[str, str] = os.environ) -> Credentials:
+        """Raises ConfigError for a secret or certificate that cannot be read, or is none."""
+        return Credentials(secret=read_secret(self.request_plane_secret_file, environ), tls=self._mutual_tls())
+
+    def _mutual_tls(self) -> MutualTls | None:
+        cert, key, ca = self.request_plane_tls_cert, self.request_plane_tls_key, self.request_plane_tls_ca
+        if cert is None and key is None and ca is None:
+            return None
+        if cert is None or key is None or ca is None:
+            raise ConfigError("--request-plane-tls-cert, -key and -ca belong together: give all three, or none")
+        return mutual_tls(cert, key, ca)
 
     @property
     def worker_namespace(self) -> str:

@@ -320,6 +320,11 @@ def _request_plane(config: RuntimeConfig, shared: SharedParts) -> RequestPlane:
         case "inproc":
             return InprocPlane(shared.network)
         case "tcp":
-            return TcpPlane(config.rpc_host, config.rpc_port, advertised=config.advertised())
+            return TcpPlane(
+                config.rpc_host,
+                config.rpc_port,
+                advertised=config.advertised(),
+                credentials=config.credentials(),
+            )
         case other:
             raise ConfigError(f"there is no request plane {other!r}: choose tcp or inproc")

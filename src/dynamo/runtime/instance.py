@@ -1,10 +1,14 @@
 """What discovery says about one instance of an endpoint."""
 
+from typing import Annotated
+
 import msgspec
 
+from dynamo.runtime.discovery.entry import decode_json
 from dynamo.runtime.request_plane.base import Address
 
 INSTANCES_PREFIX = "instances/"
+InstanceId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class EndpointId(msgspec.Struct, frozen=True):
@@ -37,7 +41,7 @@ class EndpointId(msgspec.Struct, frozen=True):
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """One process that serves an endpoint."""
 
-    instance_id: int
+    instance_id: InstanceId
     namespace: str
     component: str
     endpoint: str
@@ -56,8 +60,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def decode(cls, value: bytes) -> "Instance":
-        """Raises msgspec.DecodeError for an entry of another kind or version."""
-        return msgspec.json.decode(value, type=cls)
+        """Raises ValueError for an entry of another kind or version."""
+        return decode_json(value, cls)
 
 
 def _is_name(part: str) -> bool:

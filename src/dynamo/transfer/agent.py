@@ -26,6 +26,7 @@ from dynamo.runtime.channels import Channels
 from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.component import payload_handler
 from dynamo.runtime.context import Context
+from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
 from dynamo.runtime.request_plane.base import Listener
 from dynamo.runtime.request_plane.call import PayloadHandler
 from dynamo.runtime.request_plane.tcp import TcpPlane
@@ -74,13 +75,23 @@ class ChecksumRequest(msgspec.Struct, array_like=True, frozen=True):
 class Agent:
     """Use it as an async context manager, or start() and close() it."""
 
-    def __init__(self, name: str, backends: Sequence[str] | None = None, *, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        name: str,
+        backends: Sequence[str] | None = None,
+        *,
+        host: str = "127.0.0.1",
+        credentials: Credentials = NO_CREDENTIALS,
+    ) -> None:
         """`name` is unique among those that know each other. `backends` are tried in this order; None: what is of use.
 
-        `host` is the address at which peers reach this one. Raises ConfigError for a backend that there is not.
+        `host` is the address at which peers reach this one; `credentials` are what they and this one show each other.
+        Raises ConfigError for a backend that there is not.
         """
         self.name = name
-        self._backends = backends_of_use() if backends is None else [backend(name) for name in backends]
+        self._backends = (
+            backends_of_use(credentials) if backends is None else [backend(name, credentials) for name in backends]
+        )
         self._host = host
         self._regions = Regions(name, self._set_key)
         self._targets: list[Target] = []
@@ -89,7 +100,7 @@ class Agent:
         self._under_way = 0
         self._notifications: asyncio.Queue[Notification] = asyncio.Queue(NOTIFICATIONS_MAX)
         self._answerer: Answerer | None = None
-        self._plane = TcpPlane(host)
+        self._plane = TcpPlane(host, credentials=credentials)
         self._channels = Channels(self._plane)
         self._listener: Listener | None = None
         self._threads = Threads(_THREADS, f"transfer-{name}")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dynamo.errors import ConfigError
+from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
 from dynamo.transfer.cma import CmaLink, CmaTarget
 from dynamo.transfer.link import Link, Target
 from dynamo.transfer.metadata import AgentMetadata
@@ -24,7 +25,7 @@ class Backend:
     of_use: Callable[[], bool] = lambda: True  # on this host, to who has not asked for it by name
 
 
-def _cma() -> Backend:
+def _cma(_: Credentials) -> Backend:
     return Backend(
         name="cma",
         open=lambda _regions, _host: CmaTarget(),
@@ -32,7 +33,7 @@ def _cma() -> Backend:
     )
 
 
-def _shm() -> Backend:
+def _shm(_: Credentials) -> Backend:
     return Backend(
         name="shm",
         open=lambda regions, _host: ShmTarget(regions),
@@ -40,7 +41,7 @@ def _shm() -> Backend:
     )
 
 
-def _nixl() -> Backend:
+def _nixl(_: Credentials) -> Backend:
     ends = NixlEnds()
     return Backend(
         name="nixl",
@@ -51,25 +52,25 @@ def _nixl() -> Backend:
     )
 
 
-def _tcp() -> Backend:
+def _tcp(credentials: Credentials) -> Backend:
     return Backend(
         name="tcp",
-        open=lambda regions, host: TcpTarget(regions.admit, host),
-        connect=lambda peer: None if peer.tcp is None else TcpLink(peer.tcp),
+        open=lambda regions, host: TcpTarget(regions.admit, host, credentials.secret),
+        connect=lambda peer: None if peer.tcp is None else TcpLink(peer.tcp, credentials.secret),
     )
 
 
 BACKENDS = {"cma": _cma, "shm": _shm, "nixl": _nixl, "tcp": _tcp}
 
 
-def backend(name: str) -> Backend:
+def backend(name: str, credentials: Credentials = NO_CREDENTIALS) -> Backend:
     """Raises ConfigError for one that there is not."""
     make = BACKENDS.get(name)
     if make is None:
         raise ConfigError(f"there is no transfer backend {name!r}: choose from {', '.join(BACKENDS)}")
-    return make()
+    return make(credentials)
 
 
-def backends_of_use() -> list[Backend]:
+def backends_of_use(credentials: Credentials = NO_CREDENTIALS) -> list[Backend]:
     """All that do something on this host that those after them don't."""
-    return [each for each in map(backend, BACKENDS) if each.of_use()]
+    return [each for name in BACKENDS if (each := backend(name, credentials)).of_use()]

@@ -47,6 +47,7 @@ class TcpOffer(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: Annotated[int, msgspec.Meta(gt=0, lt=1 << 16)]
     secret: bytes
+    proof: bool = False  # whether it asks for one of the deployment's secret, and gives one
 
 
 class NixlOffer(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,6 @@ and then come the bytes. Both ends use a blocking socket in a thread; the socket
 
 import ctypes
 import errno
-import hmac
 import logging
 import os
 import secrets
@@ -32,6 +31,7 @@ from dynamo.errors import (
 from dynamo.runtime.listening_socket import bind
 from dynamo.transfer.acceptor import Acceptor, shut
 from dynamo.transfer.blocks import MAX_BLOCKS
+from dynamo.transfer.introduction import admit, introduce
 from dynamo.transfer.job import Control, Job, RegionKey
 from dynamo.transfer.metadata import AgentMetadata, RegionInfo, TcpOffer
 from dynamo.transfer.vector import IOV_MAX, Vector
@@ -63,14 +63,26 @@ class _Request(msgspec.Struct, array_like=True, frozen=True):
 class TcpTarget:
     """As Target: serves connections, each in a thread of its own."""
 
-    def __init__(self, admit: Callable[[tuple[RegionKey, ...], bytes, bool], Located], host: str) -> None:
-        """`admit` turns keys and vector of a request into the target's own memory, and what keeps it there.
+    def __init__(
+        self,
+        locate: Callable[[tuple[RegionKey, ...], bytes, bool], Located],
+        host: str,
+        secret: bytes | None = None,
+    ) -> None:
+        """`locate` turns keys and vector of a request into the target's own memory, and what keeps it there.
 
-        It raises InvalidRequestError for what is not registered. Raises ConfigError when `host` cannot be bound.
+        It raises InvalidRequestError for what is not registered. `secret` is the deployment's. Raises ConfigError when
+        `host` cannot be bound.
         """
-        self._admit = admit
+        self._locate = locate
+        self._secret = secret
         listening = bind(host, 0)
-        self._offer = TcpOffer(host=host, port=listening.getsockname()[1], secret=secrets.token_bytes(16))
+        self._offer = TcpOffer(
+            host=host,
+            port=listening.getsockname()[1],
+            secret=secrets.token_bytes(16),
+            proof=secret is not None,
+        )
         self._acceptor = Acceptor(listening, self._serve, "transfer-tcp")
 
     def offer(self, metadata: AgentMetadata) -> None:
@@ -87,8 +99,7 @@ class TcpTarget:
         check = Control(deadline_s=time.monotonic() + _CONNECT_TIMEOUT_S).check
         stream = _Stream(sock, check, tick_s=_SERVING_TICK_S)
         try:
-            if not hmac.compare_digest(stream.receive_exactly(len(self._offer.secret)), self._offer.secret):
-                raise ConnectionLostError("the secret is wrong")
+            admit(stream, self._offer, self._secret)
             while True:
                 stream.check = self._still_serving
                 request = stream.receive(_Request)
@@ -101,7 +112,7 @@ class TcpTarget:
 
     def _answer(self, stream: "_Stream", request: _Request) -> None:
         try:
-            vector, keep = self._admit(request.keys, request.vector, request.write)
+            vector, keep = self._locate(request.keys, request.vector, request.write)
         except InvalidRequestError as error:
             stream.send(to_info(error))
             return
@@ -125,9 +136,10 @@ class TcpLink:
     lanes = LANES
     inline_bytes_max = 0
 
-    def __init__(self, offer: TcpOffer) -> None:
-        """Raises ConnectionLostError when nobody is there."""
+    def __init__(self, offer: TcpOffer, secret: bytes | None = None) -> None:
+        """`secret` is the deployment's. Raises ConnectionLostError when nobody is there, or a stranger."""
         self._offer = offer
+        self._secret = secret
         self._lock = threading.Lock()
         self._idle: list[_Stream] = []
         self._open: set[_Stream] = set()
@@ -182,14 +194,17 @@ class TcpLink:
             sock = socket.create_connection((self._offer.host, self._offer.port), _CONNECT_TIMEOUT_S)
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
             raise ConnectionLostError(f"tcp: cannot connect to the peer: {error}") from error
-        stream = _Stream(sock, lambda: None)
+        stream = _Stream(sock, Control(deadline_s=time.monotonic() + _CONNECT_TIMEOUT_S).check)
         with self._lock:
             closed = self._closed  # meanwhile
             self._open.add(stream)
         try:
             if closed:
                 raise ConnectionLostError("the link was closed")
-            stream.send_exactly(self._offer.secret)
+            introduce(stream, self._offer, self._secret)
+        except DeadlineExceededError as error:
+            self._discard(stream)
+            raise ConnectionLostError("tcp: the peer does not introduce itself") from error
         except BaseException:
             self._discard(stream)
             raise

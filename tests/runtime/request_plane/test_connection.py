@@ -23,7 +23,7 @@ from dynamo.runtime.codec import (
     encode_frame,
 )
 from dynamo.runtime.component import payload_handler
-from dynamo.runtime.request_plane import callee, connection, listener
+from dynamo.runtime.request_plane import connection, limits, listener
 from dynamo.runtime.request_plane.listener import ConnectionListener
 from dynamo.runtime.request_plane.tcp import TcpPlane
 from dynamo.testing import eventually, within
@@ -218,7 +218,7 @@ async def test_worker_that_speaks_something_else(answer: bytes) -> None:
 
 
 async def test_silent_caller_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callee, "HANDSHAKE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_S", 0.02)
     async with serving(TcpPlane(), echo) as service, connected(service.listener.address) as silent:
         channel = await service.connect()
         assert b"introduce" in await silent.rest()

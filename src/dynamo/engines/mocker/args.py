@@ -123,6 +123,7 @@ class MockerConfig(DisaggregatedWorkerConfig):
                 latency_ms=self.kv_transfer_latency,
                 speedup_ratio=self.speedup_ratio,
             ),
+            credentials=self.credentials(),
             real_bytes=self.kv_transfer == "bytes",
         )
         if config.real_bytes and config.role is not WorkerType.Aggregated:

@@ -10,6 +10,7 @@ from dynamo.engines.mocker.real_transport import RealTransport
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.transfer_model import TransferModel
 from dynamo.protocols.model_card import WorkerType
+from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
 from dynamo.transfer import Agent
 
 
@@ -21,6 +22,7 @@ class HandoffConfig:
     host: str = "127.0.0.1"  # at which others reach this worker
     lease_s: float = 60.0  # how long a transfer may take, see HeldPrefills
     model: TransferModel = field(default_factory=TransferModel)
+    credentials: Credentials = NO_CREDENTIALS  # of the agents
     real_bytes: bool = False  # they are moved, and how long that takes is not modelled
 
     def format(self, block_size: int) -> str:
@@ -32,7 +34,7 @@ class HandoffConfig:
 
     def agent(self) -> Agent:
         """One that was not started, under a name that no other ever has."""
-        return Agent(f"mocker-{secrets.token_hex(16)}", host=self.host)
+        return Agent(f"mocker-{secrets.token_hex(16)}", host=self.host, credentials=self.credentials)
 
     def transport(self, agent: Agent, size: SchedulerConfig) -> KvTransport:
         """To be started after the agent."""

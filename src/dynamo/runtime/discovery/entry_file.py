@@ -21,6 +21,7 @@ _NASCENT = ".@"  # of a file that has no name yet
 _MAGIC = b"dynamo-discovery-1 "  # then the quoted key, a newline and the value
 _QUOTED_BYTES_MAX = 200  # a file name may have 255
 _ABANDONED_AFTER_S = 60.0
+_FILE_BYTES_MAX = 2 << 20  # nothing that a process says of itself is nearly as long
 
 
 class OwnedEntry:
@@ -132,14 +133,16 @@ def _file_name(key: str) -> str:
 
 
 def _read(path: Path, descriptor: int) -> SeenEntry | None:
-    """None for a file that is not ours."""
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    """None for a file that is not ours: every entry has the name that its key gives it."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _FILE_BYTES_MAX:
         return None
     with open(descriptor, "rb", closefd=False) as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             return None
-        key, _, value = file.read().partition(b"\n")
-    return SeenEntry(path, descriptor, unquote(key.decode(errors="replace")), value)
+        quoted, _, value = file.read(_FILE_BYTES_MAX).partition(b"\n")
+    key = unquote(quoted.decode(errors="replace"))
+    return SeenEntry(path, descriptor, key, value) if path.name == _file_name(key) else None
 
 
 def _remove_if_dead(path: Path, descriptor: int) -> bool:

@@ -1,6 +1,6 @@
 """The request plane: a process listens, others connect to it, and every call is a stream on that connection."""
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -9,16 +9,19 @@ from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane.call import Dispatcher
 from dynamo.runtime.request_plane.reply import Reply
 
+Port = Annotated[int, msgspec.Meta(ge=1, le=0xFFFF)]
+
 
 class Address(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
     """Every way to reach an instance; a caller takes the best that works from where it is."""
 
     tcp_host: str | None = None
-    tcp_port: int | None = None
+    tcp_port: Port | None = None
     unix: str | None = None  # name of an abstract Unix socket, good within `host_id` only
     inproc: str | None = None  # name of a listener in the same process
     host_id: str | None = None
-    secret: str = ""  # shown in the handshake: only those who can read discovery may call
+    tls: bool = False  # whether the listener at tcp_port speaks TLS
+    secret: str = ""  # proved, or shown, in the handshake: only those who can read discovery may call
 
 
 class Channel(Protocol):

@@ -3,44 +3,41 @@
 import asyncio
 import logging
 import math
-import secrets
+from collections.abc import Callable
 
-from dynamo.errors import AuthenticationError, DynamoError, ProtocolError, to_info
+from dynamo.errors import DynamoError, OverloadedError, ProtocolError, from_info, to_info
 from dynamo.runtime.codec import (
-    PROTOCOL_VERSION,
     Call,
     Credit,
     End,
     GoAway,
-    Hello,
     Message,
     Ping,
     Pong,
     Stop,
 )
+from dynamo.runtime.request_plane import limits
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
-from dynamo.runtime.request_plane.connection import READ_FIRST_S, Connection, check_version
+from dynamo.runtime.request_plane.connection import READ_FIRST_S, Connection
+from dynamo.runtime.request_plane.handshake import Handshake
 
 logger = logging.getLogger(__name__)
-
-HANDSHAKE_TIMEOUT_S = 5.0
 
 
 class CalleeConnection(Connection):
     """The end that answers calls."""
 
-    def __init__(self, dispatch: Dispatcher, secret: str) -> None:
-        super().__init__()
+    def __init__(self, dispatch: Dispatcher, handshake: Handshake, admit: Callable[["CalleeConnection"], bool]) -> None:
+        """`admit` is asked once the connection is made: False ends it."""
+        super().__init__(handshake)
         self._dispatch = dispatch
-        self._secret = secret
+        self._admit = admit
         self._calls: dict[int, ServedCall] = {}
-        self._greeted = False
-        self._silence = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._on_silence)
+        self._silence = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._on_silence)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._closing = self._closing or not self._admit(self)
         super().connection_made(transport)
-        self.post(Hello(PROTOCOL_VERSION))
-        self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -49,8 +46,8 @@ class CalleeConnection(Connection):
             call.kill()
 
     def on_message(self, message: Message) -> None:
-        if not self._greeted:
-            self._greet(message)
+        if not self._handshake.complete:
+            self._introduce(message)
         elif type(message) is Call:
             self._serve(message)
         elif type(message) is Credit:
@@ -77,17 +74,17 @@ class CalleeConnection(Connection):
     def calls(self) -> list[ServedCall]:
         return list(self._calls.values())
 
-    def _greet(self, message: Message) -> None:
-        if type(message) is not Hello:
-            raise ProtocolError("the first message must be a greeting")
-        check_version(message)
-        if not secrets.compare_digest(message.secret.encode(), self._secret.encode()):
-            raise AuthenticationError("the caller does not know this instance's secret")
-        self._greeted = True
-        self._silence.cancel()
+    def _introduce(self, message: Message) -> None:
+        if type(message) is GoAway and message.error is not None:
+            raise from_info(message.error)  # it is the caller who trusts nobody here
+        if (answer := self._handshake.receive(message)) is not None:
+            self._say(answer)
+        if self._handshake.complete:
+            self._silence.cancel()
 
     def _on_silence(self) -> None:
         self._refuse(ProtocolError("the caller did not introduce itself"))
+        self.hang_up()  # also if it has not even been connected
 
     def _expect_another(self, silence_max_s: float) -> None:
         """Gives the caller that long for its next ping."""
@@ -109,6 +106,9 @@ class CalleeConnection(Connection):
         if call.stream_id in self._calls:
             raise ProtocolError(f"stream {call.stream_id} is already open")
         try:
+            limits.check_call(call)
+            if len(self._calls) >= limits.STREAMS_MAX:
+                raise OverloadedError("there are too many calls on this connection")
             handler = self._dispatch(call.endpoint)
         except DynamoError as error:
             self.post(End(call.stream_id, to_info(error)))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from dynamo.errors import (
+    AuthenticationError,
     ConnectionLostError,
     DrainingError,
     DynamoError,
@@ -20,7 +21,6 @@ from dynamo.errors import (
 from dynamo.runtime.codec import (
     DEFAULT_MAX_FRAME_BYTES,
     FRAME_OVERHEAD_BYTES,
-    PROTOCOL_VERSION,
     Call,
     Credit,
     End,
@@ -30,11 +30,14 @@ from dynamo.runtime.codec import (
     Message,
     Ping,
     Pong,
+    Proof,
     Stop,
     encode_payload,
 )
 from dynamo.runtime.context import Context
-from dynamo.runtime.request_plane.connection import Connection, check_version
+from dynamo.runtime.request_plane.connection import Connection
+from dynamo.runtime.request_plane.handshake import Handshake
+from dynamo.runtime.request_plane.limits import check_metadata, check_name
 from dynamo.runtime.request_plane.reply import WINDOW_BYTES, Reply
 
 _BACKLOG_BYTES_MAX = 32 << 20  # what may wait for a worker that reads too slowly, or has stopped to
@@ -43,13 +46,13 @@ _BACKLOG_BYTES_MAX = 32 << 20  # what may wait for a worker that reads too slowl
 class CallerConnection(Connection):
     """The end that makes calls."""
 
-    def __init__(self, secret: str) -> None:
-        super().__init__()
+    def __init__(self, handshake: Handshake) -> None:
+        super().__init__(handshake)
         self._replies: dict[int, Reply] = {}
         self._next_stream_id = 0
         self._draining = False
         self._stalled = False
-        self._secret = secret
+        self._introduced: asyncio.Future[DynamoError | None] = self._loop.create_future()  # with what went wrong
 
     @property
     def usable(self) -> bool:
@@ -63,17 +66,19 @@ class CallerConnection(Connection):
     def lost(self) -> bool:
         return self._transport is None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.post(Hello(PROTOCOL_VERSION, self._secret))
-        self._flush()  # alone in its frame, which has a limit of its own
+    async def introduce(self) -> None:
+        """Waits until calls may be made; UnreachableError when the two ends do not trust each other."""
+        if not self._handshake.complete and (error := await self._introduced) is not None:
+            raise UnreachableError(error.message) from error
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._fail_all(ConnectionLostError(f"the connection to the worker was lost{f': {exc}' if exc else ''}"))
 
     def call(self, endpoint: str, payload: bytes, context: Context) -> Reply:
-        size_bytes = len(payload)
+        request_id = context.id()
+        check_name(request_id)
+        size_bytes = len(payload) + len(request_id.encode())
         if context.metadata or context.traceparent is not None:
             size_bytes += _checked_size(context)
         if size_bytes > DEFAULT_MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
@@ -87,7 +92,7 @@ class CallerConnection(Connection):
         call = Call(
             stream_id,
             endpoint,
-            context.id(),
+            request_id,
             WINDOW_BYTES,
             context.remaining_s(),
             context.traceparent,
@@ -123,10 +128,13 @@ class CallerConnection(Connection):
         elif type(message) is End:
             if (reply := self._replies.get(message.stream_id)) is not None:
                 reply.end(None if message.error is None else from_info(message.error))
-        elif type(message) is Hello:
-            check_version(message)
         elif type(message) is Pong:
             pass  # that it came is all that it says
+        elif type(message) is Hello or type(message) is Proof:
+            if (answer := self._handshake.receive(message)) is not None:
+                self._say(answer)
+            if self._handshake.complete:
+                self._end_introduction(None)
         elif type(message) is GoAway:
             if message.error is not None:
                 self._fail_all(from_info(message.error))
@@ -174,13 +182,24 @@ class CallerConnection(Connection):
         super()._refuse(error)
         self._fail_all(error)
 
+    def _end_introduction(self, error: DynamoError | None) -> None:
+        if not self._introduced.done():
+            self._introduced.set_result(error)
+
     def _fail_all(self, error: DynamoError) -> None:
+        if isinstance(error, AuthenticationError):  # it is not who has made the request that is not trusted
+            error = UnreachableError(error.message)
+        self._end_introduction(error)
         info = to_info(error)
         for reply in tuple(self._replies.values()):
             reply.end(from_info(info))  # each an error of its own: raising one adds to its traceback
 
 
 def _checked_size(context: Context) -> int:
-    """How much of a frame the context takes; ValueError for what would spoil the frame for all who share it."""
+    """How much of a frame the context takes.
+
+    Raises RequestTooLargeError, ValueError for what would spoil the frame for all who share it.
+    """
     head = msgspec.convert((context.traceparent, context.metadata), tuple[str | None, dict[str, str]])
+    check_metadata(context.metadata)
     return len(encode_payload(head))

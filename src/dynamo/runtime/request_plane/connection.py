@@ -1,23 +1,14 @@
 """What both ends of a connection have in common; any asyncio transport will do."""
 
 import asyncio
+import functools
 import logging
 import socket
 from typing import cast
 
-from dynamo.errors import (
-    DynamoError,
-    ProtocolError,
-    to_info,
-)
-from dynamo.runtime.codec import (
-    PROTOCOL_VERSION,
-    FrameReader,
-    GoAway,
-    Hello,
-    Message,
-    encode_frame,
-)
+from dynamo.errors import AuthenticationError, DynamoError, to_info
+from dynamo.runtime.codec import FrameReader, GoAway, Message, encode_frame
+from dynamo.runtime.request_plane.handshake import Handshake
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +21,10 @@ _FRAME_TARGET_MESSAGES = 32  # likewise: the peer starts on them while we prepar
 class Connection(asyncio.Protocol):
     """Messages posted in one turn of the event loop share frames. `caller` and `callee` are its two ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, handshake: Handshake) -> None:
         self._loop = asyncio.get_running_loop()
-        self._reader = FrameReader()
+        self._handshake = handshake
+        self._reader = FrameReader(first_frames=handshake.frames)
         self._transport: asyncio.Transport | None = None
         self._outbox: list[Message] = []
         self._outbox_bytes = 0
@@ -48,6 +40,7 @@ class Connection(asyncio.Protocol):
             made.abort()
         else:
             self._transport = made
+            self._say(self._handshake.greeting())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -110,6 +103,11 @@ class Connection(asyncio.Protocol):
     def _on_sign_of_life(self) -> None:
         self._silent_beats = 0
 
+    def _say(self, message: Message) -> None:
+        """Sends a part of the handshake, alone in its frame, which has a limit of its own."""
+        self.post(message)
+        self._flush()
+
     def _flush(self) -> None:
         if self._outbox and self._transport is not None:
             frame = encode_frame(self._outbox)
@@ -120,12 +118,19 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: DynamoError) -> None:
         """Ends the connection because of what the peer sent."""
         if self._transport is not None:
-            logger.warning("closing a connection: %s", error)
+            if isinstance(error, AuthenticationError):
+                _warn_of_stranger(self._peer(), error.message)
+            else:
+                logger.warning("closing a connection: %s", error)
             self.post(GoAway(to_info(error)))
             self.hang_up()
 
+    def _peer(self) -> str:
+        """Where the other end is."""
+        name = None if self._transport is None else self._transport.get_extra_info("peername")
+        return str(name[0]) if isinstance(name, tuple) and name else "this host"
 
-def check_version(hello: Hello) -> None:
-    """Raises ProtocolError for a peer of another version."""
-    if hello.version != PROTOCOL_VERSION:
-        raise ProtocolError(f"the peer speaks version {hello.version} of the protocol, this side {PROTOCOL_VERSION}")
+
+@functools.lru_cache(maxsize=64)  # once: who was set up wrongly tries again and again
+def _warn_of_stranger(peer: str, reason: str) -> None:
+    logger.warning("closing connections with %s: %s", peer, reason)

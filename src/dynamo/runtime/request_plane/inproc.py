@@ -6,10 +6,12 @@ import secrets
 import msgspec
 
 from dynamo.errors import UnreachableError
+from dynamo.runtime.credentials import NO_CREDENTIALS
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher
 from dynamo.runtime.request_plane.caller import CallerConnection
 from dynamo.runtime.request_plane.connection import Connection
+from dynamo.runtime.request_plane.handshake import caller_handshake
 from dynamo.runtime.request_plane.listener import ConnectionListener
 
 
@@ -42,7 +44,7 @@ class InprocPlane:
         listener = self._network.listeners.get(address.inproc or "")
         if listener is None:
             raise UnreachableError("the worker is not in this process")
-        caller = CallerConnection(address.secret)
+        caller = CallerConnection(caller_handshake(address.secret, NO_CREDENTIALS))
         callee = listener.accept()
         near, far = _Pipe(callee), _Pipe(caller)
         near.other, far.other = far, near

@@ -5,9 +5,12 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from dynamo.errors import DrainingError, DynamoError
+from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
+from dynamo.runtime.request_plane import limits
 from dynamo.runtime.request_plane.base import Address
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
 from dynamo.runtime.request_plane.callee import CalleeConnection
+from dynamo.runtime.request_plane.handshake import callee_handshake
 
 logger = logging.getLogger(__name__)
 
@@ -18,22 +21,20 @@ _CLEANUP_S = 5.0  # how long handlers that were cancelled may take over their `f
 class ConnectionListener:
     """Owns every connection that callers have opened to one instance."""
 
-    def __init__(self, dispatch: Dispatcher, secret: str) -> None:
+    def __init__(self, dispatch: Dispatcher, secret: str, credentials: Credentials = NO_CREDENTIALS) -> None:
+        """`secret` is the instance's own."""
         self._dispatch = dispatch
         self._secret = secret
+        self._credentials = credentials
         self._connections: set[CalleeConnection] = set()
         self._stopped = False
+        self._crowded = False
         self._stop_accepting: list[Callable[[], Awaitable[None]]] = []
         self.address = Address(secret=secret)
 
     def accept(self) -> CalleeConnection:
         """A new connection; the transport's protocol factory."""
-        connection = CalleeConnection(self._dispatch, self._secret)
-        if self._stopped:  # it was on its way already
-            connection.hang_up()
-        self._connections.add(connection)
-        connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
-        return connection
+        return CalleeConnection(self._dispatch, callee_handshake(self._secret, self._credentials), self._admit)
 
     def on_stop(self, stop_accepting: Callable[[], Awaitable[None]]) -> None:
         self._stop_accepting.append(stop_accepting)
@@ -62,6 +63,19 @@ class ConnectionListener:
     async def close(self) -> None:
         await self._stop()
         await asyncio.gather(*(connection.close() for connection in tuple(self._connections)))
+
+    def _admit(self, connection: CalleeConnection) -> bool:
+        """Takes a connection that is made: not all get so far, as over TLS each has to show a certificate before."""
+        crowded = len(self._connections) >= limits.CONNECTIONS_MAX
+        if crowded != self._crowded:
+            self._crowded = crowded
+            if crowded:
+                logger.warning("connections are refused: there are %d", len(self._connections))
+        if crowded or self._stopped:  # it was on its way already
+            return False
+        self._connections.add(connection)
+        connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
+        return True
 
     def _calls(self) -> dict[asyncio.Task[None], ServedCall]:
         """The calls under way, by their tasks."""

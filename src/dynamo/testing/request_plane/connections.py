@@ -7,10 +7,8 @@ from typing import Any
 import msgspec
 
 from dynamo.errors import (
-    AuthenticationError,
     ConnectionLostError,
     DrainingError,
-    DynamoError,
     UnreachableError,
     WorkerStalledError,
 )
@@ -197,12 +195,17 @@ async def wrong_secret_is_refused(plane: RequestPlane) -> None:
     async with serving(plane, gate.wait) as service:
         friend = await service.connect()
         address = msgspec.structs.replace(service.listener.address, secret="guessed")  # noqa: S106 - no secret
-        stranger = await within(plane.connect(address))
-        error = await failure(call(stranger, "wait"))
-        assert isinstance(error, AuthenticationError | ConnectionLostError)
-        assert isinstance(error, DynamoError)
+        try:
+            stranger = await within(plane.connect(address))
+        except UnreachableError:
+            pass
+        else:
+            error = await failure(call(stranger, "wait"))
+            assert isinstance(
+                error, UnreachableError | DrainingError
+            )  # the latter once it has heard that it is refused
+            await within(stranger.close())
         assert not gate.closed.is_set()
-        await within(stranger.close())
         assert await collect(call(friend, "wait")) == ["started", "done"]
 
 
