@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from dynamo.errors import ConfigError
 from dynamo.runtime import DistributedRuntime
@@ -59,8 +60,9 @@ async def test_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 32\r\n\r\n" + b'{"message":"no leader","code":14}'[:32],
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 100010\r\n\r\n" + b'{"kvs":' + b"[" * 100_003,
     ],
-    ids=["not-json", "proxy", "cut", "not-http", "closed"],
+    ids=["not-json", "proxy", "cut", "not-http", "closed", "nested"],
 )
 async def test_something_that_is_not_etcd(answer: bytes) -> None:
     async with answering(lambda _: answer) as url, client(url) as connected:
@@ -156,6 +158,28 @@ async def test_certificates(tmp_path: Path, certificates: Certificates, root: st
         for wrong in ({}, {"auth_ca": c.ca}, known | {"auth_ca": None}):
             with pytest.raises(ConfigError, match="cannot be registered in etcd"):
                 await make(server, register_timeout_s=0.5, **wrong).register("l", b"v")
+
+
+async def test_certificate_that_etcd_refuses(
+    tmp_path: Path, certificates: Certificates, root: str, make: MakeEtcd, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With TLS 1.3 one hears of it when the connection is made already. It may be accepted later."""
+    c = certificates
+    tls = ("--cert-file", c.server, "--key-file", c.server, "--trusted-ca-file", c.ca, "--client-cert-auth")
+    with EtcdServer(tmp_path, tls=tls) as server:
+        stranger = make(server, register_timeout_s=0.5, auth_ca=c.ca, **_stranger(tmp_path))
+        stranger.watch("")
+        for _ in range(4):  # it is a matter of luck whether the alert or the end of the connection is seen
+            with pytest.raises(ConfigError, match="cannot be registered in etcd"):
+                await stranger.register("l", b"v")
+        assert "defect" not in caplog.text
+
+
+def _stranger(directory: Path) -> dict[str, Any]:
+    """A certificate of another authority."""
+    path = str(directory / "stranger.pem")
+    trustme.CA().issue_cert("stranger@example.org").private_key_and_cert_chain_pem.write_to_path(path)
+    return {"auth_client_cert": path, "auth_client_key": path}
 
 
 def add_users(server: EtcdServer, name: str, password: str, *, prefix: str) -> None:

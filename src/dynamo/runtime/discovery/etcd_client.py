@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# What breaks a connection; an OSError is a TLS alert, such as that our certificate is not accepted.
+_BROKEN = (httpx2.RequestError, OSError)
 _OK = 200
 _EXCERPT_MAX = 200  # characters of an answer that was not understood
 _OUTAGE_TIMEOUTS = 2  # a lease lasts three, and may have been renewed one before
@@ -122,7 +124,7 @@ class EtcdClient:
                         reason = decoded.error.message if decoded.error else "no result"
                         raise EtcdUnavailableError(f"{endpoint} has broken off a watch: {reason}")
                     yield decoded.result
-        except httpx2.RequestError as error:
+        except _BROKEN as error:
             self._leave(endpoint)
             raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
 
@@ -172,7 +174,7 @@ class EtcdClient:
     async def _post(self, endpoint: str, path: str, request: msgspec.Struct, headers: dict[str, str]) -> bytes:
         try:
             response = await self._http.post(endpoint + path, content=msgspec.json.encode(request), headers=headers)
-        except httpx2.RequestError as error:
+        except _BROKEN as error:
             raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
         if response.status_code != _OK:
             raise _failure(endpoint, response.content)
@@ -204,10 +206,10 @@ def _failure(endpoint: str, body: bytes) -> EtcdError:
 def _decode(endpoint: str, body: bytes | str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind, strict=False)  # not strict: integers come as strings
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         excerpt = body[:_EXCERPT_MAX] if isinstance(body, str) else body[:_EXCERPT_MAX].decode(errors="replace")
         raise EtcdUnavailableError(f"{endpoint} does not answer as etcd does: {excerpt!r}") from error
 
 
-def _reason(error: httpx2.RequestError) -> str:
+def _reason(error: Exception) -> str:
     return str(error) or ("no answer" if isinstance(error, httpx2.TimeoutException) else type(error).__name__)
