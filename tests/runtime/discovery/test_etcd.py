@@ -313,6 +313,25 @@ async def test_close_ends_a_registration_under_way(own_etcd: EtcdServer, make: M
     own_etcd.signal(signal.SIGCONT)
 
 
+async def test_registration_that_is_given_up_leaves_nothing(
+    etcd: EtcdServer, root: str, make: MakeEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even when it stands in etcd already: nobody has a registration to withdraw."""
+    owner, written = make(etcd), asyncio.Event()
+
+    async def reached(revision: int) -> None:
+        written.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(owner._mirror, "reached", reached)
+    registering = asyncio.create_task(owner.register("k", b"v"))
+    await within(written.wait())
+    assert set(keys_of(etcd, root)) == {"k"}
+    registering.cancel()
+    await within(asyncio.wait([registering]))
+    await eventually(lambda: not keys_of(etcd, root))
+
+
 async def test_key_that_is_no_text(etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
     owner = make(etcd)
     with pytest.raises(ValueError, match="surrogates"):

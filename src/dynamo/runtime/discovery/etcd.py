@@ -5,7 +5,6 @@ from etcd for longer, is forgotten. See docs/adr/0009-etcd.md for why it is buil
 """
 
 import asyncio
-import contextlib
 
 from dynamo.runtime.discovery.base import Watch
 from dynamo.runtime.discovery.etcd_client import EtcdClient
@@ -54,9 +53,14 @@ class EtcdDiscovery:
     async def register(self, key: str, value: bytes) -> EtcdRegistration:
         """As Discovery; ConfigError also when etcd does not answer within `register_timeout_s`."""
         entry, revision = await self._entries.add(key, value)
-        with contextlib.suppress(TimeoutError):  # it is registered, whatever the watches of this process know
+        try:
             async with asyncio.timeout(_OWN_NEWS_S):
                 await self._mirror.reached(revision)
+        except TimeoutError:
+            pass  # it is registered, whatever the watches of this process know
+        except BaseException:
+            self._entries.discard(entry)  # who has asked for it will not take it out
+            raise
         return EtcdRegistration(self._entries, entry)
 
     def watch(self, prefix: str) -> Watch:

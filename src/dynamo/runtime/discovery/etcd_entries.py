@@ -60,19 +60,24 @@ class EtcdEntries:
         self._changed.set()
         self.start()
         try:
-            async with asyncio.timeout(self._register_timeout_s):
-                return entry, await entry.written
-        except TimeoutError:
-            reason = self._client.complaint or "it is too slow"
-            raise ConfigError(f"{key} cannot be registered in etcd: {reason}") from None
-        finally:
-            if entry.lease == 0:
-                self._discard(entry)
+            return entry, await self._written(entry)
+        except BaseException:
+            self.discard(entry)  # it may be on its way, or there: nobody would take it out
+            raise
 
     async def remove(self, entry: EtcdEntry) -> None:
         """Takes an entry out; when etcd does not answer now, later. Idempotent."""
-        if self._discard(entry) and not self._silent:
+        if self.discard(entry) and not self._silent:
             await asyncio.wait([entry.removed], timeout=_WITHDRAW_TIMEOUT_S)
+
+    def discard(self, entry: EtcdEntry) -> bool:
+        """As remove(), without waiting for it; False when the entry was not wanted any more."""
+        if self._wanted.get(entry.key) is not entry:
+            return False
+        del self._wanted[entry.key]
+        self._unwanted[entry.key] = entry
+        self._changed.set()
+        return True
 
     async def close(self) -> None:
         """Ends the lease and all entries with it. Where etcd does not answer, they end with the lease's time."""
@@ -87,14 +92,13 @@ class EtcdEntries:
         except (EtcdError, TimeoutError) as error:
             logger.warning("the entries of this process stay in etcd until its lease ends: %s", error or "no answer")
 
-    def _discard(self, entry: EtcdEntry) -> bool:
-        """False when the entry was not wanted any more."""
-        if self._wanted.get(entry.key) is not entry:
-            return False
-        del self._wanted[entry.key]
-        self._unwanted[entry.key] = entry
-        self._changed.set()
-        return True
+    async def _written(self, entry: EtcdEntry) -> int:
+        try:
+            async with asyncio.timeout(self._register_timeout_s):
+                return await entry.written
+        except TimeoutError:
+            reason = self._client.complaint or "it is too slow"
+            raise ConfigError(f"{entry.key} cannot be registered in etcd: {reason}") from None
 
     async def _keep(self) -> None:
         backoff = Backoff(_BACKOFF_MIN_S, self._renew_interval_s)
