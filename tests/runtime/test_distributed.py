@@ -18,6 +18,7 @@ from dynamo.errors import (
 )
 from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig, distributed
 from dynamo.runtime.codec import encode_payload
+from dynamo.runtime.discovery.base import Discovery, Registration
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery
 from dynamo.testing import eventually, within
@@ -314,10 +315,80 @@ class TestSuspension:
         await runtime.resume(endpoint.id)
 
 
+class SlowRegistry:
+    """A discovery backend's register(), which takes until `answered`."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self._register = discovery.register
+        self.asked = asyncio.Event()
+        self.answered = asyncio.Event()
+
+    async def register(self, key: str, value: bytes) -> Registration:
+        self.asked.set()
+        await self.answered.wait()
+        return await self._register(key, value)
+
+
+async def test_an_endpoint_that_is_given_up_before_it_is_announced(
+    new_runtime: NewRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the first time, or again after it was suspended."""
+    runtime = new_runtime()
+    endpoint = runtime.endpoint("a.b.c")
+    client = await new_runtime().endpoint("a.b.c").client()
+    for suspended in (False, True):
+        if suspended:
+            await endpoint.start(echo)
+            await runtime.suspend(endpoint.id, "it hangs")
+            await eventually(lambda: not client.instance_ids())
+        with monkeypatch.context() as patch:
+            registry = SlowRegistry(runtime.discovery)
+            patch.setattr(runtime.discovery, "register", registry.register)
+            work = runtime.resume(endpoint.id) if suspended else endpoint.start(echo)
+            announcing = asyncio.create_task(work)
+            await within(registry.asked.wait())
+            await runtime.stop_serving(endpoint.id)
+            registry.answered.set()
+            await within(announcing)
+        assert not runtime.health.endpoints
+        assert not runtime._registrations
+
+
+async def test_what_is_announced_while_the_runtime_begins_to_close_is_taken_back(
+    new_runtime: NewRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when requests under way have ended."""
+
+    async def drain(timeout_s: float) -> None:
+        await within(draining.wait())
+
+    draining = asyncio.Event()
+    runtime = new_runtime()
+    await runtime.endpoint("a.b.other").start(echo)
+    client = await new_runtime().endpoint("a.b.c").client()
+    registry = SlowRegistry(runtime.discovery)
+    monkeypatch.setattr(runtime.discovery, "register", registry.register)
+    monkeypatch.setattr(runtime._listener, "drain", drain)
+    announcing = asyncio.create_task(runtime.endpoint("a.b.c").start(echo))
+    await within(registry.asked.wait())
+    closing = asyncio.create_task(runtime.close())
+    await asyncio.sleep(0)
+    registry.answered.set()
+    with pytest.raises(DrainingError):
+        await within(announcing)
+    await eventually(lambda: not client.instance_ids())
+    draining.set()
+    await within(closing)
+
+
 class HangingRegistration:
     """Of a discovery backend that does not answer."""
 
+    def __init__(self) -> None:
+        self.withdrawn = False
+
     async def withdraw(self) -> None:
+        self.withdrawn = True
         await asyncio.Event().wait()
 
 
@@ -327,10 +398,15 @@ async def test_discovery_that_does_not_answer_cannot_hold_up_the_end(
     monkeypatch.setattr(distributed, "_WITHDRAW_S", 0.02)
     runtime = new_runtime()
 
+    registrations: list[HangingRegistration] = []
+
     async def register(key: str, value: bytes) -> HangingRegistration:
-        return HangingRegistration()
+        registrations.append(HangingRegistration())
+        return registrations[-1]
 
     monkeypatch.setattr(runtime.discovery, "register", register)
-    await runtime.endpoint("a.b.c").start(echo)
+    for name in ("c", "d"):
+        await runtime.endpoint(f"a.b.{name}").start(echo)
     await within(runtime.close())
+    assert [registration.withdrawn for registration in registrations] == [True, True]  # and will be, some time
     assert "has not taken back" in caplog.text

@@ -42,7 +42,7 @@ class Patient:
     def _tell(self, what: str) -> None:
         if self.refusals:
             self.refusals -= 1
-            raise ConfigError("discovery is away")
+            raise (ConfigError("discovery is away") if self.refusals else ValueError("the key is taken"))
         self.told.append(what)
 
 

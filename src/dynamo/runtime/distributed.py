@@ -132,17 +132,15 @@ class DistributedRuntime:
         try:
             await self._announce(endpoint)
         except BaseException:
-            del self._handlers[path]
+            self._handlers.pop(path, None)
             raise
-        self.health.set_endpoint(path, serving=True)
         logger.info("serving %s as instance %x", path, self.instance_id)
 
     async def stop_serving(self, endpoint: EndpointId) -> None:
         """Takes no more calls to an endpoint; those under way go on. Does nothing when it is not served."""
         path = str(endpoint)
-        if path in self._announced or path in self._suspended:
+        if self._handlers.pop(path, None) is not None:
             self._suspended.pop(path, None)
-            del self._handlers[path]
             self.health.forget_endpoint(path)
             await self._withdraw(path)
 
@@ -169,9 +167,9 @@ class DistributedRuntime:
         try:
             await self._announce(endpoint)  # from its first moment on somebody may call
         except BaseException:
-            self._suspended[path] = reason
+            if path in self._handlers:
+                self._suspended[path] = reason
             raise
-        self.health.set_endpoint(path, serving=True)
 
     def watch(self, endpoint: EndpointId, subject: Subject, reason: str) -> None:
         """Suspends the endpoint whenever `subject`, which stands behind it, makes no progress, for as long as that."""
@@ -201,6 +199,9 @@ class DistributedRuntime:
         if self.is_shutting_down:
             raise DrainingError("this runtime is shutting down")
         registration = await self.discovery.register(key, value)
+        if self.is_shutting_down:  # since then: all others are withdrawn already, perhaps
+            await registration.withdraw()
+            raise DrainingError("this runtime is shutting down")
         self._registrations.append(registration)
         return registration
 
@@ -258,7 +259,12 @@ class DistributedRuntime:
             endpoint=endpoint.name,
             address=self._listener.address,
         )
-        self._announced[str(endpoint)] = await self.register(instance.key, instance.encode())
+        path = str(endpoint)
+        self._announced[path] = await self.register(instance.key, instance.encode())
+        if path in self._handlers:
+            self.health.set_endpoint(path, serving=True)
+        else:  # stop_serving() has come in between
+            await self._withdraw(path)
 
     async def _withdraw(self, path: str) -> None:
         registration = self._announced.pop(path, None)
@@ -270,8 +276,7 @@ class DistributedRuntime:
         """A discovery backend that does not answer must not hold up the end: callers are told by the listener too."""
         try:
             async with asyncio.timeout(_WITHDRAW_S):
-                for registration in tuple(self._registrations):  # stop_serving() may come in between
-                    await registration.withdraw()
+                await asyncio.gather(*(registration.withdraw() for registration in self._registrations))
         except TimeoutError:
             logger.warning("discovery has not taken back everything that was announced")
 

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dynamo.errors import DynamoError
 from dynamo.runtime.background import in_background
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class Watchdog:
         canary_interval_s: float,
         stall_s: float,
     ) -> None:
-        """Both functions may raise DynamoErrors, and are called again then."""
+        """Both functions are called again when they have failed."""
         self._subject = subject
         self._on_stall = on_stall
         self._on_recovery = on_recovery
@@ -97,8 +96,8 @@ class Watchdog:
             return
         try:
             await (self._on_stall() if stalled else self._on_recovery())
-        except DynamoError as error:
-            logger.warning("%s, will be tried again", error)
+        except Exception as error:  # noqa: BLE001 - the task's boundary: without it all would stay as it is
+            logger.warning("%s: %s, will be tried again", type(error).__name__, error)
         else:
             self._told_stalled = stalled
 
