@@ -19,6 +19,7 @@ class Patient:
         self.steps = [0] * parts
         self.busy = [False] * parts
         self.canaries: list[int] = []
+        self.unanswered = 0  # canaries
         self.answers = asyncio.Event()
         self.error: Exception | None = None
         self.told: list[str] = []
@@ -31,7 +32,11 @@ class Patient:
         self.canaries.append(part)
         if self.error is not None:
             raise self.error
-        await self.answers.wait()
+        self.unanswered += 1
+        try:
+            await self.answers.wait()
+        finally:
+            self.unanswered -= 1
 
     async def on_stall(self) -> None:
         self._tell("stall")
@@ -99,9 +104,22 @@ async def test_idle_does_not_answer_and_then_does() -> None:
     await pass_s(watchdog, 3)
     assert watchdog.stalled
     await pass_s(watchdog, 10 * STALL_S)
-    assert patient.canaries == [0]  # they do not pile up
+    assert watchdog.stalled
+    assert patient.unanswered == 1  # they do not pile up
     patient.answers.set()
     await pass_s(watchdog, 1)
+    assert not watchdog.stalled
+
+
+async def test_canary_that_was_lost_does_not_keep_a_part_stalled() -> None:
+    """While it is out of service, nothing else would make a step."""
+    patient = Patient()
+    watchdog = watched(patient)
+    await pass_s(watchdog, CANARY_S + STALL_S + 2)
+    assert watchdog.stalled
+    patient.answers = asyncio.Event()  # nobody will set the one that the canary waits for
+    patient.answers.set()
+    await pass_s(watchdog, CANARY_S + STALL_S)
     assert not watchdog.stalled
 
 

@@ -40,7 +40,8 @@ class Watchdog:
 
     A part that is busy, or was given a canary, and makes no step for `stall_s` has stalled; the next step, or the
     answer to a canary, ends that. A part without a step for `canary_interval_s` is given a canary (0: never), in its
-    stall too. Times are counted in turns of the event loop: none passes while this process itself is held up.
+    stall too; one that is not answered for `stall_s` is taken back. Times are counted in turns of the event loop: none
+    passes while this process itself is held up.
     """
 
     def __init__(
@@ -87,8 +88,12 @@ class Watchdog:
                 self._parts.append(_Part(vitals.steps))
             part = self._parts[number]
             part.look(vitals, self.tick_s)
-            if self._canary_interval_s > 0 and part.canary is None and part.quiet_s >= self._canary_interval_s:
-                part.canary = in_background(self._try(number, part), f"canary-{number}")
+            if part.canary is None:
+                if self._canary_interval_s > 0 and part.quiet_s >= self._canary_interval_s:
+                    part.canary = in_background(self._try(number, part), f"canary-{number}")
+            elif part.quiet_s >= self._canary_interval_s + self._stall_s:
+                part.quiet_s = 0.0
+                part.canary.cancel()  # it may be lost, whatever has become of the subject: the next one will tell
 
     async def _tell(self) -> None:
         stalled = self.stalled
