@@ -7,7 +7,7 @@ addresses, which come and go with pods and hosts.
 import ssl
 from dataclasses import dataclass
 
-from dynamo.errors import ConfigError
+from dynamo.runtime.certificate_files import show_certificate, trust_authority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,17 +31,6 @@ def _context(protocol: int, cert: str, key: str, ca: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(cert, key, password=_refuse)
-        context.load_verify_locations(ca)
-    except ssl.SSLError as error:
-        reason = error.reason or str(error)
-        raise ConfigError(f"{cert}, {key} and {ca} are no certificate, its key and an authority: {reason}") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read {cert}, {key} or {ca}: {error.strerror}") from error
+    show_certificate(context, cert, key)
+    trust_authority(context, ca)
     return context
-
-
-def _refuse() -> str:
-    """OpenSSL would ask the terminal otherwise, and wait."""
-    raise ConfigError("the private key has a password: that is not supported")

@@ -4,6 +4,7 @@ import ssl
 from urllib.parse import urlsplit
 
 from dynamo.errors import ConfigError
+from dynamo.runtime.certificate_files import show_certificate, trust_authority
 from dynamo.runtime.discovery.etcd_config import EtcdConfig
 
 
@@ -31,11 +32,11 @@ def tls_context(config: EtcdConfig) -> ssl.SSLContext:
     """How connections to etcd are encrypted, and whom they trust; ConfigError for files that cannot be used."""
     if config.auth_client_key and not config.auth_client_cert:
         raise ConfigError("a key for etcd needs its certificate: --etcd-auth-client-cert")
-    try:
-        context = ssl.create_default_context(cafile=config.auth_ca)
-        if config.auth_client_cert:
-            context.load_cert_chain(config.auth_client_cert, config.auth_client_key)
-    except OSError as error:  # ssl.SSLError is one
-        files = ", ".join(filter(None, (config.auth_ca, config.auth_client_cert, config.auth_client_key)))
-        raise ConfigError(f"certificates for etcd cannot be used ({files}): {error}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if config.auth_ca:
+        trust_authority(context, config.auth_ca)
+    else:
+        context.load_default_certs()
+    if config.auth_client_cert:
+        show_certificate(context, config.auth_client_cert, config.auth_client_key)
     return context
