@@ -281,11 +281,16 @@ async def test_defect_in_the_index(cluster: Cluster, router: Router, monkeypatch
     """What it has done is uncertain, so all is read again."""
     worker = await cluster.worker()
     await eventually(lambda: router.subscriber.has_feed(worker.id))
-    real = router.indexer.tree.apply
-    monkeypatch.setattr(router.indexer.tree, "apply", None)
-    worker.feed.publish(batch(stored(1)))
-    await eventually(lambda: not router.subscriber.has_feed(worker.id))
-    monkeypatch.setattr(router.indexer.tree, "apply", real)
+    used = asyncio.Event()
+
+    def defect(*_: object) -> None:
+        used.set()
+        raise TypeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(router.indexer.tree, "apply", defect)
+        worker.feed.publish(batch(stored(1)))
+        await within(used.wait())
     await eventually(lambda: router.knows(worker))
     assert router.subscriber.has_feed(worker.id)
 

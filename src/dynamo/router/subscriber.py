@@ -15,6 +15,7 @@ import msgspec
 
 from dynamo.errors import ConnectionLostError, DynamoError
 from dynamo.runtime.background import in_background
+from dynamo.runtime.backoff import Backoff
 from dynamo.runtime.client import Client
 from dynamo.runtime.codec import PAYLOAD_ERRORS, payload_decoder
 from dynamo.runtime.event_feed import DumpPart, FeedCursor, FeedEvent, FeedItem, Step, Subscribe
@@ -194,7 +195,7 @@ class FeedSubscriber:
 
     async def _read(self, instance_id: int, feed: FollowedFeed) -> None:
         """Reads an instance's feed for as long as it is there."""
-        backoff_s = self._backoff_min_s
+        backoff = Backoff(self._backoff_min_s, BACKOFF_MAX_S)
         while True:
             before = feed.cursor.last_id
             is_broadcast = False
@@ -213,10 +214,10 @@ class FeedSubscriber:
                 self.disconnects += not feed.broadcasts_ended.is_set()
                 is_broadcast = feed.in_sync  # else there was a defect, which needs no haste
             feed.in_sync, feed.broken = False, True
-            progress = is_broadcast or feed.cursor.last_id != before
-            backoff_s = self._backoff_min_s if progress else min(2 * backoff_s, BACKOFF_MAX_S)
+            if is_broadcast or feed.cursor.last_id != before:
+                backoff.reset()
             if not is_broadcast:
-                await asyncio.sleep(backoff_s)
+                await asyncio.sleep(backoff.next_s())
 
     async def _read_stream(self, instance_id: int, feed: FollowedFeed) -> bool:
         """Returns after a gap, or with True when broadcasts go on; raises the DynamoError that ended the stream."""

@@ -5,13 +5,14 @@ It has no event loop of its own, nor needs one, so that tests with different loo
 
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from dynamo.testing.free_port import free_port
 
 ETCD = shutil.which("etcd")  # Debian's package is etcd-server
 _START_S = 30.0
@@ -38,10 +39,10 @@ class EtcdServer:
     ) -> None:
         """`tls` are flags that give it certificates; `prefix` is put before its command line, as `ip netns exec x`."""
         assert etcd is not None, "there is no etcd (on Debian and Ubuntu: apt-get install etcd-server)"
-        self.url = f"{'https' if tls else 'http'}://{host}:{_free_port()}"
+        self.url = f"{'https' if tls else 'http'}://{host}:{free_port()}"
         self.log = directory / "etcd.log"
         self._data = directory / "etcd"
-        peer_url = f"http://127.0.0.1:{_free_port()}"
+        peer_url = f"http://127.0.0.1:{free_port()}"
         self._command = [
             *prefix,
             etcd,
@@ -89,10 +90,3 @@ class EtcdServer:
     def lose_data(self) -> None:
         """While it is stopped."""
         shutil.rmtree(self._data)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

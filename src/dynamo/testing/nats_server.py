@@ -3,13 +3,13 @@
 import asyncio
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from dynamo.testing.free_port import free_port
 from dynamo.testing.waiting import within
 
 _POLL_INTERVAL_S = 0.02
@@ -28,7 +28,7 @@ class NatsServer:
 
     def __init__(self, log: Path, flags: Sequence[str] = ()) -> None:
         """`flags` beside address and port; what it prints goes to the file `log`."""
-        self.port = _free_port()
+        self.port = free_port()
         self._log = log
         self._flags = flags
         self._process: asyncio.subprocess.Process | None = None
@@ -92,9 +92,3 @@ async def nats_server(directory: Path, *flags: str) -> AsyncIterator[NatsServer]
         yield server
     finally:
         await server.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

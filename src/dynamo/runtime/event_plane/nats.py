@@ -7,12 +7,12 @@ hexadecimal digits. Core NATS, nothing is stored.
 import asyncio
 import contextlib
 import logging
-import random
 from collections import deque
 from collections.abc import Callable
 
 from dynamo.errors import ConnectionLostError
 from dynamo.runtime.background import in_background
+from dynamo.runtime.backoff import Backoff
 from dynamo.runtime.event_plane.base import OnMessage, Part
 from dynamo.runtime.event_plane.nats_connection import NatsConnection, NatsSubscription
 from dynamo.runtime.event_plane.nats_servers import NatsServers
@@ -93,7 +93,7 @@ class NatsPlane:
             self._task = in_background(self._run(), f"nats-{self._servers}")
 
     async def _run(self) -> None:
-        backoff_s = self._backoff_min_s
+        backoff = Backoff(self._backoff_min_s, BACKOFF_MAX_S)
         while not self._closed:
             before = self.connections
             try:
@@ -101,11 +101,12 @@ class NatsPlane:
                 why = "the connection has ended"
             except ConnectionLostError as error:
                 why = error.message
-            backoff_s = self._backoff_min_s if self.connections > before else min(2 * backoff_s, BACKOFF_MAX_S)
             if self._closed:
                 return
+            if self.connections > before:
+                backoff.reset()
             self._complain("away", f"NATS at {self._servers}: {why}; what it would carry goes directly")
-            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - so that not all come at once
+            await asyncio.sleep(backoff.next_s())
 
     async def _session(self) -> None:
         """From one connection's beginning to its end. Raises ConnectionLostError."""
