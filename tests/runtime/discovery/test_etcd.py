@@ -332,6 +332,28 @@ async def test_registration_that_is_given_up_leaves_nothing(
     await eventually(lambda: not keys_of(etcd, root))
 
 
+async def test_key_that_is_registered_anew_while_others_are_taken_out(
+    etcd: EtcdServer, root: str, make: MakeEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, watch = make(etcd), make(etcd).watch("")
+    leaving, returning = await owner.register("leaving", b"1"), await owner.register("returning", b"1")
+    call, work = owner._client.call, list[asyncio.Task[Any]]()
+
+    async def call_slowly(path: str, request: Any, answer: Any) -> Any:
+        if path.endswith("txn") and not work:
+            work.append(asyncio.create_task(returning.withdraw()))
+            await asyncio.sleep(0)
+            work.append(asyncio.create_task(owner.register("returning", b"2")))
+            await asyncio.sleep(0)
+        return await call(path, request, answer)
+
+    monkeypatch.setattr(owner._client, "call", call_slowly)
+    await within(leaving.withdraw())
+    await within(asyncio.gather(*work))
+    assert set(keys_of(etcd, root)) == {"returning"}
+    await follow(watch, {"returning": b"2"})
+
+
 async def test_key_that_is_no_text(etcd: EtcdServer, root: str, make: MakeEtcd) -> None:
     owner = make(etcd)
     with pytest.raises(ValueError, match="surrogates"):

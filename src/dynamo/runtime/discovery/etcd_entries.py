@@ -129,9 +129,17 @@ class EtcdEntries:
         for entry in tuple(self._unwanted.values()):
             await self._take_out(entry)
         for entry in tuple(self._wanted.values()):
-            if entry.lease != self._lease.id:
+            if self._is_due(entry):
                 await self._renew()  # many may take long
                 await self._write(entry)
+
+    def _is_due(self, entry: EtcdEntry) -> bool:
+        """Whether it has to be written now, as far as things have not changed since this round has begun.
+
+        A former entry with its key goes first: it would be taken for this one, and then taken out.
+        """
+        wanted = self._wanted.get(entry.key) is entry and entry.key not in self._unwanted
+        return wanted and entry.lease != self._lease.id
 
     async def _renew(self) -> None:
         now_s = asyncio.get_running_loop().time()
