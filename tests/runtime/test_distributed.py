@@ -21,6 +21,7 @@ from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.discovery.base import Discovery, Registration
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery
+from dynamo.runtime.request_plane import listener
 from dynamo.testing import eventually, within
 
 NewRuntime = Callable[[], DistributedRuntime]
@@ -305,6 +306,33 @@ class TestSuspension:
         assert not client.instance_ids()
         await endpoint.start(echo)  # its path is free
         await within(client.wait_for_instances())
+
+    async def test_calls_that_it_has_ended_hold_up_no_drain(
+        self, new_runtime: NewRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An engine that hangs does not take them back; and nobody waits for them."""
+
+        async def hangs(request: Any) -> AsyncIterator[int]:
+            try:
+                yield 1
+                await asyncio.Event().wait()
+            finally:
+                await released.wait()
+
+        released = asyncio.Event()
+        monkeypatch.setattr(listener, "_CLEANUP_S", 0.02)
+        runtime = new_runtime()
+        endpoint = runtime.endpoint("test.backend.generate")
+        await endpoint.start(hangs)
+        client = await new_runtime().endpoint("test.backend.generate").client()
+        await within(client.wait_for_instances())
+        stream = await client.generate(None, annotated=False)
+        assert await within(anext(stream)) == 1
+        await runtime.suspend(endpoint.id, "it hangs")
+        assert runtime._listener is not None
+        await within(runtime._listener.drain(1000))
+        assert "did not finish" not in caplog.text
+        released.set()
 
     async def test_does_not_outlast_the_end(self, new_runtime: NewRuntime) -> None:
         runtime = new_runtime()

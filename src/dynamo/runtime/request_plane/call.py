@@ -35,13 +35,13 @@ class ServedCall:
         "_credit_bytes",
         "_credit_waiter",
         "_ended",
-        "_killed",
         "_on_done",
         "_port",
         "_stream_id",
         "_timer",
         "context",
         "endpoint",
+        "killed",
         "task",
     )
 
@@ -53,7 +53,7 @@ class ServedCall:
         self._credit_waiter: asyncio.Future[None] | None = None
         self._on_done = on_done
         self._ended = False  # the caller was told, or does not listen
-        self._killed = False
+        self.killed = False  # nobody waits for it any more
         self.endpoint = call.endpoint
         self.context = Context(
             call.request_id,
@@ -81,9 +81,9 @@ class ServedCall:
 
     def kill(self, reason: DynamoError | None = None) -> None:
         """Cancels the handler, once. The caller is told the reason before that; without one, it does not listen."""
-        if self._killed:
+        if self.killed:
             return  # the handler may be cleaning up
-        self._killed = True
+        self.killed = True
         if reason is not None:
             self._end(reason)
         self._ended = True

@@ -43,26 +43,38 @@ class ConnectionListener:
         await self._stop()
         for connection in self._connections:
             connection.go_away()
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeout_s
-        while (remaining_s := deadline_s - loop.time()) > 0 and self._connections:
-            if calls := self._calls():
-                await asyncio.wait(calls, timeout=remaining_s)
-            else:
-                await asyncio.wait([c.closed for c in self._connections], timeout=min(remaining_s, _HANG_UP_S))
-                if not self._calls():  # else one had been sent before its caller heard
-                    return
+        await self._finish_calls(timeout_s)
         await self._cancel_calls()
 
     def end_calls(self, endpoint: str, error: DynamoError) -> None:
-        for connection in self._connections:
-            for call in connection.calls():
-                if call.endpoint == endpoint:
-                    call.kill(error)
+        for call in self._calls():
+            if call.endpoint == endpoint:
+                call.kill(error)
 
     async def close(self) -> None:
         await self._stop()
         await asyncio.gather(*(connection.close() for connection in tuple(self._connections)))
+
+    async def _finish_calls(self, timeout_s: float) -> None:
+        """Waits for calls that somebody waits for, and then for callers to hang up."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while (remaining_s := deadline_s - loop.time()) > 0 and self._connections:
+            if calls := _tasks(self._living_calls()):
+                await asyncio.wait(calls, timeout=remaining_s)
+            else:
+                await asyncio.wait([c.closed for c in self._connections], timeout=min(remaining_s, _HANG_UP_S))
+                if not self._living_calls():  # else one had been sent before its caller heard
+                    return
+
+    async def _cancel_calls(self) -> None:
+        """Of what was killed before, the end may be near too."""
+        if living := self._living_calls():
+            logger.warning("cancelling %d requests that did not finish in time", len(living))
+        for call in living:
+            call.kill(DrainingError("the worker shut down before the reply was complete"))
+        if calls := _tasks(self._calls()):
+            await asyncio.wait(calls, timeout=_CLEANUP_S)
 
     def _admit(self, connection: CalleeConnection) -> bool:
         """Takes a connection that is made: not all get so far, as over TLS each has to show a certificate before."""
@@ -77,20 +89,19 @@ class ConnectionListener:
         connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
         return True
 
-    def _calls(self) -> dict[asyncio.Task[None], ServedCall]:
-        """The calls under way, by their tasks."""
-        return {call.task: call for c in self._connections for call in c.calls() if call.task is not None}
+    def _calls(self) -> list[ServedCall]:
+        """Those under way, and those whose handlers are cleaning up."""
+        return [call for connection in self._connections for call in connection.calls()]
 
-    async def _cancel_calls(self) -> None:
-        if not (calls := self._calls()):
-            return
-        logger.warning("cancelling %d requests that did not finish in time", len(calls))
-        for call in calls.values():
-            call.kill(DrainingError("the worker shut down before the reply was complete"))
-        await asyncio.wait(calls, timeout=_CLEANUP_S)
+    def _living_calls(self) -> list[ServedCall]:
+        return [call for call in self._calls() if not call.killed]
 
     async def _stop(self) -> None:
         if not self._stopped:
             self._stopped = True
             for stop_accepting in self._stop_accepting:
                 await stop_accepting()
+
+
+def _tasks(calls: list[ServedCall]) -> list[asyncio.Task[None]]:
+    return [call.task for call in calls if call.task is not None]
