@@ -9,23 +9,22 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from dynamo.config import parse
-from dynamo.errors import ConfigError, DrainingError, NotFoundError, UnavailableError, WorkerStalledError
+from dynamo.errors import DrainingError, NotFoundError, UnavailableError, WorkerStalledError
 from dynamo.runtime.background import in_background
 from dynamo.runtime.channels import NO_HEARTBEAT, Channels
 from dynamo.runtime.client import Client
 from dynamo.runtime.component import Endpoint, Namespace
 from dynamo.runtime.config import RuntimeConfig
-from dynamo.runtime.discovery.base import Discovery, Registration
-from dynamo.runtime.discovery.etcd_config import EtcdConfig
-from dynamo.runtime.discovery.file import FileDiscovery
-from dynamo.runtime.discovery.memory import MemoryDiscovery, MemoryStore
+from dynamo.runtime.discovery.base import Registration
+from dynamo.runtime.discovery.make import make_discovery
+from dynamo.runtime.discovery.memory import MemoryStore
 from dynamo.runtime.event_plane.make import make_event_plane
 from dynamo.runtime.health import Health
 from dynamo.runtime.instance import EndpointId, Instance
-from dynamo.runtime.request_plane.base import Listener, RequestPlane
+from dynamo.runtime.request_plane.base import Listener
 from dynamo.runtime.request_plane.call import PayloadHandler
-from dynamo.runtime.request_plane.inproc import InprocNetwork, InprocPlane
-from dynamo.runtime.request_plane.tcp import TcpPlane
+from dynamo.runtime.request_plane.inproc import InprocNetwork
+from dynamo.runtime.request_plane.make import make_request_plane
 from dynamo.runtime.watchdog import Subject, Watchdog
 from dynamo.telemetry.metrics import ComponentMetrics
 from dynamo.telemetry.process_metrics import ProcessMetrics
@@ -70,10 +69,10 @@ class DistributedRuntime:
         self.shared = shared or SharedParts()
         self.instance_id = secrets.randbits(_INSTANCE_ID_BITS)
         self.health = Health()
-        self.discovery = _discovery(self.config, self.shared)
+        self.discovery = make_discovery(self.config, self.shared.store)
         self.event_plane = make_event_plane(self.config.event_plane, self.config.nats_server)
         self._is_sibling = False
-        self._plane = _request_plane(self.config, self.shared)
+        self._plane = make_request_plane(self.config, self.shared.network)
         within_process = self.config.request_plane == "inproc"  # where all share the fate of one event loop
         self._channels = Channels(self._plane, NO_HEARTBEAT if within_process else self.config.heartbeat)
         self._handlers: dict[str, PayloadHandler] = {}
@@ -298,38 +297,3 @@ def _configured(
     if request_plane is not None:
         config = dataclasses.replace(config, request_plane=request_plane)
     return config
-
-
-def _discovery(config: RuntimeConfig, shared: SharedParts) -> Discovery:
-    match config.discovery_backend:
-        case "mem" | "memory":
-            return MemoryDiscovery(shared.store)
-        case "file":
-            return FileDiscovery(config.discovery_directory())
-        case "etcd":
-            return _etcd(config.etcd)
-        case other:
-            raise ConfigError(f"there is no discovery backend {other!r}: choose file, etcd or mem")
-
-
-def _etcd(config: EtcdConfig) -> Discovery:
-    try:
-        from dynamo.runtime.discovery.etcd import EtcdDiscovery
-    except ImportError as error:
-        raise ConfigError(f"etcd needs the {error.name} package: pip install 'dynamo-py[etcd]'") from None
-    return EtcdDiscovery(config)
-
-
-def _request_plane(config: RuntimeConfig, shared: SharedParts) -> RequestPlane:
-    match config.request_plane:
-        case "inproc":
-            return InprocPlane(shared.network)
-        case "tcp":
-            return TcpPlane(
-                config.rpc_host,
-                config.rpc_port,
-                advertised=config.advertised(),
-                credentials=config.credentials(),
-            )
-        case other:
-            raise ConfigError(f"there is no request plane {other!r}: choose tcp or inproc")
