@@ -18,6 +18,7 @@ from dynamo.runtime.event_plane.nats_servers import NatsServers
 from dynamo.runtime.instance import EndpointId
 from dynamo.testing import eventually, within
 from dynamo.testing.nats_server import NatsServer, nats_server
+from dynamo.testing.waiting import DEADLINE_S
 
 PASSWORD = "p@ss:w/rd"
 EVENTS = EndpointId("test", "backend", "events")
@@ -33,20 +34,28 @@ async def connect(url: str) -> None:
     assert not connection.is_open
 
 
+async def is_refused(url: str) -> None:
+    """For the reason that the broker gives, which may get lost when it hangs up: then it is asked again."""
+    said = ""
+    async with asyncio.timeout(DEADLINE_S):
+        while "Authorization Violation" not in said:
+            with pytest.raises(UnreachableError) as raised:
+                await connect(url)
+            said = raised.value.message
+
+
 async def test_user_and_password(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with nats_server(tmp_path, "--user", "me", "--pass", PASSWORD) as server:
         await connect(f"nats://me:{QUOTED}@{server.address}")
         for shown in ("", "me:wrong@", "token@"):
-            with pytest.raises(UnreachableError, match="Authorization Violation"):
-                await connect(f"nats://{shown}{server.address}")
+            await is_refused(f"nats://{shown}{server.address}")
     assert PASSWORD not in caplog.text
 
 
 async def test_token(tmp_path: Path) -> None:
     async with nats_server(tmp_path, "--auth", PASSWORD) as server:
         await connect(f"nats://{QUOTED}@{server.address}")
-        with pytest.raises(UnreachableError, match="Authorization Violation"):
-            await connect(f"nats://{server.address}")
+        await is_refused(f"nats://{server.address}")
 
 
 async def test_first_server_is_down(broker: NatsServer, tmp_path: Path) -> None:
