@@ -65,7 +65,10 @@ async def test_stopped_worker_leaves_the_rotation_and_comes_back(own: Deployment
 async def test_requests_that_a_stopped_worker_had_are_over_when_it_comes_back(
     own: Deployment, tiny_model: Path
 ) -> None:
-    (_, url), worker = await asyncio.gather(own.frontend(*HEARTBEAT), own.mocker(tiny_model, "m", *SLOW))
+    """Nothing that has waited for it is given to it again, as migration would."""
+    (_, url), worker = await asyncio.gather(
+        own.frontend(*HEARTBEAT, "--migration-limit", "0"), own.mocker(tiny_model, "m", *SLOW)
+    )
     await until_served(url, 1)
     async with connect(url) as stream, loads(own) as asked:
         stream.post(CHAT, chat(stream=True, max_tokens=5000))
