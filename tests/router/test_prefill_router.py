@@ -258,10 +258,11 @@ class TestFailures:
     @pytest.mark.parametrize("error", [ConnectionLostError("gone"), OverloadedError("full"), InternalError("broken")])
     async def test_prefill_fails(self, fleet: Fleet, prefill_fleet: Fleet, error: Exception) -> None:
         _, decoding = await fleet.add_scripted(answers(FIRST, DONE))
-        await prefill_fleet.add_scripted(answers(error))
+        prefill_id, _ = await prefill_fleet.add_scripted(answers(error))
         router = both(decode=fleet, prefill=prefill_fleet)
         assert (await answered(router, request())).reason == "prefill_failed"
-        assert decoding.requests == [request()]
+        lost_by = [prefill_id] if isinstance(error, ConnectionLostError) else []
+        assert decoding.requests == [request(lost_by=lost_by)]
         assert router.figures.requests == {("local", "prefill_failed"): 1}
 
     async def test_prefill_hands_nothing_on(self, fleet: Fleet, prefill_fleet: Fleet) -> None:

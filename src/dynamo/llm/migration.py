@@ -72,12 +72,12 @@ class Migration:
             self._ended.set()
 
     async def _answer(self, sequence: Continuation, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
-        moves_left, patience = self._config.migration_limit, _Patience(context, self._config.migration_wait_s)
+        patience = _Patience(context, self._config.migration_wait_s)
         while True:
             leg = _Leg(sequence, context, deliver)
             failure = await self._run(leg, sequence, context)
             if failure is None or sequence.finished:
-                return  # the error can only have hit the end of the stream, after all that was in it
+                return  # an error can only have hit the end of the stream, after all that was in it
             if context.is_stopped():
                 raise RequestCancelledError("the request was cancelled") from failure
             if (end := sequence.end()) is not None:
@@ -86,22 +86,24 @@ class Migration:
             if leg.worker is None:
                 await patience.wait(sequence, failure)
                 continue
-            if not moves_left or sequence.pinned:
+            sequence.lost_by.append(leg.worker.instance_id)
+            if len(sequence.lost_by) > self._config.migration_limit or sequence.pinned:
                 raise failure
             if sequence.within_grammar:
                 raise CannotResumeError("the worker was lost within constrained output: ask anew") from failure
-            moves_left -= 1
             self._move(sequence, leg.worker, failure, context)
             patience = _Patience(context, self._config.migration_wait_s)
 
     async def _run(self, leg: "_Leg", sequence: Continuation, context: Context) -> DynamoError | None:
         """What has ended the leg, if another worker may do better; raises what else has."""
+        request = sequence.request()
         try:
             async with watched(context, self._config.inter_token_timeout_s) as leg.watch:
-                await self._tokens(sequence.request(), context, leg.pass_on)
+                await self._tokens(request, context, leg.pass_on)
         except DynamoError as error:
             if leg.reader_failed or not error.retryable:
                 raise
+            sequence.lost_by = list(request.lost_by)  # with those that were lost before they had said anything
             return error
         return None
 
@@ -113,7 +115,6 @@ class Migration:
             len(sequence.generated),
             failure,
         )
-        sequence.lost_by(worker.instance_id)
         self._on_move()
 
 
@@ -145,7 +146,9 @@ class _Leg:
         except BaseException:
             self.reader_failed = True  # which is no fault of the worker's, whatever the error says
             raise
-        if given_up and wanted:
+        if not wanted:
+            self._sequence.finished = True
+        elif given_up:
             raise UnavailableError("the engine has given the request up")
         return wanted
 
