@@ -6,8 +6,8 @@ below tries one after the other by itself; here begins what only somebody can do
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
-from time import monotonic
 
 from dynamo.errors import (
     CannotResumeError,
@@ -137,7 +137,7 @@ class _Leg:
         if self.worker is None:
             self._begin(output)
         self._take(output.token_ids)
-        self.watch.last_s = monotonic()
+        self.watch.heard = True
         given_up = False
         if output.finish_reason is not None:
             given_up = self._finish(output)
@@ -183,7 +183,7 @@ class _Patience:
 
         A request that no worker has begun with yet does not wait: its client is told at once.
         """
-        now_s = monotonic()
+        now_s = time.monotonic()
         waits = self._give_up_s is not None or sequence.begun or isinstance(failure, NobodyLeftError)
         if not waits or not isinstance(failure, UnavailableError):
             raise failure
