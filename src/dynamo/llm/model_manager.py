@@ -36,7 +36,8 @@ class ModelManager:
         self._cache = cache
         self._slots: dict[str, ModelSlot] = {}
         self._leaving: set[ModelSlot] = set()  # being closed
-        self._closing: set[asyncio.Task[None]] = set()  # waits for the last requests of models without workers
+        self._unused: set[ModelSlot] = set()  # without workers, which somebody waits to close after their last requests
+        self._closing: set[asyncio.Task[None]] = set()  # who does
         self._gone: dict[str, None] = {}  # names that had workers once: theirs is a 503, not a 404
 
     @contextlib.asynccontextmanager
@@ -104,13 +105,15 @@ class ModelManager:
         logger.info("the model %r has no worker any more", name)
         if slot.idle:
             await self._close(name, slot)
-        else:
+        elif slot not in self._unused:
+            self._unused.add(slot)
             task = in_background(self._close_unused(name, slot), f"close {name}")
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     async def _close_unused(self, name: str, slot: ModelSlot) -> None:
         await slot.until_idle()
+        self._unused.discard(slot)
         if slot.empty and self._slots.get(name) is slot:
             await self._close(name, slot)
 
