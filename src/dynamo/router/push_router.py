@@ -49,7 +49,7 @@ class PushRouter:
 
         `fetches`: whether it can take a request with a handoff. `lost_max`: how many workers may be lost with a request
         and it goes to the next one still, as it may be what they die of: those in its `lost_by` count, to which the
-        others are added. `on_lost` is called each time.
+        others are added. `on_lost` is called each time, also where it is the caller who goes on, without a handoff.
         """
         self._client = client
         self._placer = placer
@@ -114,15 +114,17 @@ class PushRouter:
             except DynamoError as error:
                 if target is not None or answer.begun or not error.retryable:
                     raise
-                instance_id = placement.worker.instance_id
                 if isinstance(error, HandoffLostError):
                     raise  # the worker is well, and a handoff is good for one try
+                instance_id = placement.worker.instance_id
                 self._client.avoid(instance_id)
                 if not _is_refusal(error):
                     lost_by.append(instance_id)
-                    if has_handoff or len(lost_by) > self._lost_max:
-                        raise  # who has refused a handoff has not tried it
+                    if len(lost_by) > self._lost_max:
+                        raise
                     self._on_lost()
+                    if has_handoff:
+                        raise  # who has refused one has not tried it
                 logger.warning("request %s: instance %x: %s", context.id(), instance_id, error)
                 failed[instance_id] = error
             finally:
