@@ -15,6 +15,7 @@
     │   └── HandlerError               500  an endpoint's handler raised something of its own
     ├── ConnectionLostError            502  the worker went away in mid-stream
     │   ├── UnreachableError           502  there was no connection: nothing was sent
+    │   ├── WorkerStalledError         502  the worker has fallen silent in mid-stream
     │   └── ProtocolError              502  the other side does not speak our protocol
     ├── HandoffLostError               502  a prefilled prompt's KV cache could not be fetched
     ├── UnavailableError               503  nobody can serve this right now
@@ -139,9 +140,15 @@ class ConnectionLostError(DynamoError):
 
 
 class UnreachableError(ConnectionLostError):
-    """No connection to the worker came about: it has not even heard of the request."""
+    """No connection to the worker came about, or it is silent: it has not even heard of the request."""
 
     code = "worker_unreachable"
+
+
+class WorkerStalledError(ConnectionLostError):
+    """The worker has given no sign of life for too long, or its engine has made no step: it may still come back."""
+
+    code = "worker_stalled"
 
 
 class ProtocolError(ConnectionLostError):

@@ -29,11 +29,11 @@ class Loads:
         """How many requests are running or waiting, all workers together."""
         return sum(rank.running_requests + rank.waiting_requests for rank in await self.ranks())
 
-    async def until_idle(self, seconds: float) -> None:
+    async def until_idle(self, seconds: float, poll_s: float = _POLL_S) -> None:
         """TimeoutError if the workers still have requests or hold KV blocks then."""
         async with asyncio.timeout(seconds):
             while not all(map(_is_idle, await self.ranks())):  # noqa: ASYNC110 - another process's state
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(poll_s)
 
     async def until_generated(self, tokens: Mapping[int, int], seconds: float) -> None:
         """TimeoutError if the ranks have not generated exactly so many tokens each, by rank, in time."""

@@ -15,7 +15,7 @@ from dynamo.engines import worker as worker_module
 from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.worker import EngineEndpoint, Worker, _serve, run_workers
-from dynamo.errors import ConfigError, InternalError, OverloadedError
+from dynamo.errors import ConfigError, InternalError, OverloadedError, WorkerStalledError
 from dynamo.llm.register import MODELS_PREFIX, ModelEntry
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.kv_events import BlockStored, KvEventBatch
@@ -317,6 +317,69 @@ class TestKvEvents:
         order = (await self.visible(runtime, config, model, FakeEngine())).split()
         assert "kv_events" not in order
         assert "load" in order
+
+
+class HungEngine(FakeEngine):
+    """Answers with one token, and goes on without end, unless it hangs."""
+
+    def __init__(self, steps: int | None) -> None:
+        super().__init__()
+        self.steps = steps
+        self.running = 0
+        self.canaries = 0
+
+    async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
+        self.running += 1
+        self.canaries += request.model == "hung"
+        try:
+            await self.answers.wait()
+            self._step()
+            yield LLMEngineOutput(token_ids=[1])
+            while True:
+                await self.answers.wait()
+                self._step()
+                await asyncio.sleep(0.01)
+        finally:
+            self.running -= 1
+
+    def _step(self) -> None:
+        if self.steps is not None:
+            self.steps += 1
+
+    def load(self) -> list[WorkerLoad]:
+        return [WorkerLoad(running_requests=self.running, steps=self.steps)]
+
+
+@pytest.mark.parametrize("steps", [0, None], ids=["counts steps", "is judged by outputs"])
+async def test_hung_engine_leaves_and_comes_back(config: WorkerConfig, model: Path, steps: int | None) -> None:
+    config = replace(config, canary_interval_s=0.05, engine_stall_timeout_s=0.2)
+    runtime, engine = DistributedRuntime(config=config), HungEngine(steps)
+    await _serve(runtime, config, Worker(engine=engine, model_path=str(model), model_name="hung"))
+    caller = runtime.sibling()
+    client = await caller.endpoint(str(config.endpoint_id())).client(response_type=LLMEngineOutput)
+    loads = await caller.endpoint(str(config.endpoint_id().beside("load"))).client()
+    models = caller.discovery.watch(MODELS_PREFIX)
+    await within(client.wait_for_instances())
+    stream = await client.generate(REQUEST, annotated=False)
+    await within(anext(stream))
+
+    engine.answers.clear()
+    with pytest.raises(WorkerStalledError, match="the engine makes no progress"):
+        await within(anext(stream))
+    await eventually(lambda: not client.instance_ids())
+    assert not runtime.health.ready
+    assert loads.instance_ids()  # it can be asked how it is, and its cache is as it was
+    assert len(models.take()) == 1  # still the model's worker, but one that cannot be called
+
+    engine.answers.set()
+    await within(client.wait_for_instances())
+    assert runtime.health.ready
+    stream = await client.generate(REQUEST, annotated=False)
+    await within(anext(stream))
+    await stream.aclose()
+    assert engine.canaries
+    await within(runtime.close())
+    await eventually(lambda: engine.running == 0)
 
 
 SLOW_START = """

@@ -225,7 +225,7 @@ class TestFailures:
         answer = asyncio.create_task(answered(router, request(target=WorkerId(target))))
         await eventually(lambda: decoding.open == 1)
         await fleet.workers[target].close(graceful=False)
-        with pytest.raises(ConnectionLostError):
+        with pytest.raises(DrainingError):
             await within(answer)
 
     async def test_one_that_just_failed_takes_handoffs_if_there_is_no_other(

@@ -1,8 +1,9 @@
 """Sending requests to workers: by turns, by load, by name, and to another one when the first fails."""
 
 import asyncio
+import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -21,6 +22,7 @@ from dynamo.errors import (
 )
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
 from dynamo.router import PushRouter, RouterMode
+from dynamo.router.placement import CountedPlacement, SelectorPlacer
 from dynamo.runtime.context import Context
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
@@ -115,6 +117,40 @@ class TestFailover:
         await eventually(lambda: hanging.open == 2)
         await fleet.workers[dying].close(graceful=False)
         assert await within(asyncio.gather(*waiting)) == [healthy] * 4
+
+    async def test_workers_that_are_replaced_while_it_waits_for_one(self, fleet: Fleet) -> None:
+        """As in the queue of a KV router."""
+        first = await fleet.add(Scripted(answers(FIRST, DONE)))
+        newcomers: list[int] = []
+
+        class Queue(SelectorPlacer):
+            async def place(
+                self,
+                request: PreprocessedRequest | None,
+                context: Context,
+                instances: Sequence[int],
+                target: WorkerId | None,
+            ) -> CountedPlacement:
+                if first not in instances:
+                    return await super().place(request, context, instances, target)
+                if not newcomers:
+                    newcomers.append(await fleet.add(Scripted(answers(FIRST, DONE))))
+                    await fleet.workers.pop(first).close(graceful=False)
+                    await eventually(lambda: first not in fleet.client.instance_ids())
+                raise NoInstancesError("they have all gone")
+
+        router = PushRouter(fleet.client, Queue(RouterMode.ROUND_ROBIN, random.Random(0)), lambda _: True)
+        assert await within(served_by(router)) == newcomers[0]
+
+    async def test_workers_that_go_while_it_waits_for_one(self, fleet: Fleet) -> None:
+        await fleet.add(Scripted(answers(FIRST, DONE)))
+
+        class Queue(SelectorPlacer):
+            async def place(self, *_: object) -> CountedPlacement:
+                raise NoInstancesError("they have all gone")
+
+        router = PushRouter(fleet.client, Queue(RouterMode.ROUND_ROBIN, random.Random(0)), lambda _: True)
+        assert isinstance(await failure(router), NoInstancesError)
 
     async def test_all_are_tried_once(self, fleet: Fleet) -> None:
         scripted = [(await fleet.add_scripted(answers(ConnectionLostError("gone"))))[1] for _ in range(3)]

@@ -13,16 +13,20 @@ import pytest
 from dynamo.errors import (
     ConnectionLostError,
     DeadlineExceededError,
+    DrainingError,
     InvalidRequestError,
     NoInstancesError,
     ProtocolError,
     RequestCancelledError,
     RequestTooLargeError,
+    UnreachableError,
 )
 from dynamo.runtime import Client, Context, DistributedRuntime, Instance
-from dynamo.runtime.channels import Channels
+from dynamo.runtime.channels import Channels, Heartbeat
 from dynamo.runtime.client import ReplyStream
 from dynamo.runtime.codec import DEFAULT_MAX_FRAME_BYTES
+from dynamo.runtime.discovery.memory import MemoryDiscovery, MemoryStore
+from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.request_plane.base import Address, Channel
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
 from dynamo.runtime.request_plane.listener import ConnectionListener
@@ -258,7 +262,7 @@ async def test_lost_instance_fails_its_streams_and_no_other(new_runtime: NewRunt
     for stream in (lost, kept):
         assert await within(anext(stream)) == 1
     await within(dying.close(graceful=False))
-    with pytest.raises(ConnectionLostError):
+    with pytest.raises(DrainingError):
         await within(anext(lost))
     waiting = asyncio.create_task(anext(kept))
     await follow(client, [staying.instance_id])
@@ -469,3 +473,78 @@ async def test_close_can_be_cancelled(new_runtime: NewRuntime) -> None:
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await within(closing)
+
+
+class SilentPlane(Plane):
+    """Connects to workers that say nothing, and one that does."""
+
+    def __init__(self, *speaking: str) -> None:
+        super().__init__()
+        self._speaking = speaking
+        self.channels: dict[str, SilentChannel] = {}
+
+    async def connect(self, address: Address) -> Channel:
+        assert address.inproc is not None
+        channel = self.channels[address.inproc] = SilentChannel(address.inproc in self._speaking)
+        return channel
+
+
+class SilentChannel:
+    """Stalls at the first chance."""
+
+    lost = False
+
+    def __init__(self, speaks: bool) -> None:
+        self.stalled = False
+        self._speaks = speaks
+
+    @property
+    def usable(self) -> bool:
+        return not self.stalled
+
+    def call(self, endpoint: str, payload: bytes, context: Context) -> Reply:
+        raise NotImplementedError
+
+    def retire(self) -> None:
+        """There is nothing to wait for."""
+
+    def beat(self, silence_max_s: float) -> int:
+        return 0 if self._speaks else 1000
+
+    def judge(self, beats_max: int) -> None:
+        self.stalled = True
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+async def test_stalled_instances_are_out_of_the_rotation() -> None:
+    discovery = MemoryDiscovery(MemoryStore())
+    endpoint = EndpointId.parse(PATH)
+    for number, name in enumerate(("mute", "fine", "mute too")):
+        instance = Instance(
+            instance_id=number,
+            namespace=endpoint.namespace,
+            component=endpoint.component,
+            endpoint=endpoint.name,
+            address=Address(inproc=name),
+        )
+        await discovery.register(instance.key, instance.encode())
+    plane = SilentPlane("fine")
+    channels = Channels(plane, Heartbeat(interval_s=0.01, stall_s=0.05))
+    client = Client(endpoint, discovery, channels)
+    assert client.available_ids() == [0, 1, 2]
+    for instance in client.instances():
+        await channels.get(instance.address)
+    await eventually(lambda: client.available_ids() == [1])
+    assert client.instance_ids() == [0, 1, 2]
+    with pytest.raises(UnreachableError):
+        await client.call(2, b"", Context())
+    plane.channels["mute"].stalled = False  # something has come
+    assert client.available_ids() == [0, 1]
+    plane.channels["mute"].stalled = True
+    client.avoid(1)
+    assert client.available_ids() == [1]  # it may be well; of the others it is known that they are not
+    await within(client.close())
+    await within(channels.close())
+    await within(discovery.close())

@@ -22,6 +22,8 @@ from dynamo.runtime.codec import (
     Hello,
     Item,
     Message,
+    Ping,
+    Pong,
     Proof,
     Stop,
     encode_frame,
@@ -57,6 +59,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(End, STREAM_IDS, ERRORS),
     st.builds(Stop, STREAM_IDS, st.booleans()),
     st.builds(Credit, STREAM_IDS, st.integers(0, 2**31)),
+    st.builds(Ping, st.floats(allow_nan=False)),
+    st.builds(Pong),
     st.builds(GoAway, ERRORS),
     st.builds(Proof, st.binary(max_size=32)),
 )

@@ -1,6 +1,7 @@
 """What can be a handler, how endpoints are named, and what is counted."""
 
 import asyncio
+import dataclasses
 import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 from msgspec import Raw
 
 from dynamo.errors import InvalidRequestError, OverloadedError
-from dynamo.runtime import Context, DistributedRuntime
+from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
 from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.component import payload_handler, with_context
 from dynamo.telemetry.metrics import EndpointMetrics
+from dynamo.testing import eventually, within
 
 NewRuntime = Callable[[], DistributedRuntime]
 
@@ -213,3 +215,39 @@ async def test_calls_are_counted() -> None:
     assert (metrics.requests, metrics.inflight) == (8, 0)
     assert metrics.errors == {"cancelled": 2, "overloaded": 1, "handler_error": 3, "invalid_request": 1}
     assert sum(metrics.duration.counts) == 8
+
+
+async def test_endpoint_that_does_not_answer_its_health_check(config: RuntimeConfig) -> None:
+    fast = dataclasses.replace(config, canary_interval_s=0.02, engine_stall_timeout_s=0.1)
+    runtime = DistributedRuntime(config=fast)
+    checks: list[Any] = []
+    answers = asyncio.Event()
+    answers.set()
+
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        if request != "a user's":
+            checks.append(request)
+            await answers.wait()
+        yield "an answer"
+
+    endpoint = runtime.endpoint("a.b.c")
+    await endpoint.start(handler, health_check_payload={"prompt": "?"})
+    client = await endpoint.client()
+    await within(client.wait_for_instances())
+    await eventually(lambda: len(checks) >= 3)
+    assert checks[0] == {"prompt": "?"}
+    assert runtime.health.ready
+    answers.clear()
+    await eventually(lambda: not client.instance_ids())
+    assert not runtime.health.ready
+    answers.set()
+    await within(client.wait_for_instances())
+    stream = await client.generate("a user's", annotated=False)
+    assert await within(anext(stream)) == "an answer"
+    assert runtime.shared.metrics.endpoint("a", "b", "c").requests == 1  # health checks are no requests of users
+    await within(runtime.close())
+
+
+async def test_health_check_that_cannot_be_sent(new_runtime: NewRuntime) -> None:
+    with pytest.raises(TypeError):
+        await new_runtime().endpoint("a.b.c").start(plain, health_check_payload={"prompt": object()})

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from dynamo.errors import ConfigError, DrainingError, HandlerError, NoInstancesError, NotFoundError
-from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
+from dynamo.errors import (
+    ConfigError,
+    DrainingError,
+    HandlerError,
+    NoInstancesError,
+    NotFoundError,
+    UnavailableError,
+    WorkerStalledError,
+)
+from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig, distributed
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery
@@ -238,3 +246,91 @@ async def test_metrics_of_what_is_served(new_runtime: NewRuntime) -> None:
     endpoint = runtime.shared.metrics.endpoint("a", "b", "c")
     await eventually(lambda: endpoint.inflight == 0)
     assert (endpoint.requests, endpoint.errors) == (1, {"handler_error": 1})
+
+
+class TestSuspension:
+    """An endpoint that cannot serve for a while."""
+
+    async def test_is_out_of_discovery_until_it_is_over(self, new_runtime: NewRuntime) -> None:
+        runtime = new_runtime()
+        endpoint = runtime.endpoint("test.backend.generate")
+        await endpoint.start(echo)
+        await runtime.endpoint("test.backend.other").start(echo)
+        client = await new_runtime().endpoint("test.backend.generate").client()
+        other = await new_runtime().endpoint("test.backend.other").client()
+        await within(client.wait_for_instances())
+        for _ in range(2):
+            await runtime.suspend(endpoint.id, "it hangs")
+            await eventually(lambda: not client.instance_ids())
+            assert not runtime.health.ready
+            assert other.instance_ids()
+            await runtime.resume(endpoint.id)
+            assert await within(client.wait_for_instances(), 5) == [runtime.instance_id]
+            assert runtime.health.ready
+            stream = await client.generate(1, annotated=False)
+            assert await within(anext(stream)) == 1
+
+    async def test_ends_calls_and_refuses_others(self, new_runtime: NewRuntime) -> None:
+        async def hangs(request: Any) -> AsyncIterator[int]:
+            yield 1
+            await asyncio.Event().wait()
+
+        runtime = new_runtime()
+        endpoint = runtime.endpoint("test.backend.generate")
+        await endpoint.start(hangs)
+        client = await new_runtime().endpoint("test.backend.generate").client()
+        await within(client.wait_for_instances())
+        stream = await client.generate(None, annotated=False)
+        assert await within(anext(stream)) == 1
+        suspended = asyncio.create_task(runtime.suspend(endpoint.id, "it hangs"))
+        with pytest.raises(WorkerStalledError, match="it hangs"):
+            await within(anext(stream))
+        late = await client.direct(None, runtime.instance_id, annotated=False) if client.instance_ids() else None
+        if late is not None:  # else the caller has heard of it before
+            with pytest.raises(UnavailableError, match="it hangs"):
+                await within(anext(late))
+        await within(suspended)
+
+    async def test_of_an_endpoint_that_is_not_served(self, new_runtime: NewRuntime) -> None:
+        runtime = new_runtime()
+        endpoint = runtime.endpoint("test.backend.generate")
+        await runtime.suspend(endpoint.id, "it hangs")
+        await runtime.resume(endpoint.id)
+        await endpoint.start(echo)
+        await runtime.suspend(endpoint.id, "it hangs")
+        await runtime.stop_serving(endpoint.id)
+        await runtime.resume(endpoint.id)
+        client = await new_runtime().endpoint("test.backend.generate").client()
+        assert not client.instance_ids()
+        await endpoint.start(echo)  # its path is free
+        await within(client.wait_for_instances())
+
+    async def test_does_not_outlast_the_end(self, new_runtime: NewRuntime) -> None:
+        runtime = new_runtime()
+        endpoint = runtime.endpoint("test.backend.generate")
+        await endpoint.start(echo)
+        await runtime.suspend(endpoint.id, "it hangs")
+        await within(runtime.close())
+        await runtime.resume(endpoint.id)
+
+
+class HangingRegistration:
+    """Of a discovery backend that does not answer."""
+
+    async def withdraw(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_discovery_that_does_not_answer_cannot_hold_up_the_end(
+    new_runtime: NewRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(distributed, "_WITHDRAW_S", 0.02)
+    runtime = new_runtime()
+
+    async def register(key: str, value: bytes) -> HangingRegistration:
+        return HangingRegistration()
+
+    monkeypatch.setattr(runtime.discovery, "register", register)
+    await runtime.endpoint("a.b.c").start(echo)
+    await within(runtime.close())
+    assert "has not taken back" in caplog.text

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dynamo.errors import ConnectionLostError, InvalidRequestError
+from dynamo.errors import ConnectionLostError, DrainingError, InvalidRequestError
 from dynamo.runtime import Client, Context, DistributedRuntime, RuntimeConfig, dynamo_endpoint
 from dynamo.runtime.codec import encode_payload, payload_decoder
 from dynamo.runtime.component import payload_handler
@@ -150,7 +150,7 @@ async def test_requests_do_not_hold_up_the_end_for_ever(directory: Path, client:
         stream = await client.generate(pipe, annotated=False)
         assert await within(anext(stream)) == "started"
         server.signal(signal.SIGTERM)
-        with pytest.raises(ConnectionLostError, match="shut down"):
+        with pytest.raises(DrainingError, match="shut down"):
             await within(anext(stream))
         assert await server.exit_code() == 0
 

@@ -60,7 +60,11 @@ class LLMEngine(Protocol):
         ...
 
     def load(self) -> list[WorkerLoad]:
-        """How busy the engine is now, one entry per data-parallel rank; `prefill_tokens` are filled in for it."""
+        """How busy the engine is now, one entry per data-parallel rank; `prefill_tokens` are filled in for it.
+
+        `steps` must grow as long as a rank has requests: where they do not, the worker is taken for stalled. An engine
+        that does not count them is judged by its outputs.
+        """
         ...
 
     async def failed(self) -> str:

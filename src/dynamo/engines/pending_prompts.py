@@ -15,6 +15,10 @@ class PendingPrompts:
     def __init__(self) -> None:
         self._tokens: Counter[int | None] = Counter()  # None: the engine chooses the rank, and does not say which
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._tokens)
+
     def add(self, request: PreprocessedRequest) -> None:
         """The engine is given this request."""
         self._tokens[request.dp_rank] += _prefill_tokens(request)

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from dynamo.engines.base import EngineInfo, LLMEngine
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.pending_prompts import PendingPrompts
+from dynamo.engines.vitals import EngineVitals
 from dynamo.errors import DynamoError, InternalError
 from dynamo.llm.model_card import default_name
 from dynamo.llm.register import register_model
@@ -26,6 +27,7 @@ from dynamo.runtime.handler import closing
 from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.process import announce_ready, settle_memory
 from dynamo.runtime.system_server import system_server
+from dynamo.runtime.watchdog import Vitals
 from dynamo.runtime.worker import run_until_shutdown, shutdown_on_signals
 from dynamo.telemetry import logging as telemetry_logging
 
@@ -120,6 +122,8 @@ async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Work
         features=info.features,
         handoff_format=info.handoff_format,
     )
+    vitals = EngineVitals(worker.engine, worker.name, engine_endpoint.vitals)
+    runtime.watch(endpoint_id, vitals, "the engine makes no progress")
 
 
 class EngineEndpoint:
@@ -129,6 +133,7 @@ class EngineEndpoint:
         self._engine = engine
         self._pending = PendingPrompts()
         self._aborts: set[asyncio.Task[None]] = set()
+        self._outputs = 0
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
         unfollow = context.on_stop(self._abort)
@@ -140,6 +145,7 @@ class EngineEndpoint:
                     if pending:
                         self._pending.remove(request)
                         pending = False
+                    self._outputs += 1
                     yield output
         finally:
             if pending:
@@ -149,6 +155,10 @@ class EngineEndpoint:
     async def load(self, request: object) -> AsyncIterator[list[WorkerLoad]]:
         """The load at this moment."""
         yield self._pending.fill_in(self._engine.load())
+
+    def vitals(self) -> Vitals:
+        """What can be seen of any engine. Who waits for more than its first output may do so for a slow reader."""
+        return Vitals(steps=self._outputs, busy=bool(self._pending))
 
     def _abort(self, context: Context) -> None:
         """Turns the caller's stop into the engine's abort, so that the stream ends with a finish reason."""

@@ -16,3 +16,4 @@ class WorkerLoad(msgspec.Struct, omit_defaults=True, kw_only=True):
     # Prompts of requests without an output yet, whole: what of them is cached shows only later. None: it does not tell.
     prefill_tokens: int | None = None
     generated_tokens: int = 0  # since the start
+    steps: int | None = None  # since the start. None: it does not count them

@@ -50,7 +50,10 @@ class PushRouter:
         self._fetches = fetches
 
     def workers(self) -> list[int]:
-        """The instances that a request could go to now: those that just failed only if there are no others."""
+        """The instances that a request could go to now: those that just failed only if there are no others.
+
+        Those that are stalled never.
+        """
         return self._eligible(self._serves)
 
     def takes_handoffs(self, target: WorkerId | None = None) -> bool:
@@ -91,7 +94,13 @@ class PushRouter:
         has_handoff = tokens is not None and tokens.handoff is not None
         while True:
             candidates = self._candidates(target, failed, self._fetches if has_handoff else self._serves)
-            placement = await self._placer.place(tokens, context, candidates, target)
+            try:
+                placement = await self._placer.place(tokens, context, candidates, target)
+            except NoInstancesError:
+                now = self._candidates(target, failed, self._fetches if has_handoff else self._serves)
+                if set(now) <= set(candidates):
+                    raise
+                continue  # those have gone while it waited for one of them, but others have come
             answer = _Answer(placement.worker, placement.watched(deliver))
             try:
                 await self._send(placement, request, context, decode, answer.pass_on)
@@ -138,7 +147,7 @@ class PushRouter:
     def _eligible(self, eligible: Callable[[int], bool]) -> list[int]:
         workers = [i for i in self._client.instance_ids() if eligible(i)]
         available = set(self._client.available_ids())
-        return [i for i in workers if i in available] or workers
+        return [i for i in workers if i in available] or [i for i in workers if not self._client.is_stalled(i)]
 
 
 def _encode(request: Any, dp_rank: int | None) -> bytes:

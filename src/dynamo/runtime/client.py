@@ -122,12 +122,21 @@ class Client:
         return [self._instances[i] for i in self._ids]
 
     def available_ids(self) -> list[int]:
-        """The live instances but for those that just could not be reached (all, if that is all of them)."""
-        if not self._avoid_until_s:
+        """The live instances but for those that are stalled or just could not be reached.
+
+        If that leaves nobody: all that are not stalled.
+        """
+        if not self._avoid_until_s and not self._channels.any_stalled:
             return list(self._ids)
         now_s = time.monotonic()
         self._avoid_until_s = {i: t for i, t in self._avoid_until_s.items() if t > now_s and i in self._instances}
-        return [i for i in self._ids if i not in self._avoid_until_s] or list(self._ids)
+        awake = [i for i in self._ids if not self.is_stalled(i)]
+        return [i for i in awake if i not in self._avoid_until_s] or awake
+
+    def is_stalled(self, instance_id: int) -> bool:
+        """Whether the instance gives no sign of life: it would be refused any call."""
+        instance = self._instances.get(instance_id)
+        return instance is not None and self._channels.is_stalled(instance.address)
 
     async def wait_for_instances(self, timeout_s: float | None = None) -> list[int]:
         """Waits for at least one instance; TimeoutError after `timeout_s`."""

@@ -82,13 +82,23 @@ class GoAway(msgspec.Struct, array_like=True, tag=6, frozen=True):
     error: ErrorInfo | None = None
 
 
+class Ping(msgspec.Struct, array_like=True, tag=7, frozen=True):
+    """The caller asks for a sign of life, and says when it may be taken for dead itself if no other message comes."""
+
+    silence_max_s: float
+
+
+class Pong(msgspec.Struct, array_like=True, tag=8, frozen=True):
+    """The sign of life."""
+
+
 class Proof(msgspec.Struct, array_like=True, tag=9, frozen=True):
     """Whoever sends it knows the deployment's secret; the second message in both directions where there is one."""
 
     proof: bytes
 
 
-Message = Hello | Call | Item | End | Stop | Credit | GoAway | Proof
+Message = Hello | Call | Item | End | Stop | Credit | GoAway | Ping | Pong | Proof
 
 
 def encode_frame(messages: list[Message]) -> bytes:

@@ -3,7 +3,8 @@
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +22,7 @@ from dynamo.runtime.context import Context
 from dynamo.runtime.handler import Handler, closing
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.request_plane.call import PayloadHandler
+from dynamo.runtime.watchdog import Vitals
 from dynamo.telemetry.metrics import EndpointMetrics
 
 if TYPE_CHECKING:
@@ -84,17 +86,45 @@ class Endpoint:
         """Serves the endpoint until the runtime shuts down.
 
         `handler(request)` or `handler(request, context)` is an async generator function; the request is decoded as
-        `request_type`. With `graceful_shutdown` requests under way may finish first. `metrics_labels` and
-        `health_check_payload` are accepted for upstream's programs and have no effect yet.
+        `request_type`. With `graceful_shutdown` requests under way may finish first. While the handler does not answer
+        `health_check_payload`, a request that it is given every so often, the endpoint gets no others. `metrics_labels`
+        are accepted for upstream's programs and have no effect yet.
         """
-        await self.start(handler, request_type=request_type)
+        await self.start(handler, request_type=request_type, health_check_payload=health_check_payload)
         await self.runtime.wait_for_shutdown()
         await self.runtime.close(graceful=graceful_shutdown)
 
-    async def start(self, handler: UserHandler, *, request_type: Any = Any) -> None:
+    async def start(
+        self,
+        handler: UserHandler,
+        *,
+        request_type: Any = Any,
+        health_check_payload: dict[str, Any] | None = None,
+    ) -> None:
         """Serves the endpoint and returns at once; it ends with the runtime."""
         metrics = self.runtime.shared.metrics.endpoint(self.id.namespace, self.id.component, self.id.name)
+        canary: HandlerCanary | None = None
+        if health_check_payload is not None:
+            canary = HandlerCanary(payload_handler(handler, request_type), encode_payload(health_check_payload))
         await self.runtime.serve(self.id, payload_handler(handler, request_type, metrics))
+        if canary is not None:
+            self.runtime.watch(self.id, canary, "the handler does not answer")
+
+
+class HandlerCanary:
+    """The watchdog's Subject for a handler of which nothing is known but what it answers."""
+
+    def __init__(self, handler: PayloadHandler, payload: bytes) -> None:
+        self._handler = handler
+        self._payload = payload
+
+    def vitals(self) -> Sequence[Vitals]:
+        return [Vitals(steps=0, busy=False)]
+
+    async def canary(self, part: int) -> None:
+        async with aclosing(self._handler(msgspec.Raw(self._payload), Context())) as replies:
+            async for _ in replies:
+                return
 
 
 def payload_handler(

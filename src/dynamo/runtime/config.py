@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dynamo.config import option
 from dynamo.errors import ConfigError
+from dynamo.runtime.channels import Heartbeat
 from dynamo.runtime.credentials import Credentials, read_secret
 from dynamo.runtime.discovery.file import default_directory
 from dynamo.runtime.instance import EndpointId
@@ -102,6 +103,44 @@ class RuntimeConfig:
         metavar="SECONDS",
         help="how long requests under way may go on after SIGTERM or Ctrl-C",
     )
+    heartbeat_interval_s: float = option(
+        1.0,
+        flag="--heartbeat-interval",
+        env="DYN_HEARTBEAT_INTERVAL",
+        metavar="SECONDS",
+        minimum=0,
+        help="how often processes that this one calls are asked for a sign of life; 0: never",
+    )
+    stall_timeout_s: float = option(
+        5.0,
+        flag="--stall-timeout",
+        env="DYN_STALL_TIMEOUT",
+        metavar="SECONDS",
+        minimum=0,
+        help="after that long without a sign of life a process gets no requests until it gives one,"
+        " and those that it had go to others",
+    )
+    canary_interval_s: float = option(
+        10.0,
+        flag="--canary-interval",
+        env="DYN_CANARY_WAIT_TIME",
+        metavar="SECONDS",
+        minimum=0,
+        help="after that long without work an engine is asked for a token, to see whether it still makes any; 0: never",
+    )
+    engine_stall_timeout_s: float = option(
+        60.0,
+        flag="--engine-stall-timeout",
+        env="DYN_ENGINE_STALL_TIMEOUT",
+        metavar="SECONDS",
+        minimum=0,
+        help="an engine that has work and makes no progress for that long gets no requests until it does,"
+        " and those that it had go to others; 0: never",
+    )
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(interval_s=self.heartbeat_interval_s, stall_s=self.stall_timeout_s)
 
     def advertised(self) -> tuple[str, int] | None:
         """Raises ConfigError when --rpc-advertise is no address, or belongs to no port."""

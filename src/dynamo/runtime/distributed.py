@@ -10,8 +10,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from dynamo.config import from_environment
-from dynamo.errors import ConfigError, DrainingError, NotFoundError
-from dynamo.runtime.channels import Channels
+from dynamo.errors import ConfigError, DrainingError, NotFoundError, UnavailableError, WorkerStalledError
+from dynamo.runtime.background import in_background
+from dynamo.runtime.channels import NO_HEARTBEAT, Channels
 from dynamo.runtime.client import Client
 from dynamo.runtime.component import Endpoint, Namespace
 from dynamo.runtime.config import RuntimeConfig
@@ -24,11 +25,13 @@ from dynamo.runtime.request_plane.base import Listener, RequestPlane
 from dynamo.runtime.request_plane.call import PayloadHandler
 from dynamo.runtime.request_plane.inproc import InprocNetwork, InprocPlane
 from dynamo.runtime.request_plane.tcp import TcpPlane
+from dynamo.runtime.watchdog import Subject, Watchdog
 from dynamo.telemetry.metrics import ComponentMetrics
 from dynamo.telemetry.process_metrics import ProcessMetrics
 
 logger = logging.getLogger(__name__)
 
+_WITHDRAW_S = 5.0
 _INSTANCE_ID_BITS = 53  # so that JSON readers which use floats see it exactly
 
 
@@ -68,12 +71,15 @@ class DistributedRuntime:
         self.health = Health()
         self.discovery = _discovery(self.config, self.shared)
         self._plane = _request_plane(self.config, self.shared)
-        self._channels = Channels(self._plane)
+        within_process = self.config.request_plane == "inproc"  # where all share the fate of one event loop
+        self._channels = Channels(self._plane, NO_HEARTBEAT if within_process else self.config.heartbeat)
         self._handlers: dict[str, PayloadHandler] = {}
         self._listener: Listener | None = None
         self._listening = asyncio.Lock()
         self._registrations: list[Registration] = []
         self._announced: dict[str, Registration] = {}  # the endpoints', by path
+        self._suspended: dict[str, str] = {}  # why those are not announced now, by path
+        self._watchdogs: list[asyncio.Task[None]] = []
         self._clients: set[Client] = set()
         self._siblings: list[DistributedRuntime] = []
         self._shutdown = asyncio.Event()
@@ -129,12 +135,61 @@ class DistributedRuntime:
     async def stop_serving(self, endpoint: EndpointId) -> None:
         """Takes no more calls to an endpoint; those under way go on. Does nothing when it is not served."""
         path = str(endpoint)
-        registration = self._announced.pop(path, None)
-        if registration is not None:
-            self._registrations.remove(registration)
+        if path in self._announced or path in self._suspended:
+            self._suspended.pop(path, None)
             del self._handlers[path]
             self.health.forget_endpoint(path)
-            await registration.withdraw()
+            await self._withdraw(path)
+
+    async def suspend(self, endpoint: EndpointId, reason: str) -> None:
+        """Takes an endpoint that cannot serve out of discovery, until resume().
+
+        Its calls under way end with WorkerStalledError, new ones are refused with UnavailableError: others may serve
+        them.
+        """
+        path = str(endpoint)
+        if path not in self._handlers:
+            return
+        self._suspended[path] = reason
+        self.health.set_endpoint(path, serving=False)
+        if self._listener is not None:
+            self._listener.end_calls(path, WorkerStalledError(reason))
+        await self._withdraw(path)
+
+    async def resume(self, endpoint: EndpointId) -> None:
+        """Serves an endpoint again that was suspended. Raises ConfigError when it cannot be announced."""
+        path = str(endpoint)
+        if self.is_shutting_down or (reason := self._suspended.pop(path, None)) is None:
+            return
+        try:
+            await self._announce(endpoint)  # from its first moment on somebody may call
+        except BaseException:
+            self._suspended[path] = reason
+            raise
+        self.health.set_endpoint(path, serving=True)
+
+    def watch(self, endpoint: EndpointId, subject: Subject, reason: str) -> None:
+        """Suspends the endpoint whenever `subject`, which stands behind it, makes no progress, for as long as that."""
+        config = self.config
+        if config.engine_stall_timeout_s <= 0:
+            return
+
+        async def on_stall() -> None:
+            logger.error("%s: %s", endpoint, reason)
+            await self.suspend(endpoint, reason)
+
+        async def on_recovery() -> None:
+            await self.resume(endpoint)
+            logger.info("%s is served again", endpoint)
+
+        watchdog = Watchdog(
+            subject,
+            on_stall,
+            on_recovery,
+            canary_interval_s=config.canary_interval_s,
+            stall_s=config.engine_stall_timeout_s,
+        )
+        self._watchdogs.append(in_background(watchdog.run(), f"watchdog-{endpoint}"))
 
     async def register(self, key: str, value: bytes) -> Registration:
         """Makes a discovery entry that lives until this runtime begins to close; raises what serve() raises."""
@@ -173,8 +228,10 @@ class DistributedRuntime:
     async def _close_own(self, timeout_s: float) -> None:
         for path in self._handlers:
             self.health.set_endpoint(path, serving=False)
-        for registration in tuple(self._registrations):  # stop_serving() may come in between
-            await registration.withdraw()
+        for watchdog in self._watchdogs:
+            watchdog.cancel()
+        await self._withdraw_all()
+        await asyncio.gather(*self._watchdogs, return_exceptions=True)
         if self._listener is not None:
             await self._listener.drain(timeout_s)
             await self._listener.close()
@@ -196,7 +253,24 @@ class DistributedRuntime:
         )
         self._announced[str(endpoint)] = await self.register(instance.key, instance.encode())
 
+    async def _withdraw(self, path: str) -> None:
+        registration = self._announced.pop(path, None)
+        if registration is not None:
+            self._registrations.remove(registration)
+            await registration.withdraw()
+
+    async def _withdraw_all(self) -> None:
+        """A discovery backend that does not answer must not hold up the end: callers are told by the listener too."""
+        try:
+            async with asyncio.timeout(_WITHDRAW_S):
+                for registration in tuple(self._registrations):  # stop_serving() may come in between
+                    await registration.withdraw()
+        except TimeoutError:
+            logger.warning("discovery has not taken back everything that was announced")
+
     def _dispatch(self, path: str) -> PayloadHandler:
+        if (reason := self._suspended.get(path)) is not None:
+            raise UnavailableError(reason)
         handler = self._handlers.get(path)
         if handler is None:
             raise NotFoundError(f"this worker does not serve {path}")

@@ -15,6 +15,7 @@ import pytest_asyncio
 from tokenizers import Tokenizer
 
 from dynamo.engines.base import EngineInfo
+from dynamo.engines.vitals import EngineVitals
 from dynamo.engines.vllm.args import parse_command_line
 from dynamo.engines.vllm.ownership import descendants
 from dynamo.errors import ConnectionLostError, ContextLengthExceededError, InvalidRequestError
@@ -32,6 +33,7 @@ from dynamo.protocols.kv_events import AllBlocksCleared, BlockStored, KvEvent, K
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import EngineFeature
 from dynamo.runtime.context import Context
+from dynamo.runtime.watchdog import Watchdog
 from dynamo.testing.kv_event_log import KvEventLog
 from dynamo.testing.waiting import eventually, within
 from dynamo.tokens import HashArray, block_seed, hash_array, hashes_from_bytes, sequence_hashes, token_array
@@ -424,6 +426,44 @@ async def test_a_request_that_was_stopped_before_it_began(vllm: Running) -> None
     outputs = await collect(vllm, endless(vllm), context)
 
     assert outputs == [LLMEngineOutput(finish_reason=FinishReason.CANCELLED)]
+
+
+async def test_hung_engine_is_noticed_busy_or_idle(vllm: Running) -> None:
+    told: list[str] = []
+
+    async def on_stall() -> None:
+        told.append("stall")
+
+    async def on_recovery() -> None:
+        told.append("recovery")
+
+    vitals = EngineVitals(vllm.engine, "smollm2", lambda: pytest.fail("vLLM counts its steps"))
+    watchdog = Watchdog(vitals, on_stall, on_recovery, canary_interval_s=1, stall_s=5)
+    watching = asyncio.create_task(watchdog.run())
+    before = len(events(vllm))
+    steps = vllm.engine.load()[0].steps or 0
+    await load_becomes(vllm, lambda load: (load.steps or 0) > steps)  # a canary's
+    for busy in (False, True):
+        told.clear()
+        stream = vllm.engine.generate(endless(vllm), Context())
+        if busy:
+            await anext(stream)
+        _signal_engine(signal.SIGSTOP)
+        try:
+            await eventually(lambda: told == ["stall"], DEADLINE_S)
+        finally:
+            _signal_engine(signal.SIGCONT)
+        await eventually(lambda: told == ["stall", "recovery"], DEADLINE_S)
+        if not busy:
+            assert len(events(vllm)) == before  # a canary fills no block
+        await stream.aclose()  # type: ignore[attr-defined]
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+def _signal_engine(number: signal.Signals) -> None:
+    for pid in engine_processes():
+        os.kill(pid, number)
 
 
 async def test_death_of_the_engine_is_told(vllm: Running) -> None:

@@ -57,6 +57,7 @@ class Scheduler:
         self._finished: list[SequenceState] = []  # in this step
         self._stuck = False  # nobody waiting can be admitted before something is released
         self._generated_tokens = 0
+        self._steps = 0
 
     def add(self, request: PreprocessedRequest) -> SequenceState:
         """Queues a request.
@@ -122,6 +123,7 @@ class Scheduler:
             kv_used_blocks=self.pool.used,
             kv_total_blocks=self.pool.num_blocks,
             generated_tokens=self._generated_tokens,
+            steps=self._steps,
         )
 
     def step(self) -> StepResult:
@@ -135,6 +137,7 @@ class Scheduler:
         new_tokens = self._prefill(outputs, receiving, budget=self.config.max_num_batched_tokens - decoded)
         usage = self.pool.used / self.pool.num_blocks
         self._generated_tokens += len(outputs)
+        self._steps += 1
         self._stuck = bool(self._waiting) and not (outputs or new_tokens or receiving)
         self._retire()
         duration_s = self._timing.step_s(new_tokens=new_tokens, decoding=decoded > 0, usage=usage)

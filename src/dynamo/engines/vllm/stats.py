@@ -14,7 +14,7 @@ class LoadRecorder(StatLoggerBase):  # type: ignore[misc] # vLLM is untyped here
     def __init__(self, vllm_config: EngineConfig, engine_index: int = 0) -> None:
         blocks = vllm_config.cache_config.num_gpu_blocks or 0  # of all ranks together
         self._load = WorkerLoad(
-            dp_rank=engine_index, kv_total_blocks=blocks // vllm_config.parallel_config.data_parallel_size
+            dp_rank=engine_index, kv_total_blocks=blocks // vllm_config.parallel_config.data_parallel_size, steps=0
         )
 
     def load(self) -> WorkerLoad:
@@ -29,6 +29,7 @@ class LoadRecorder(StatLoggerBase):  # type: ignore[misc] # vLLM is untyped here
         engine_idx: int = 0,
     ) -> None:
         load = self._load
+        load.steps = (load.steps or 0) + 1
         if scheduler_stats is not None:
             load.running_requests = scheduler_stats.num_running_reqs
             load.waiting_requests = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs

@@ -4,6 +4,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
+from dynamo.errors import DynamoError
 from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane.call import Dispatcher
 from dynamo.runtime.request_plane.reply import Reply
@@ -28,7 +29,12 @@ class Channel(Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether a call may be started: false once the connection is lost, retired, or the other side is draining."""
+        """Whether a call may be started: not on one that is lost, retired or stalled, nor if the other side drains."""
+        ...
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the other side was judged to be silent, and has given no sign of life since."""
         ...
 
     @property
@@ -47,6 +53,20 @@ class Channel(Protocol):
         """Starts no more calls, and closes when those under way have ended."""
         ...
 
+    def beat(self, silence_max_s: float) -> int:
+        """Asks for a sign of life; how often before that was done in a row without any.
+
+        The other side may take this one for dead when it has not heard of it for `silence_max_s`.
+        """
+        ...
+
+    def judge(self, beats_max: int) -> None:
+        """If more beats than that have passed in silence: calls under way end with WorkerStalledError, at both ends.
+
+        New ones are refused with UnreachableError until something comes from the other side.
+        """
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -58,8 +78,12 @@ class Listener(Protocol):
     async def drain(self, timeout_s: float) -> None:
         """Accepts no connections, tells callers to make no calls, and waits for those under way.
 
-        After `timeout_s` it cancels them: their callers see ConnectionLostError.
+        After `timeout_s` it cancels them: their callers see DrainingError.
         """
+        ...
+
+    def end_calls(self, endpoint: str, error: DynamoError) -> None:
+        """Cancels the calls to `endpoint` that are under way: their callers see `error`."""
         ...
 
     async def close(self) -> None: ...

@@ -34,12 +34,14 @@ class ServedCall:
     __slots__ = (
         "_credit_bytes",
         "_credit_waiter",
+        "_ended",
+        "_killed",
         "_on_done",
         "_port",
-        "_reason",
         "_stream_id",
         "_timer",
         "context",
+        "endpoint",
         "task",
     )
 
@@ -50,7 +52,9 @@ class ServedCall:
         self._credit_bytes = call.window_bytes
         self._credit_waiter: asyncio.Future[None] | None = None
         self._on_done = on_done
-        self._reason: DynamoError | None = None  # of a kill, for the caller
+        self._ended = False  # the caller was told, or does not listen
+        self._killed = False
+        self.endpoint = call.endpoint
         self.context = Context(
             call.request_id,
             call.metadata,
@@ -76,10 +80,14 @@ class ServedCall:
             self.context.stop_generating()
 
     def kill(self, reason: DynamoError | None = None) -> None:
-        """Cancels the handler. The caller is told the reason; without one, it does not listen any more."""
-        if not self.context.is_killed():
-            self._reason = reason
-            self.context.kill()
+        """Cancels the handler, once. The caller is told the reason before that; without one, it does not listen."""
+        if self._killed:
+            return  # the handler may be cleaning up
+        self._killed = True
+        if reason is not None:
+            self._end(reason)
+        self._ended = True
+        self.context.kill()
         if self.task is not None:
             self.task.cancel()
 
@@ -88,14 +96,18 @@ class ServedCall:
         try:
             await self._answer(replies)
         except asyncio.CancelledError as cancelled:
-            error = self._reason if self.context.is_killed() else cancelled
-            if error is None:
-                return
+            error = cancelled
         except DynamoError as failure:
             error = failure
         except Exception as failure:
             logger.warning("request %s: the handler failed", self.context.id(), exc_info=failure)
             error = failure
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
         if error is None:
             self._port.post(End(self._stream_id))
         else:

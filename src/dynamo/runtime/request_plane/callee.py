@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from dynamo.errors import DynamoError, OverloadedError, ProtocolError, from_info, to_info
@@ -11,11 +12,13 @@ from dynamo.runtime.codec import (
     End,
     GoAway,
     Message,
+    Ping,
+    Pong,
     Stop,
 )
 from dynamo.runtime.request_plane import limits
 from dynamo.runtime.request_plane.call import Dispatcher, ServedCall
-from dynamo.runtime.request_plane.connection import Connection
+from dynamo.runtime.request_plane.connection import READ_FIRST_S, Connection
 from dynamo.runtime.request_plane.handshake import Handshake
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,9 @@ class CalleeConnection(Connection):
         elif type(message) is Stop:
             if (call := self._calls.get(message.stream_id)) is not None:
                 call.stop(kill=message.kill)
+        elif type(message) is Ping:
+            self.post(Pong())
+            self._expect_another(message.silence_max_s)
         elif type(message) is GoAway:
             logger.warning("a caller went away: %s", message.error.message if message.error else "no reason given")
         else:
@@ -79,6 +85,22 @@ class CalleeConnection(Connection):
     def _on_silence(self) -> None:
         self._refuse(ProtocolError("the caller did not introduce itself"))
         self.hang_up()  # also if it has not even been connected
+
+    def _expect_another(self, silence_max_s: float) -> None:
+        """Gives the caller that long for its next ping."""
+        self._silence.cancel()
+        if math.isfinite(silence_max_s):
+            self._silence = self._loop.call_later(max(0.0, silence_max_s), self._judge)
+
+    def _judge(self) -> None:
+        """The caller has been silent, unless its ping waits to be read because this process was held up itself."""
+        self._silence = self._loop.call_later(READ_FIRST_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """Frees what the caller has asked for: it is stopped, or cut off. Should it come back, it can connect anew."""
+        if self._transport is not None:
+            logger.warning("a caller with %d requests gives no sign of life", len(self._calls))
+            self._transport.abort()
 
     def _serve(self, call: Call) -> None:
         if call.stream_id in self._calls:

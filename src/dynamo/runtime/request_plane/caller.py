@@ -14,6 +14,7 @@ from dynamo.errors import (
     ProtocolError,
     RequestTooLargeError,
     UnreachableError,
+    WorkerStalledError,
     from_info,
     to_info,
 )
@@ -27,6 +28,8 @@ from dynamo.runtime.codec import (
     Hello,
     Item,
     Message,
+    Ping,
+    Pong,
     Proof,
     Stop,
     encode_payload,
@@ -48,11 +51,16 @@ class CallerConnection(Connection):
         self._replies: dict[int, Reply] = {}
         self._next_stream_id = 0
         self._draining = False
+        self._stalled = False
         self._introduced: asyncio.Future[DynamoError | None] = self._loop.create_future()  # with what went wrong
 
     @property
     def usable(self) -> bool:
-        return self._transport is not None and not self._draining
+        return self._transport is not None and not self._draining and not self._stalled
+
+    @property
+    def stalled(self) -> bool:
+        return self._stalled and self._transport is not None
 
     @property
     def lost(self) -> bool:
@@ -99,6 +107,20 @@ class CallerConnection(Connection):
         self._draining = True
         self._close_when_idle()
 
+    def beat(self, silence_max_s: float) -> int:
+        if self._silent_beats == 0:  # else the worker still owes the answer to the last one
+            self.post(Ping(silence_max_s))
+        self._silent_beats += 1
+        return self._silent_beats - 1
+
+    def judge(self, beats_max: int) -> None:
+        if self._silent_beats <= beats_max or self._stalled or self._transport is None:
+            return
+        self._stalled = True
+        for stream_id in self._replies:
+            self.stop(stream_id, kill=True)  # it reads that when it comes back to life
+        self._fail_all(WorkerStalledError("the worker gives no sign of life"))
+
     def on_message(self, message: Message) -> None:
         if type(message) is Item:
             if (reply := self._replies.get(message.stream_id)) is not None:
@@ -106,6 +128,8 @@ class CallerConnection(Connection):
         elif type(message) is End:
             if (reply := self._replies.get(message.stream_id)) is not None:
                 reply.end(None if message.error is None else from_info(message.error))
+        elif type(message) is Pong:
+            pass  # that it came is all that it says
         elif type(message) is Hello or type(message) is Proof:
             if (answer := self._handshake.receive(message)) is not None:
                 self._say(answer)
@@ -140,9 +164,15 @@ class CallerConnection(Connection):
             return UnreachableError("the connection to the worker was lost before")
         if self._draining:
             return DrainingError("the worker is shutting down")
+        if self._stalled:
+            return UnreachableError("the worker gives no sign of life")
         if not self.writable.is_set() and self._transport.get_write_buffer_size() > _BACKLOG_BYTES_MAX:
             return OverloadedError("the worker does not take its requests")
         return None
+
+    def _on_sign_of_life(self) -> None:
+        super()._on_sign_of_life()
+        self._stalled = False
 
     def _close_when_idle(self) -> None:
         if not self._replies:

@@ -12,6 +12,7 @@ from dynamo.runtime.request_plane.handshake import Handshake
 
 logger = logging.getLogger(__name__)
 
+READ_FIRST_S = 0.05  # before a silence is judged: what has come while this process was held up is read meanwhile
 CLOSE_TIMEOUT_S = 5.0  # how long a peer that does not read may delay the end of its connection
 _FRAME_TARGET_BYTES = 256 << 10  # a frame that has grown to this leaves before the turn ends
 _FRAME_TARGET_MESSAGES = 32  # likewise: the peer starts on them while we prepare more
@@ -28,6 +29,7 @@ class Connection(asyncio.Protocol):
         self._outbox: list[Message] = []
         self._outbox_bytes = 0
         self._closing = False
+        self._silent_beats = 0  # times that the silence was noted since something has come
         self.writable = asyncio.Event()  # cleared while the socket's buffer is full
         self.writable.set()
         self.closed = self._loop.create_future()
@@ -71,6 +73,8 @@ class Connection(asyncio.Protocol):
             self._flush()
 
     def data_received(self, data: bytes) -> None:
+        if self._silent_beats:
+            self._on_sign_of_life()
         try:
             for message in self._reader.feed(data):
                 self.on_message(message)
@@ -95,6 +99,9 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
             await self.closed
+
+    def _on_sign_of_life(self) -> None:
+        self._silent_beats = 0
 
     def _say(self, message: Message) -> None:
         """Sends a part of the handshake, alone in its frame, which has a limit of its own."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from dynamo.errors import ConnectionLostError
+from dynamo.errors import DrainingError, DynamoError
 from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
 from dynamo.runtime.request_plane import limits
 from dynamo.runtime.request_plane.base import Address
@@ -54,6 +54,12 @@ class ConnectionListener:
                     return
         await self._cancel_calls()
 
+    def end_calls(self, endpoint: str, error: DynamoError) -> None:
+        for connection in self._connections:
+            for call in connection.calls():
+                if call.endpoint == endpoint:
+                    call.kill(error)
+
     async def close(self) -> None:
         await self._stop()
         await asyncio.gather(*(connection.close() for connection in tuple(self._connections)))
@@ -80,7 +86,7 @@ class ConnectionListener:
             return
         logger.warning("cancelling %d requests that did not finish in time", len(calls))
         for call in calls.values():
-            call.kill(ConnectionLostError("the worker shut down before the reply was complete"))
+            call.kill(DrainingError("the worker shut down before the reply was complete"))
         await asyncio.wait(calls, timeout=_CLEANUP_S)
 
     async def _stop(self) -> None:

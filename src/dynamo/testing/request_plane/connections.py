@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from dynamo.errors import ConnectionLostError, DrainingError, UnreachableError
+from dynamo.errors import ConnectionLostError, DrainingError, UnreachableError, WorkerStalledError
 from dynamo.runtime.request_plane.base import RequestPlane
 from dynamo.testing.request_plane.service import call, collect, failure, serving
 from dynamo.testing.waiting import eventually, within
@@ -64,6 +64,30 @@ async def caller_that_vanishes_frees_the_handler(plane: RequestPlane) -> None:
         assert isinstance(await failure(stream), ConnectionLostError)
 
 
+async def silent_worker_loses_its_calls_and_comes_back(plane: RequestPlane) -> None:
+    gate = Gate()
+    async with serving(plane, gate.wait) as service:
+        channel = await service.connect()
+        streams = [call(channel, "wait") for _ in range(10)]
+        for stream in streams:
+            assert await within(anext(stream)) == "started"
+        assert [channel.beat(60) for _ in range(3)] == [0, 1, 2]  # without a turn in which an answer could arrive
+        channel.judge(3)
+        assert channel.usable
+        channel.judge(2)
+        assert channel.stalled
+        assert not channel.usable
+        refused = call(channel, "wait")
+        failures = [await failure(stream) for stream in streams]
+        assert {type(error) for error in failures} == {WorkerStalledError}
+        assert isinstance(await failure(refused), UnreachableError)
+        await within(gate.closed.wait())
+        await eventually(lambda: channel.usable)
+        assert channel.beat(60) == 0
+        gate.opened.set()
+        assert await collect(call(channel, "wait")) == ["started", "done"]
+
+
 async def draining_lets_running_calls_finish(plane: RequestPlane) -> None:
     gate = Gate()
     async with serving(plane, gate.wait) as service:
@@ -103,7 +127,24 @@ async def draining_has_a_deadline(plane: RequestPlane) -> None:
         assert await within(anext(stream)) == "started"
         await within(service.listener.drain(0))
         assert gate.closed.is_set()
-        assert isinstance(await failure(stream), ConnectionLostError)
+        assert isinstance(await failure(stream), DrainingError)
+
+
+async def calls_to_one_endpoint_can_be_ended(plane: RequestPlane) -> None:
+    """At once, however long their handlers take to clean up."""
+    gate = Gate()
+    async with serving(plane, gate.wait, gate.stubborn) as service:
+        channel = await service.connect()
+        ended, neighbour = call(channel, "stubborn"), call(channel, "wait")
+        for stream in (ended, neighbour):
+            assert await within(anext(stream)) == "started"
+        service.listener.end_calls("stubborn", WorkerStalledError("no progress"))
+        error = await failure(ended)
+        assert isinstance(error, WorkerStalledError)
+        assert error.message == "no progress"
+        await within(gate.closed.wait())
+        gate.opened.set()
+        assert await collect(neighbour) == ["done"]
 
 
 async def draining_without_calls_is_immediate(plane: RequestPlane) -> None:
@@ -175,9 +216,11 @@ async def closing_is_idempotent(plane: RequestPlane) -> None:
 CASES = (
     lost_connection_fails_its_streams,
     caller_that_vanishes_frees_the_handler,
+    silent_worker_loses_its_calls_and_comes_back,
     draining_lets_running_calls_finish,
     draining_refuses_newcomers,
     draining_has_a_deadline,
+    calls_to_one_endpoint_can_be_ended,
     draining_without_calls_is_immediate,
     retired_channel_closes_after_its_last_call,
     retired_idle_channel_closes,

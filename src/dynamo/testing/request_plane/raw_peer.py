@@ -56,7 +56,8 @@ async def listening(serve: Callable[[RawPeer], Awaitable[None]]) -> AsyncIterato
             await serve(peer)
         finally:
             peer.writer.close()
-            await within(peer.writer.wait_closed())
+            with suppress(ConnectionError):
+                await within(peer.writer.wait_closed())
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         serving.append(asyncio.create_task(answer(RawPeer(reader, writer))))
