@@ -27,6 +27,10 @@ GIVEN = ServeConfig(
     rpc_host="127.0.0.2",
     rpc_port=5000,
     rpc_advertise="gate:8000",
+    request_plane_secret_file="/tmp/secret",
+    request_plane_tls_cert="/tmp/cert.pem",
+    request_plane_tls_key="/tmp/key.pem",
+    request_plane_tls_ca="/tmp/ca.pem",
     system_host="127.0.0.3",
     system_port=6000,
     shutdown_timeout_s=5.5,
@@ -107,6 +111,8 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
         assert config.shutdown_timeout_s == 5.5
         assert (config.rpc_host, config.rpc_port) == ("127.0.0.2", 5000 + position)
         assert config.advertised() == ("gate", 8000 + position)
+        for name in ("secret_file", "tls_cert", "tls_key", "tls_ca"):  # the secret itself is on no command line
+            assert getattr(config, f"request_plane_{name}") == getattr(GIVEN, f"request_plane_{name}")
         assert (config.system_host, config.system_port) == ("127.0.0.3", 6000 + position)
         assert "m" in command
         assert "/models/m" in command

@@ -36,7 +36,7 @@ def nearly_right(draw: st.DrawFn) -> bytes:
     value = json.loads(GOOD.encode())
     for _ in range(draw(st.integers(1, 2))):
         place = value["address"] if draw(st.booleans()) else value
-        if isinstance(place, dict):
+        if isinstance(place, dict) and place:
             place[draw(st.sampled_from(sorted(place)))] = draw(ANYTHING)
     return json.dumps(value).encode()
 
