@@ -11,7 +11,7 @@ import msgspec
 import uvloop
 
 from benchmarks.meter import Meter
-from benchmarks.process_tree import pss_mib
+from benchmarks.process_tree import descriptors, pss_mib
 from benchmarks.prompt import Prompt
 from benchmarks.sse_stream import Expected, SseStream, Tally
 
@@ -47,6 +47,7 @@ class HttpSample(msgspec.Struct, frozen=True, kw_only=True):
     worker_cpu_s: float
     client_cpu_s: float
     frontend_pss_mib: float  # near the end of a run of seconds, with all streams open; after a run of requests
+    frontend_descriptors: int  # at the end, when the client has gone
     foreign_percent: float
 
 
@@ -70,6 +71,7 @@ async def measure(job: HttpJob) -> HttpSample:
         worker_cpu_s=spent.cpu_s["worker"],
         client_cpu_s=spent.cpu_s["client"],
         frontend_pss_mib=pss,
+        frontend_descriptors=descriptors(job.frontend_pid),
         foreign_percent=spent.foreign_percent,
     )
 

@@ -26,6 +26,11 @@ def pss_mib(root: int) -> float:
     return sum(map(_own_pss_kib, _tree(root, _stats()))) / _KIB_PER_MIB
 
 
+def descriptors(root: int) -> int:
+    """How many are open; 0 when there is no such process."""
+    return sum(map(_own_descriptors, _tree(root, _stats())))
+
+
 def _tree(root: int, stats: dict[int, _Stat]) -> list[int]:
     members = [root] if root in stats else []
     for member in members:  # grows while it is read
@@ -52,6 +57,13 @@ def _own_cpu_s(pid: int) -> float:
         return time.clock_gettime((~pid << 3) | 2)
     except OSError:
         return 0.0
+
+
+def _own_descriptors(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
 
 
 def _own_pss_kib(pid: int) -> int:

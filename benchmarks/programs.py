@@ -82,7 +82,11 @@ class Programs:
             raise BenchmarkError(f"{module} took more than {timeout_s:.0f} s") from None
         if finished.returncode != 0:
             raise BenchmarkError(f"{module} failed:\n{finished.stderr.decode(errors='replace')[-_TAIL_CHARS:]}")
-        return msgspec.json.decode(finished.stdout, type=result)
+        try:
+            return msgspec.json.decode(finished.stdout, type=result)
+        except msgspec.DecodeError as error:
+            said = finished.stderr.decode(errors="replace")[-_TAIL_CHARS:]
+            raise BenchmarkError(f"{module} gave {len(finished.stdout)} bytes of no use: {error}\n{said}") from error
 
     def stop(self) -> None:
         for process in self._running.values():

@@ -19,7 +19,7 @@ OUTPUT_TOKENS = 64
 _MODEL = "m"
 _POLL_S = 0.05
 _DRIVE_TIMEOUT_S = 60.0  # beyond the time that a run is meant to take
-_SECONDS_PER_REQUEST_MAX = 0.1
+_SECONDS_PER_TOKEN_MAX = 0.0016
 
 
 class _Instance(msgspec.Struct):
@@ -41,7 +41,13 @@ class Stack:
     prompt: Prompt
 
     def measure(
-        self, concurrency: int, *, warm_up_s: float, seconds: float | None = None, requests: int | None = None
+        self,
+        concurrency: int,
+        *,
+        warm_up_s: float,
+        seconds: float | None = None,
+        requests: int | None = None,
+        output_tokens: int = OUTPUT_TOKENS,
     ) -> HttpSample:
         """Streams at this concurrency for a time or for a number of requests; BenchmarkError when nothing came back."""
         job = HttpJob(
@@ -50,13 +56,13 @@ class Stack:
             frontend_pid=self.frontend_pid,
             worker_pids=self.worker_pids,
             prompt=self.prompt,
-            output_tokens=OUTPUT_TOKENS,
+            output_tokens=output_tokens,
             concurrency=concurrency,
             warm_up_s=warm_up_s,
             seconds=seconds,
             requests=requests,
         )
-        expected_s = warm_up_s + (seconds or 0) + (requests or 0) * _SECONDS_PER_REQUEST_MAX
+        expected_s = warm_up_s + (seconds or 0) + (requests or 0) * output_tokens * _SECONDS_PER_TOKEN_MAX
         sample = self.programs.drive("benchmarks.http_load", job, HttpSample, expected_s + _DRIVE_TIMEOUT_S)
         if not sample.tokens:
             raise BenchmarkError(f"no request completed: {sample.errors}")
@@ -75,7 +81,7 @@ def serving(model_dir: Path, prompt: Prompt, *, speedup: float, fleet: Sequence[
         url = started.wait_until_ready("frontend")
         for i in range(len(fleet)):
             started.wait_until_ready(f"worker{i}")
-        _wait_for_workers(url, len(fleet))
+        wait_for_workers(url, len(fleet))
         yield Stack(
             programs=started,
             port=int(url.rpartition(":")[2]),
@@ -94,7 +100,8 @@ def _worker_arguments(model_dir: Path, speedup: float, role: str) -> list[str]:
     ]
 
 
-def _wait_for_workers(url: str, workers: int) -> None:
+def wait_for_workers(url: str, workers: int) -> None:
+    """Until the frontend at `url` can send requests to so many; BenchmarkError when that takes too long."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         try:

@@ -27,6 +27,7 @@ class Config(BaseConfig):
     )
     ratio: float = option(1.5, flag="--ratio", env="T_RATIO", help="a ratio")
     directory: str | None = option(None, flag="--dir", metavar="DIR", help="where")
+    secret: str | None = option(None, flag=(), env="T_SECRET", help="a secret")
     computed: int = 5  # not an option
 
 
@@ -43,6 +44,15 @@ def test_flag_wins_over_environment_wins_over_default() -> None:
     assert read("--port", "9001", T_PORT="9000").port == 9001
     assert read("--port=9001").port == 9001
     assert read("--mode", "a", T_MODE="b").mode == "a"
+
+
+def test_secret_comes_from_the_environment_alone() -> None:
+    config = read(T_SECRET="xyz")
+    assert config.secret == "xyz"
+    assert "xyz" not in repr(config)
+    assert "xyz" not in as_flags(Config, config)
+    with pytest.raises(SystemExit):
+        read("--secret", "xyz")
 
 
 def test_flag_set_to_the_default_still_wins() -> None:
@@ -131,8 +141,17 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_list_the_inherited_first() -> None:
-    assert [s.name for s in settings(Config)] == ["port", "name", "fast", "warm", "mode", "ratio", "directory"]
-    assert [s.type for s in settings(Config)] == [int, str, bool, bool, str, float, str]
+    assert [s.name for s in settings(Config)] == [
+        "port",
+        "name",
+        "fast",
+        "warm",
+        "mode",
+        "ratio",
+        "directory",
+        "secret",
+    ]
+    assert [s.type for s in settings(Config)] == [int, str, bool, bool, str, float, str, str]
 
 
 def test_environment_alone() -> None:

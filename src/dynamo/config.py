@@ -59,7 +59,10 @@ def option(
     minimum: float | None = None,
     aliases: Mapping[str, str] | None = None,
 ) -> Any:
-    """A dataclass field that can be set by `flag` (one or several spellings, the first is the main one) or `env`."""
+    """A dataclass field that can be set by `flag` (one or several spellings, the first is the main one) or `env`.
+
+    A secret has no flag, `()`: everybody on a host can read command lines. It is left out of the dataclass's repr too.
+    """
     described = Option(
         flags=(flag,) if isinstance(flag, str) else tuple(flag),
         help=help,
@@ -69,7 +72,7 @@ def option(
         minimum=minimum,
         aliases=aliases or {},
     )
-    return dataclasses.field(default=default, metadata={"option": described})
+    return dataclasses.field(default=default, metadata={"option": described}, repr=bool(described.flags))
 
 
 def group(cls: type[T]) -> T:
@@ -110,13 +113,14 @@ def setting_values(config: Any) -> dict[str, str]:
 def as_flags(cls: type, config: Any, *, without: Collection[str] = ()) -> list[str]:
     """The command line that gives the fields of `cls` their values in `config`, but for those named in `without`.
 
-    None, which no flag can say, is left to the default.
+    None, which no flag can say, is left to the default, and a secret to the environment.
     """
     flags: list[str] = []
     for setting in settings(cls):
-        value, flag = operator.attrgetter(setting.name)(config), setting.option.flags[0]
-        if value is None or setting.name in without:
+        value = operator.attrgetter(setting.name)(config)
+        if value is None or setting.name in without or not setting.option.flags:
             continue
+        flag = setting.option.flags[0]
         if setting.type is bool:
             flags.append(flag if value else f"--no-{flag.removeprefix('--')}")
         else:
@@ -174,6 +178,8 @@ def add_arguments(cls: type, parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `cls` to a parser that may hold more."""
     for setting in settings(cls):
         described = setting.option
+        if not described.flags:
+            continue
         keywords: dict[str, Any] = {
             "dest": setting.name,
             "default": argparse.SUPPRESS,

@@ -5,21 +5,25 @@
     │   ├── ContextLengthExceededError 400  prompt plus output does not fit the model
     │   └── UnsupportedFeatureError    400  valid, but not here: the engine or this release lacks it
     ├── AuthenticationError            401
+    ├── InvalidApiKeyError             401  the client's key
     ├── NotFoundError                  404  unknown route
     │   └── ModelNotFoundError         404
     ├── MethodNotAllowedError          405
     ├── RequestTooLargeError           413
     ├── UnsupportedMediaTypeError      415
+    ├── RateLimitedError               429  this client's requests are too many
     ├── RequestCancelledError          499  the caller stopped waiting
     ├── InternalError                  500  our mistake
     │   └── HandlerError               500  an endpoint's handler raised something of its own
     ├── ConnectionLostError            502  the worker went away in mid-stream
     │   ├── UnreachableError           502  there was no connection: nothing was sent
-    │   ├── WorkerStalledError         502  the worker has fallen silent in mid-stream
+    │   ├── WorkerStalledError         502  the worker is there but makes no progress any more
     │   └── ProtocolError              502  the other side does not speak our protocol
     ├── HandoffLostError               502  a prefilled prompt's KV cache could not be fetched
     ├── UnavailableError               503  nobody can serve this right now
     │   ├── NoInstancesError           503
+    │   │   └── NobodyLeftError        503  who had the request is lost, and no other can take it
+    │   ├── CannotResumeError          503  who had the request is lost, and no other can go on with it
     │   ├── DrainingError              503  this worker finishes what it has and takes nothing new
     │   └── OverloadedError            503
     ├── DeadlineExceededError          504
@@ -40,6 +44,7 @@ class DynamoError(Exception):
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    retry_after_s: float | None = None  # when the client may well try again; None: trying again is no help
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -70,6 +75,13 @@ class AuthenticationError(DynamoError):
     """The peer could not show that it may talk to this process."""
 
     code = "unauthorized"
+    http_status = 401
+
+
+class InvalidApiKeyError(DynamoError):
+    """The client has shown no key, or one that nobody has."""
+
+    code = "invalid_api_key"  # OpenAI's
     http_status = 401
 
 
@@ -105,6 +117,17 @@ class UnsupportedMediaTypeError(DynamoError):
 
     code = "unsupported_media_type"
     http_status = 415
+
+
+class RateLimitedError(DynamoError):
+    """The client has used up what its key allows for now."""
+
+    code = "rate_limit_exceeded"  # OpenAI's
+    http_status = 429
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class RequestCancelledError(DynamoError):
@@ -146,7 +169,10 @@ class UnreachableError(ConnectionLostError):
 
 
 class WorkerStalledError(ConnectionLostError):
-    """The worker has given no sign of life for too long, or its engine has made no step: it may still come back."""
+    """For too long it has given no sign of life, its engine has made no step, or its stream has said nothing.
+
+    It may still come back.
+    """
 
     code = "worker_stalled"
 
@@ -175,12 +201,25 @@ class UnavailableError(DynamoError):
     code = "service_unavailable"
     http_status = 503
     retryable = True
+    retry_after_s = 1.0
 
 
 class NoInstancesError(UnavailableError):
     """No live instance of the endpoint is known."""
 
     code = "no_instances"
+
+
+class NobodyLeftError(NoInstancesError):
+    """The worker that had begun with the request is lost, and there is no other that can take it right now."""
+
+    code = "nobody_left"
+
+
+class CannotResumeError(UnavailableError):
+    """The worker was lost in the middle of an output that no other can go on with: it takes the whole request anew."""
+
+    code = "cannot_resume"
 
 
 class DrainingError(UnavailableError):
@@ -193,6 +232,10 @@ class OverloadedError(UnavailableError):
     """A bound was reached: too many requests are already waiting."""
 
     code = "overloaded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceededError(DynamoError):

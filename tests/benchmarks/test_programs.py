@@ -30,3 +30,8 @@ def test_no_program_outlives_the_block() -> None:
 
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_load_generator_that_gives_no_result_says_so() -> None:
+    with programs() as started, pytest.raises(BenchmarkError, match=r"this gave \d+ bytes of no use"):
+        started.drive("this", Job(), Job, timeout_s=10)

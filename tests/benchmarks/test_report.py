@@ -24,6 +24,7 @@ SAMPLE = HttpSample(
     worker_cpu_s=0.032,
     client_cpu_s=0.016,
     frontend_pss_mib=70.0,
+    frontend_descriptors=20,
     foreign_percent=3.0,
 )
 

@@ -20,10 +20,12 @@ class Kind(StrEnum):
     KILL_FRONTEND = "frontend killed"
 
 
-ANYWHERE = (
+_ANYWHERE = (
     *(Kind.KILL_WORKER, Kind.KILL_WORKER, Kind.FREEZE_WORKER, Kind.FREEZE_WORKER, Kind.DRAIN_WORKER, Kind.CUT),
     *(Kind.DELAY, Kind.DRAIN_FRONTEND, Kind.KILL_FRONTEND),
 )  # the first ones twice as often
+ON_ONE_HOST = (*_ANYWHERE, Kind.WIPE_DISCOVERY)
+WITH_BROKERS = (*_ANYWHERE, Kind.RESTART_ETCD, Kind.RESTART_NATS)
 _PAUSE_S = (0.5, 3.5)  # from the beginning of one fault to that of the next
 _LASTS_S = (0.5, 8.0)
 

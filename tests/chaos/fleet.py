@@ -14,10 +14,15 @@ from pathlib import Path
 from dynamo.runtime.process import READY
 from dynamo.testing import Program
 from dynamo.testing.deployment import START_S, Deployment, deployment
+from dynamo.testing.etcd_server import EtcdServer
+from dynamo.testing.nats_server import NatsServer, nats_server
+from tests.e2e.raw_http import get
+from tests.e2e.served import until_served
 
 from .proxy import Proxy, proxy
 from .questions import MODEL
 
+_POLL_S = 0.05
 _PORTS = (15_000, 30_000)
 END_S = 60.0  # for a process that was told to end, whose requests may go on for half of that
 MOCKER = ("--block-size", "16", "--speedup-ratio", "2", "--max-model-len", "8192")
@@ -30,6 +35,7 @@ class Size:
     frontends: int = 2
     prefill: int = 2
     decode: int = 3
+    brokers: bool = False  # etcd and NATS, in place of a directory and of connections from each router to each worker
 
 
 class Place:
@@ -77,6 +83,13 @@ class Frontend(Place):
         super().__init__(name, start)
         self.metrics_url = self.url = url
 
+    async def start(self) -> None:
+        """Returns when it serves: who balances load asks /health before."""
+        await super().start()
+        async with asyncio.timeout(START_S):
+            while (await get(self.url, "/health")).status != 200:  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(_POLL_S)
+
 
 class Worker(Place):
     """One that others reach through a proxy."""
@@ -112,6 +125,9 @@ class Fleet:
         self.deployment = own
         self.frontends: list[Frontend] = []
         self.workers: list[Worker] = []
+        self._etcd: EtcdServer | None = None
+        self._nats: NatsServer | None = None
+        self._restarting = asyncio.Lock()
         self._model = model
         self._stack = stack
 
@@ -119,14 +135,45 @@ class Fleet:
     def places(self) -> list[Frontend | Worker]:
         return [*self.frontends, *self.workers]
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """By which processes find the brokers, if there are any."""
+        if self._etcd is None or self._nats is None:
+            return {}
+        return {
+            "DYN_DISCOVERY_BACKEND": "etcd",
+            "ETCD_ENDPOINTS": self._etcd.url,
+            "DYN_EVENT_PLANE": "nats",
+            "NATS_SERVER": self._nats.url,
+        }
+
     async def start(self, size: Size) -> None:
+        if size.brokers:
+            self._etcd = self._stack.enter_context(EtcdServer(self.deployment.directory))
+            self._nats = await self._stack.enter_async_context(nats_server(self.deployment.directory))
         self.frontends = [self._frontend(i) for i in range(size.frontends)]
         self.workers = [await self._worker("prefill", i) for i in range(size.prefill)]
         self.workers += [await self._worker("decode", i) for i in range(size.decode)]
         await asyncio.gather(*(place.start() for place in self.places))
+        await asyncio.gather(*(until_served(frontend.url, len(self.workers)) for frontend in self.frontends))
 
     async def wipe_discovery(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self.deployment.discovery, ignore_errors=True)
+
+    async def restart_etcd(self, seconds: float) -> None:
+        """It is away for so long."""
+        assert self._etcd is not None
+        async with self._restarting:
+            self._etcd.stop()
+            await asyncio.sleep(seconds)
+            await asyncio.to_thread(self._etcd.start)
+
+    async def restart_nats(self, seconds: float) -> None:
+        assert self._nats is not None
+        async with self._restarting:
+            await self._nats.kill()
+            await asyncio.sleep(seconds)
+            await self._nats.start()
 
     def _frontend(self, number: int) -> Frontend:
         port = _free_port()
@@ -151,7 +198,7 @@ class Fleet:
         return Worker(f"{role}-{number}", way, url, start, decodes=role == "decode")
 
     async def _ready(self, module: str, flags: Sequence[str]) -> Program:
-        started = await self.deployment.python("-m", module, *flags)
+        started = await self.deployment.python("-m", module, *flags, environ=self.environ)
         await started.line(READY, START_S)
         return started
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 _PIECE_BYTES = 64 << 10
 
@@ -13,7 +14,7 @@ class Proxy:
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
-        self._pipes: set[asyncio.Task[None]] = set()
+        self._connections: set[asyncio.Task[Any]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
         self.refusing = False  # new connections
@@ -25,6 +26,9 @@ class Proxy:
             writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
         self._writers.add(writer)
         try:
             if self.refusing:
@@ -38,25 +42,24 @@ class Proxy:
                     self._writers.discard(back)
                     back.transport.abort()
         finally:
+            self._connections.discard(task)
             self._writers.discard(writer)
             writer.transport.abort()
 
     async def close(self) -> None:
-        for pipe in tuple(self._pipes):
-            pipe.cancel()
-        if self._pipes:
-            await asyncio.wait(self._pipes)
+        self.refusing = True
+        self.cut()
+        if self._connections:
+            await asyncio.wait(self._connections)
 
     async def _both_ways(self, *ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
         pipes = [asyncio.create_task(self._pass_on(*way)) for way in ways]
-        self._pipes.update(pipes)
         try:
             await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pipe in pipes:
                 pipe.cancel()
             await asyncio.wait(pipes)
-            self._pipes.difference_update(pipes)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -77,5 +80,4 @@ async def proxy(target_port: int) -> AsyncIterator[Proxy]:
         yield made
     finally:
         server.close()
-        made.cut()
         await made.close()

@@ -1,6 +1,7 @@
 """What has come of a run."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .faults import Kind
@@ -45,3 +46,19 @@ class Report:
             lines.append(f"{what}: {len(texts) or 'nothing'}")
             lines += [f"  {text}" for text in texts[:SHOWN_MAX]]
         return "\n".join(lines)
+
+
+def table(reports: Iterable[Report]) -> str:
+    """In markdown: of reports about one kind of fault each, what it costs."""
+    lines = [
+        "| fault | times | answered as undisturbed | asked again | lost | longest TTFT | longest silence later |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for report in reports:
+        (kind, times), *_ = report.faults.items()
+        lost = len(report.lost) + len(report.wrong)
+        lines.append(
+            f"| {kind} | {times} | {report.answered} | {report.asked_again} | {lost} | {report.first_token_s:.1f} s"
+            f" | {report.silence_s:.1f} s |"
+        )
+    return "\n".join(lines)

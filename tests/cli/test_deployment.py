@@ -14,8 +14,11 @@ from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.overload_config import OverloadConfig
+from dynamo.llm.migration_config import MigrationConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
+from dynamo.runtime.discovery.etcd_config import EtcdConfig
 
 T = TypeVar("T")
 
@@ -23,11 +26,23 @@ GIVEN = ServeConfig(
     engine="mocker",
     workers=2,
     namespace="mine",
+    discovery_backend="etcd",
     file_kv="/tmp/kv",
+    etcd=EtcdConfig(
+        endpoints="https://a:1,https://b:2",
+        auth_username="user",
+        auth_password="secret",
+        auth_ca="/tmp/ca.pem",
+        auth_client_cert="/tmp/cert.pem",
+        auth_client_key="/tmp/key.pem",
+        lease_ttl_s=7,
+    ),
+    event_plane="nats",
+    nats_server="nats://me:secret@broker",
     rpc_host="127.0.0.2",
     rpc_port=5000,
     rpc_advertise="gate:8000",
-    request_plane_secret_file="/tmp/secret",
+    request_plane_secret_file="/tmp/password",
     request_plane_tls_cert="/tmp/cert.pem",
     request_plane_tls_key="/tmp/key.pem",
     request_plane_tls_ca="/tmp/ca.pem",
@@ -46,12 +61,28 @@ GIVEN = ServeConfig(
     access_log=False,
     keep_alive_s=9,
     client_timeout_s=8.0,
+    connections_max=15,
+    request_timeout_s=16.0,
+    tls_cert_path="/tmp/tls.pem",
+    tls_key_path="/tmp/tls.key",
+    api_keys_file="/tmp/keys.toml",
     disagg=DisaggConfig(
         conditional_disagg=True,
         disagg_policy="length",
         max_local_prefill_length=7,
         max_local_prefill_ratio=0.25,
         max_prefill_queue_tokens=8,
+    ),
+    migration=MigrationConfig(migration_limit=4, migration_wait_s=8.5, inter_token_timeout_s=7.5),
+    overload=OverloadConfig(
+        ttft_limit_s=2.5,
+        max_inflight=11,
+        max_queued_tokens=12,
+        active_decode_blocks_threshold=0.9,
+        active_prefill_tokens_threshold=13,
+        admission_queue_size=14,
+        admission_queue_timeout_s=1.5,
+        overload_status=529,
     ),
     kv_router=KvRouterConfig(
         overlap_score_weight=0.5,
@@ -71,13 +102,17 @@ GIVEN = ServeConfig(
         router_active_request_expiry_secs=60.0,
     ),
 )
-CANNOT_DIFFER = {"discovery_backend", "request_plane"}  # from their defaults: there is but one for several processes
+CANNOT_DIFFER = {"request_plane"}  # from its default: there is but one for several processes
+IN_THE_ENVIRONMENT = {"etcd.auth_password", "nats_server"}
 NOT_THE_FRONTENDS = {"rpc_port", "rpc_advertise", "system_host", "system_port"}  # workers listen there
 
 
 def commands(config: ServeConfig, *worker_flags: str) -> dict[str, list[str]]:
-    deployment = Deployment(config=config, model_name="m", model_dir="/models/m", worker_flags=worker_flags)
-    return deployment.commands()
+    return deployed(config, *worker_flags).commands()
+
+
+def deployed(config: ServeConfig, *worker_flags: str) -> Deployment:
+    return Deployment(config=config, model_name="m", model_dir="/models/m", worker_flags=worker_flags)
 
 
 def parsed(cls: type[T], command: list[str]) -> T:
@@ -96,7 +131,7 @@ def test_the_frontend_gets_every_flag() -> None:
     assert made["frontend"][1:3] == ["-m", "dynamo.frontend"]
     config = parsed(FrontendConfig, made["frontend"])
     for setting in settings(FrontendConfig):
-        if setting.name not in NOT_THE_FRONTENDS:
+        if setting.name not in NOT_THE_FRONTENDS | IN_THE_ENVIRONMENT:
             assert attrgetter(setting.name)(config) == attrgetter(setting.name)(GIVEN), setting.name
 
 
@@ -108,7 +143,9 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
         config = parsed(cls, command)
         assert config.namespace == "mine"
         assert config.file_kv == "/tmp/kv"
+        assert config.etcd == dataclasses.replace(GIVEN.etcd, auth_password=None)
         assert config.shutdown_timeout_s == 5.5
+        assert config.event_plane == "nats"
         assert (config.rpc_host, config.rpc_port) == ("127.0.0.2", 5000 + position)
         assert config.advertised() == ("gate", 8000 + position)
         for name in ("secret_file", "tls_cert", "tls_key", "tls_ca"):  # the secret itself is on no command line
@@ -116,6 +153,11 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
         assert (config.system_host, config.system_port) == ("127.0.0.3", 6000 + position)
         assert "m" in command
         assert "/models/m" in command
+
+
+def test_no_command_line_tells_a_secret() -> None:
+    assert deployed(GIVEN).environ() == {"NATS_SERVER": "nats://me:secret@broker", "ETCD_AUTH_PASSWORD": "secret"}
+    assert not any("secret" in argument for command in commands(GIVEN).values() for argument in command)
 
 
 def test_ports_that_need_not_differ() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from dynamo.cli.main import main
 from dynamo.router.kernel import KERNEL
+from dynamo.testing.etcd_server import ETCD, EtcdServer
 
 
 def test_all_is_well(discovery: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +40,18 @@ def test_directory_from_the_environment(
 def test_without_a_directory(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--discovery-backend", "mem"]) == 0
     assert "discovery" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(ETCD is None, reason="there is no etcd here")
+def test_etcd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with EtcdServer(tmp_path) as server:
+        assert main(["doctor", "--discovery-backend", "etcd", "--etcd-endpoints", server.url]) == 0
+    assert f"ok    discovery: etcd at {server.url} takes entries" in capsys.readouterr().out
+
+
+def test_address_without_etcd(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--discovery-backend", "etcd", "--etcd-endpoints", "localhost:2379"]) == 1
+    assert "FAIL  discovery: an endpoint of etcd is written" in capsys.readouterr().out
 
 
 def test_unusable_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,9 +30,8 @@ async def test_questions(monkeypatch: pytest.MonkeyPatch) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         path = request.split()[1].decode()
         asked.append(path)
-        body = b"dynamo_frontend_inflight_requests 3.0\n"
-        status = b"404 Not Found" if "unknown" in path else b"200 OK"
-        writer.write(b"HTTP/1.0 %s\r\n\r\n%s" % (status, body))
+        health, metrics = b'{"models": ["org/a b"], "status": "healthy"}', b"dynamo_frontend_inflight_requests 3.0\n"
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n%s" % (health if path == "/health" else metrics))
         await writer.drain()
         writer.close()
 
@@ -41,6 +40,6 @@ async def test_questions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await asyncio.to_thread(serves, url, "org/a b")
         assert not await asyncio.to_thread(serves, url, "unknown")
         assert await asyncio.to_thread(read_figures, url) == Figures(in_flight=3)
-    assert asked == ["/v1/models/org%2Fa%20b", "/v1/models/unknown", "/metrics"]
+    assert asked == ["/health", "/health", "/metrics"]
     assert not await asyncio.to_thread(serves, url, "m")  # nobody there
     assert await asyncio.to_thread(read_figures, url) is None

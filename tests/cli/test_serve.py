@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from dynamo.cli.serve import main
 from dynamo.testing import eventually, program
@@ -52,6 +53,19 @@ def entries(discovery: Path) -> list[str]:
 
 def worker_pids(supervisor: int) -> list[int]:
     return [pid for pid, command in children(supervisor).items() if "dynamo.mocker" in command]
+
+
+async def test_with_keys_and_tls(tiny_model: Path, environ: dict[str, str], tmp_path: Path) -> None:
+    """The supervisor has no key, and does not trust the certificate more than others do."""
+    issued = trustme.CA().issue_cert("example.org")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    flags = ["--tls-cert-path", str(cert), "--tls-key-path", str(key)]
+    async with program(mocker(tiny_model, *flags), environ | {"DYN_API_KEYS": "k"}) as serve:
+        assert "ready: tiny on https://127.0.0.1:" in await serve.line("ready: tiny", START_S)
+        serve.signal(signal.SIGINT)
+        assert await serve.exit_code(20) == 0
 
 
 async def test_in_a_terminal(tiny_model: Path, environ: dict[str, str], discovery: Path) -> None:

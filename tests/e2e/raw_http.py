@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -83,10 +84,10 @@ class Connection:
 
 
 @asynccontextmanager
-async def connect(url: str, *, limit: int = 1 << 20) -> AsyncIterator[Connection]:
+async def connect(url: str, *, limit: int = 1 << 20, tls: ssl.SSLContext | None = None) -> AsyncIterator[Connection]:
     """`limit`: bytes that may wait unread on this side before the socket is left alone, half of them."""
     parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=limit)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=limit, ssl=tls)
     try:
         yield Connection(reader, writer)
     finally:
@@ -94,13 +95,14 @@ async def connect(url: str, *, limit: int = 1 << 20) -> AsyncIterator[Connection
 
 
 @asynccontextmanager
-async def dawdle(url: str) -> AsyncIterator[Connection]:
+async def dawdle(url: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Connection]:
     """A connection that takes few bytes ahead of its reader."""
     parts = urlsplit(url)
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect((parts.hostname, parts.port))
-    reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
+    name = None if tls is None else parts.hostname
+    reader, writer = await asyncio.open_connection(sock=sock, limit=4096, ssl=tls, server_hostname=name)
     try:
         yield Connection(reader, writer)
     finally:

@@ -67,6 +67,7 @@ FRONTEND_MISTAKES = [
     (("--http-host", "192.0.2.1"), 1, "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
     (("--http-body-limit-mb", "0"), 1, "--http-body-limit-mb must be"),
     (("--file-kv", "/dev/null"), 1, "cannot use the discovery directory /dev/null"),
+    (("--discovery-backend", "etcd", "--etcd-endpoints", "nowhere"), 1, "an endpoint of etcd is written http://"),
     (("--no-such-flag",), 2, "unrecognized arguments: --no-such-flag"),
 ]
 WORKER_MISTAKES = [
@@ -93,7 +94,7 @@ async def test_processes_that_cannot_start(own: Deployment, tiny_model: Path) ->
 async def test_variables_made_for_upstream(own: Deployment, tiny_model: Path) -> None:
     environ = {
         "DYN_REQUEST_PLANE": "nats",
-        "DYN_DISCOVERY_BACKEND": "etcd",
+        "DYN_DISCOVERY_BACKEND": "kubernetes",
         "DYN_EVENT_PLANE": "zmq",
         "DYN_LOG": "warn,dynamo=info,dynamo_llm::kv=loud",
         "DYN_HTTP_PORT": "abc",

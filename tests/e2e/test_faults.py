@@ -84,7 +84,7 @@ async def test_worker_killed_in_mid_stream(own: Deployment, tiny_model: Path) ->
 @pytest.mark.alone
 async def test_all_workers_killed(own: Deployment, tiny_model: Path) -> None:
     (frontend, url), first, second = await asyncio.gather(
-        own.frontend(), own.mocker(tiny_model, "m"), own.mocker(tiny_model, "m")
+        own.frontend("--migration-wait", "0"), own.mocker(tiny_model, "m"), own.mocker(tiny_model, "m")
     )
     await until_served(url, 2)
     assert (await post(url, CHAT, chat())).status == 200
@@ -163,7 +163,7 @@ async def _assert_unavailable_soon(url: str) -> None:
 
 async def test_worker_that_does_not_finish_in_time(own: Deployment, tiny_model: Path) -> None:
     (_, url), leaving = await asyncio.gather(
-        own.frontend(), own.mocker(tiny_model, "m", *SLOW, "--shutdown-timeout", "0.3")
+        own.frontend("--migration-wait", "0.1"), own.mocker(tiny_model, "m", *SLOW, "--shutdown-timeout", "0.3")
     )
     await until_served(url, 1)
     async with connect(url) as stream:

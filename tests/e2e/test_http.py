@@ -1,14 +1,16 @@
 """HTTP itself, as rude clients speak it."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from dynamo.frontend.http_protocol import HEAD_BYTES_MAX
+from dynamo.frontend.http_protocol import HEAD_BYTES_MAX, HEADERS_MAX
 from dynamo.testing import within
 
 from .conftest import Stack
@@ -198,12 +200,13 @@ async def test_what_is_not_http(stack: Stack, nonsense: bytes) -> None:
         assert await connection.is_closed()
 
 
-@pytest.mark.parametrize("kind", ["one header", "many headers", "path"])
+@pytest.mark.parametrize("kind", ["one header", "headers", "path"])
 async def test_large_head(stack: Stack, kind: str) -> None:
     def head(size: int) -> bytes:
         if kind == "path":
             return b"GET /" + b"x" * size + b" HTTP/1.1\r\n\r\n"
-        fill = b"x: " + b"y" * size + b"\r\n" if kind == "one header" else b"x: y\r\n" * (size // 2)
+        count = 1 if kind == "one header" else HEADERS_MAX // 2
+        fill = (b"x: " + b"y" * (size // count) + b"\r\n") * count
         return b"GET /live HTTP/1.1\r\n" + fill + b"\r\n"
 
     async with connect(stack.url) as connection:
@@ -213,6 +216,23 @@ async def test_large_head(stack: Stack, kind: str) -> None:
         response = await connection.response()
         assert response.status == 431
         assert response.error()["code"] == "request_too_large"
+        assert await connection.is_closed()
+
+
+async def test_too_many_headers(stack: Stack) -> None:
+    async with connect(stack.url) as connection:
+        connection.send(b"GET /live HTTP/1.1\r\n" + b"x: y\r\n" * HEADERS_MAX + b"\r\n")
+        assert (await connection.response()).status == 200
+        connection.send(b"GET /live HTTP/1.1\r\n" + b"x: y\r\n" * (HEADERS_MAX + 2))
+        response = await connection.response()
+        assert (response.status, response.error()["code"]) == (431, "request_too_large")
+        assert await connection.is_closed()
+
+
+async def test_too_many_trailers(stack: Stack) -> None:
+    async with connect(stack.url) as connection:
+        connection.send(_chunked_head() + b"0\r\n" + b"x: y\r\n" * (HEADERS_MAX + 2))
+        assert (await connection.response()).status in (400, 431)
         assert await connection.is_closed()
 
 
@@ -250,6 +270,43 @@ async def test_json_is_not_escaped_needlessly(stack: Stack) -> None:
     assert json.loads(response.body)
 
 
+async def test_more_connections_than_there_may_be(stack: Stack) -> None:
+    _, url = await stack.deployment.frontend("--http-max-connections", "3")
+    async with AsyncExitStack() as opened:
+        connections = [await opened.enter_async_context(connect(url)) for _ in range(3)]
+        for connection in connections:
+            connection.send(message("GET", "/live", b"", {}))
+            assert (await connection.response()).status == 200
+        async with connect(url) as refused:
+            refused.send(message("GET", "/live", b"", {}))
+            response = await refused.response()
+            assert (response.status, response.error()["code"]) == (503, "overloaded")
+            assert response.headers["retry-after"] == "1"
+            assert await refused.is_closed()
+        connections[0].send(message("GET", "/live", b"", {}))
+        assert (await connections[0].response()).status == 200
+    await within(_until_live(url))
+
+
+async def test_far_more_connections_than_there_may_be(stack: Stack) -> None:
+    """Refusing takes a place for a moment too: beyond some there is no word even."""
+    _, url = await stack.deployment.frontend("--http-max-connections", "1")
+    async with AsyncExitStack() as opened:
+        connections = [await opened.enter_async_context(connect(url)) for _ in range(400)]
+        ends = await within(asyncio.gather(*(c.reader.read(1) for c in connections[1:]), return_exceptions=True))
+        assert b"H" in ends
+        assert b"" in ends or any(isinstance(end, ConnectionError) for end in ends)
+    await within(_until_live(url))
+
+
+async def _until_live(url: str) -> None:
+    while True:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            if (await get(url, "/live")).status == 200:
+                return
+        await asyncio.sleep(0.01)
+
+
 def _chunked_head() -> bytes:
     head = message("POST", CHAT, b"", JSON_HEADERS)
     return head.replace(b"content-length: 0", b"transfer-encoding: chunked")
@@ -267,6 +324,27 @@ async def test_client_that_goes_silent(impatient: str, part: bytes) -> None:
         response = await connection.response()
         assert (response.status, response.error()["type"]) == (408, "invalid_request_error")
         assert await connection.is_closed()
+
+
+async def test_head_that_comes_byte_by_byte(impatient: str) -> None:
+    """No silence is long, but there is no end either."""
+    async with connect(impatient) as connection:
+        connection.send(b"GET /live HTTP/1.1\r\nx: ")
+        reading = asyncio.create_task(connection.response())
+        while not reading.done():
+            connection.send(b"y")
+            await asyncio.wait({reading}, timeout=0.05)
+        assert (await within(reading)).status == 408
+
+
+async def test_body_that_comes_byte_by_byte_is_waited_for(impatient: str) -> None:
+    async with connect(impatient) as connection:
+        data = message("POST", CHAT, chat(), JSON_HEADERS)
+        connection.send(data[:-8])
+        for byte in data[-8:]:
+            await asyncio.sleep(0.1)  # in all more than the time that a head may take
+            connection.send(bytes([byte]))
+        assert (await connection.response()).status == 200
 
 
 async def test_silence_is_no_fault_while_the_answer_comes(impatient: str) -> None:

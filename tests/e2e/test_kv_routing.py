@@ -277,7 +277,8 @@ async def test_worker_killed_in_mid_stream(own: Deployment, tiny_model: Path) ->
     assert second.routing.worker_id == first.routing.worker_id
     [victim] = [worker for worker in workers if instance_of(worker) == first.routing.worker_id]
     async with connect(url) as stream:
-        stream.post(CHAT, encoded(chat([*conversation.messages], stream=True, max_tokens=20_000)))
+        named = {"backend_instance_id": first.routing.worker_id}  # else the other worker would go on with it
+        stream.post(CHAT, encoded(chat([*conversation.messages], stream=True, max_tokens=20_000, nvext=named)))
         await stream.head()
         await anext(stream.chunks())
         victim.signal(signal.SIGKILL)

@@ -109,8 +109,9 @@ async def test_openapi_knows_what_is_said_to_routers_and_by_them(stack: Stack) -
     assert "routing" in schemas["NvExtResponse"]["properties"]
     assert "candidates" in schemas["RoutingReport"]["properties"]
     for path in ("/v1/chat/completions", "/v1/completions"):
-        [header] = document["paths"][path]["post"]["parameters"]
-        assert (header["name"], header["in"]) == ("X-Dynamo-Session-ID", "header")
+        headers = document["paths"][path]["post"]["parameters"]
+        assert [header["name"] for header in headers] == ["X-Dynamo-Session-ID", "x-request-timeout-ms"]
+        assert {header["in"] for header in headers} == {"header"}
     for request_type in ("ChatCompletionRequest", "CompletionRequest"):
         assert "cache_salt" in schemas[request_type]["properties"]
 

@@ -161,11 +161,30 @@ def _mean(values: list[int] | list[float]) -> float:
     return sum(values) / len(values)
 
 
-async def test_nothing_outlives_a_killed_worker(served: Served) -> None:
-    """vLLM's processes go, though nobody is left to ask them."""
+async def test_nothing_outlives_a_killed_worker_but_its_streams(served: Served) -> None:
+    """vLLM's processes go, though nobody is left to ask them; the other worker goes on with what they had begun."""
     killed, _ = served.workers
     below = descendants(killed.pid)
     assert len(below) >= 2  # the engine process and its worker
 
+    streams = [
+        await served.openai.chat.completions.create(
+            model=MODEL,
+            temperature=0,
+            max_tokens=60,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+            messages=[user("Tell a story.")],
+        )
+        for _ in served.workers  # one for each
+    ]
+    for stream in streams:
+        await anext(stream)
     assert kill_and_wait(killed.pid, below, timeout_s=2) == []
     await until_served(served.kv_routed_url, 1)
+    for stream in streams:
+        *_, finish, last = [chunk async for chunk in stream]
+        assert finish.choices[0].finish_reason == "length"
+        assert last.usage is not None
+        assert last.usage.completion_tokens == 60

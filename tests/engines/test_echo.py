@@ -40,6 +40,12 @@ async def test_answers_with_the_prompt(max_tokens: int | None, answered: list[in
     assert [output.finish_reason for output in outputs] == [None] * (len(answered) - 1) + [reason]
 
 
+async def test_goes_on_where_another_worker_has_stopped() -> None:
+    asked = request(5, 6, 7, 5, 6, max_tokens=1)  # two of three
+    asked.resumed_tokens = 2
+    assert [list(output.token_ids) for output in await answer(EchoEngine(), asked, Context())] == [[7]]
+
+
 async def test_load() -> None:
     engine = EchoEngine()
     assert engine.load()[0].running_requests == 0

@@ -133,28 +133,27 @@ class TestEndpoint:
 
     async def test_load(self) -> None:
         engine = FakeEngine()
-        assert [load async for load in EngineEndpoint(engine).load(None)] == [nothing_pending(engine)]
+        assert EngineEndpoint(engine).load() == nothing_pending(engine)
 
     async def test_prompts_are_load_until_the_first_output(self) -> None:
         engine = FakeEngine()
         engine.answers.clear()
         endpoint = EngineEndpoint(engine)
 
-        async def pending() -> list[int | None]:
-            [loads] = [loads async for loads in endpoint.load(None)]
-            return [load.prefill_tokens for load in loads]
+        def pending() -> list[int | None]:
+            return [load.prefill_tokens for load in endpoint.load()]
 
         request = PreprocessedRequest(model="m", token_ids=token_array(range(7)), dp_rank=1)
         stream: Any = endpoint.generate(request, Context())
-        assert await pending() == [0, 0]
+        assert pending() == [0, 0]
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
-        assert await pending() == [0, 7]
+        assert pending() == [0, 7]
         engine.answers.set()
         await within(first)
-        assert await pending() == [0, 0]
+        assert pending() == [0, 0]
         await stream.aclose()
-        assert await pending() == [0, 0]
+        assert pending() == [0, 0]
 
     async def test_prompts_that_never_get_an_output_are_no_load(self) -> None:
         engine = FakeEngine()
@@ -162,7 +161,7 @@ class TestEndpoint:
         endpoint = EngineEndpoint(engine)
         with pytest.raises(OverloadedError):
             await anext(endpoint.generate(REQUEST, Context()))
-        assert [loads async for loads in endpoint.load(None)] == [nothing_pending(engine)]
+        assert endpoint.load() == nothing_pending(engine)
 
 
 class TestName:

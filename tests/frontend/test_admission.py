@@ -8,15 +8,18 @@ from starlette.datastructures import Headers
 
 from dynamo.errors import (
     InvalidRequestError,
+    OverloadedError,
     RequestCancelledError,
     RequestTooLargeError,
     UnsupportedMediaTypeError,
 )
-from dynamo.frontend.admission import HEADER_CHARS_MAX, read_body, request_id, session_id
+from dynamo.frontend.admission import HEADER_CHARS_MAX, read_body, request_id, session_id, timeout_s
+from dynamo.frontend.body_budget import BodyBudget, HeldBody
 from dynamo.testing import within
 
 JSON = {"content-type": "application/json"}
 LIMIT_BYTES = 10
+BUDGET_BYTES = 100
 
 
 def body(*chunks: bytes, end: bool = True) -> Iterable[dict[str, Any]]:
@@ -31,7 +34,7 @@ async def read(messages: Iterable[dict[str, Any]], headers: dict[str, str] = JSO
     async def receive() -> dict[str, Any]:
         return next(waiting)
 
-    return await within(read_body(Headers(headers), receive, LIMIT_BYTES))
+    return await within(read_body(Headers(headers), receive, LIMIT_BYTES, HeldBody(BodyBudget(BUDGET_BYTES))))
 
 
 @pytest.mark.parametrize("chunks", [[b"0123456789"], [b"01234", b"56789"], [b""], [b"", b"0", b"", b"1"]])
@@ -57,6 +60,25 @@ async def test_body_that_is_announced_too_large_is_not_read() -> None:
 @pytest.mark.parametrize("announced", ["10", "x", "", "-5", "²"])
 async def test_what_is_announced_is_only_a_hint(announced: str) -> None:
     assert await read(body(b"{}"), JSON | {"content-length": announced}) == b"{}"
+
+
+async def test_body_for_which_there_is_no_room() -> None:
+    budget = BodyBudget(25)
+    held = [HeldBody(budget) for _ in range(3)]
+
+    async def read_into(mine: HeldBody) -> bytes:
+        waiting = iter(body(b"01234", b"56789"))
+
+        async def receive() -> dict[str, Any]:
+            return next(waiting)
+
+        return await within(read_body(Headers(JSON), receive, LIMIT_BYTES, mine))
+
+    for mine in held[:2]:
+        assert len(await read_into(mine)) == 10
+    with pytest.raises(OverloadedError):
+        await read_into(held[2])
+    assert [mine.size_bytes for mine in held] == [10, 10, 5]
 
 
 async def test_client_that_leaves() -> None:
@@ -101,3 +123,29 @@ def test_names_that_could_not_stand_in_a_header(read: Callable[[Headers], str | 
     with pytest.raises(InvalidRequestError, match=header) as raised:
         read(Headers({header: value}))
     assert raised.value.param == header
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit_s", "expected_s"),
+    [
+        (None, None, None),
+        (None, 5.0, 5.0),
+        ("1", None, 0.001),
+        ("2500", 5.0, 2.5),
+        ("0002500", 5.0, 2.5),
+        ("1000000000", None, 1e6),
+        ("1000000000", 5.0, 5.0),
+    ],
+)
+def test_time_that_a_request_may_take(asked: str | None, limit_s: float | None, expected_s: float | None) -> None:
+    headers = Headers({} if asked is None else {"X-Request-Timeout-Ms": asked})
+    assert timeout_s(headers, limit_s) == expected_s
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "0", "-1", "+1", "1.0", "1e3", " 1", "1_000", "²", "٣", "1000000001", "9" * 9999]
+)
+def test_time_that_is_none(asked: str) -> None:
+    with pytest.raises(InvalidRequestError, match="x-request-timeout-ms") as raised:
+        timeout_s(Headers(raw=[(b"x-request-timeout-ms", asked.encode())]), 5.0)
+    assert raised.value.param == "x-request-timeout-ms"

@@ -77,16 +77,18 @@ class Client:
     """One request, and what it is answered."""
 
     def __init__(self, handler: Handler[Any, TextOutput]) -> None:
-        model = SimpleNamespace(card=SimpleNamespace(name="m"), pipeline=Pipeline(handler))
+        model = SimpleNamespace(card=SimpleNamespace(name="m"), pipeline=Pipeline(handler), instances=list)
         registry = CollectorRegistry()
         self.frontend = Frontend(
-            models=cast("ModelManager", SimpleNamespace(get=lambda name: model)),
+            models=cast("ModelManager", SimpleNamespace(get=lambda name, sees=None: model)),
             registry=registry,
             metrics=FrontendMetrics(registry),
             body_limit_bytes=10_000,
         )
         self.exchange = Exchange()
         self.sent: list[dict[str, Any]] = []  # in place of a stream
+        self.taken = asyncio.Event()
+        self.taken.set()
 
     async def post(self, *headers: Header, stream: bool = False, path: str = "chat") -> None:
         prompt = {"messages": [{"role": "user", "content": "Hi"}]} if path == "chat" else {"prompt": "Hi"}
@@ -130,6 +132,7 @@ class Client:
 
     async def _send(self, message: Any) -> None:
         self.sent.append(message)
+        await self.taken.wait()
 
 
 @pytest.mark.parametrize("path", ["chat", "completion"])
@@ -300,6 +303,30 @@ async def test_shutdown_that_cannot_wait(stream: bool) -> None:
     assert b'"code":"service_unavailable"' in client.body
     assert handler.open == 0
     assert client.inflight() == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_deadline(stream: bool) -> None:
+    handler = Scripted[Any, TextOutput](answers(TEXT), hang=True)
+    client = Client(handler)
+    await within(client.post((b"x-request-timeout-ms", b"50"), stream=stream))
+    assert client.status == (200 if stream else 504)
+    assert b'"code":"deadline_exceeded"' in client.body
+    assert handler.open == 0
+    assert client.inflight() == 0
+
+
+async def test_deadline_is_for_making_the_answer_not_for_taking_it() -> None:
+    client = Client(Scripted(answers(TEXT, END)))
+    client.taken.clear()
+    posting = asyncio.create_task(client.post((b"x-request-timeout-ms", b"200")))
+    await eventually(lambda: len(client.sent) == 1)
+    with pytest.raises(TimeoutError):  # it is still being taken long after the deadline
+        await within(asyncio.shield(posting), 0.4)
+    client.taken.set()
+    await within(posting)
+    assert client.status == 200
+    assert b"Hello" in client.body
 
 
 async def test_refusal_tells_when_to_come_again() -> None:

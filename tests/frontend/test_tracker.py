@@ -97,6 +97,13 @@ def test_failure_before_the_first_token(observed: Observed, caplog: pytest.LogCa
     assert caplog.text.rstrip().endswith("error=internal_error")
 
 
+def test_whose_key_it_was(observed: Observed, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dynamo.frontend.access")
+    tracker = RequestTracker(observed.metrics, observed.series, "completions", stream=False, client="alice")
+    tracker.finish("id", 200, None)
+    assert "completions 200 unary id key=alice model=m" in caplog.text
+
+
 def test_client_that_left(observed: Observed) -> None:
     observed.begin().finish("id", 499, RequestCancelledError("x"))
     assert observed.registry.get_sample_value("dynamo_frontend_disconnected_clients_total") == 1
@@ -113,7 +120,9 @@ def test_refused(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dynamo.frontend.access")
     log_refused("completions", "id", InvalidRequestError("x"))
     log_refused("completions", "", InvalidRequestError("x"))
+    log_refused("completions", "id", InvalidRequestError("x"), "alice")
     assert caplog.messages == [
         "completions 400 refused id error=invalid_request",
         "completions 400 refused - error=invalid_request",
+        "completions 400 refused id key=alice error=invalid_request",
     ]

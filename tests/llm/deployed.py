@@ -1,6 +1,6 @@
 """A frontend's models and the workers that announce them, all in one process."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,11 +47,17 @@ class Deployed:
         return worker
 
     async def serve(
-        self, name: str, model: Path, *, path: str = "ns.backend.generate", **options: Any
+        self,
+        name: str,
+        model: Path,
+        *,
+        path: str = "ns.backend.generate",
+        handler: Callable[..., Any] = answer,
+        **options: Any,
     ) -> DistributedRuntime:
         """A new worker, announced."""
         worker = self.new_worker()
-        await worker.endpoint(path).start(answer)
+        await worker.endpoint(path).start(handler)
         await self.announce(worker, name, model, path=path, **options)
         return worker
 

@@ -1,15 +1,22 @@
 """Which models a frontend can serve, as workers come and go."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dynamo.errors import ConfigError, ModelNotFoundError, NoInstancesError
 from dynamo.llm.model_manager import ModelManager
+from dynamo.llm.sequence import TextOutput
 from dynamo.llm.served_model import ServedModel
-from dynamo.runtime import DistributedRuntime, RuntimeConfig
+from dynamo.protocols.openai import decode_completion
+from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig
+from dynamo.runtime.stage import Deliver
 from dynamo.testing import eventually, within
+from dynamo.testing.stages import Reading, reading
 
 from .deployed import Deployed, answer, until_models
 
@@ -42,6 +49,18 @@ async def test_workers_come_and_go(fleet: Deployed, manager: ModelManager, tiny:
 
     await fleet.serve("b", tiny)
     await until_models(manager, {"a": 1, "b": 1})
+
+
+async def test_models_that_are_not_for_everybody(fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+    for name in ("a", "b"):
+        await fleet.serve(name, tiny)
+    await until_models(manager, {"a": 1, "b": 1})
+    assert manager.get("a", {"a", "c"}.__contains__) is manager.get("a")
+    for name in ("b", "x"):
+        with pytest.raises(ModelNotFoundError, match=f"the model '{name}' does not exist, or is not for you"):
+            manager.get(name, {"a"}.__contains__)
+    with pytest.raises(ModelNotFoundError, match=r"there is: a$"):
+        manager.get("c", {"a", "c"}.__contains__)
 
 
 async def test_worker_that_was_there_before(fleet: Deployed, tiny: Path) -> None:
@@ -155,3 +174,64 @@ async def test_end_while_a_model_is_being_closed(fleet: Deployed, monkeypatch: p
 
     await within(follow())
     assert not any(task.get_name() == "client-ns.backend.generate" for task in asyncio.all_tasks())
+
+
+async def test_requests_under_way_outlive_their_model(fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+    """A worker that comes in time takes them over; otherwise the model is closed after the last one."""
+    worker = await fleet.serve("m", tiny, handler=hang)
+    await until_models(manager, {"m": 1})
+    served = manager.get("m")
+    async with asking(served) as request:
+        await worker.close(graceful=False)
+        await until_models(manager, {})
+        await eventually(lambda: manager._slots["m"].empty)
+        with pytest.raises(NoInstancesError):
+            manager.get("m")
+
+        await fleet.serve("m", tiny)
+        await until_models(manager, {"m": 1})
+        assert manager.get("m") is served
+        assert (await request.end())[-1].finish_reason == "stop"
+
+
+async def test_model_is_closed_after_its_last_request(fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+    worker = await fleet.serve("m", tiny, handler=hang)
+    await until_models(manager, {"m": 1})
+    async with asking(manager.get("m")):
+        await worker.close(graceful=False)
+        await eventually(lambda: "m" in manager._slots and manager._slots["m"].empty)
+    await eventually(lambda: not manager._slots and not manager._leaving)
+    assert not any(task.get_name() == "client-ns.backend.generate" for task in asyncio.all_tasks())
+    await fleet.serve("m", tiny)
+    await until_models(manager, {"m": 1})
+
+
+async def test_end_while_requests_are_under_way(fleet: Deployed, tiny: Path) -> None:
+    manager = fleet.manager()
+    async with manager.following():
+        worker = await fleet.serve("m", tiny, handler=hang)
+        await until_models(manager, {"m": 1})
+        served = manager.get("m")
+        async with asking(served):
+            await worker.close(graceful=False)
+            await eventually(lambda: manager._slots["m"].empty)
+            following = manager._closing
+            assert len(following) == 1
+    assert not following
+
+
+@asynccontextmanager
+async def asking(served: ServedModel) -> AsyncIterator[Reading[TextOutput]]:
+    """A completion that has begun."""
+
+    async def ask(body: bytes, context: Context, deliver: Deliver[TextOutput]) -> None:
+        await served.pipeline.completion(decode_completion(body), body, context, deliver)
+
+    async with reading(ask, b'{"model": "m", "prompt": "Hello"}') as reader:
+        await reader.until(1)
+        yield reader
+
+
+async def hang(request: dict[str, Any], context: Context) -> AsyncIterator[Any]:
+    yield {"token_ids": [300]}
+    await asyncio.get_running_loop().create_future()

@@ -277,6 +277,6 @@ class TestPrefillWorkers:
                 await until_models(manager, {"m": 1})
             assert "dynamo_disagg_prefill_seconds" in generate_latest(registry).decode()
             await decode.close()
-            await eventually(lambda: not manager._slots)
+            await eventually(lambda: not manager._slots and not manager._leaving)
             assert 'model="m"' not in generate_latest(registry).decode()
             assert not [client for client in fleet.runtime._clients if "prefill" in str(client.endpoint)]

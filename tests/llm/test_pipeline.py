@@ -6,13 +6,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from dynamo.errors import ConfigError, ContextLengthExceededError, ModelNotFoundError
+from dynamo.errors import ConfigError, ConnectionLostError, ContextLengthExceededError, ModelNotFoundError
 from dynamo.llm.aggregate import Answer
 from dynamo.llm.delta import ChatEvents, ResponseHead
-from dynamo.llm.pipeline import Pipeline, build_pipeline
+from dynamo.llm.pipeline import Pipeline, Router, build_pipeline
 from dynamo.llm.sequence import TextOutput
-from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
-from dynamo.protocols.model_card import ModelCard, ModelInput, ModelType
+from dynamo.protocols.generation import (
+    FinishReason,
+    LLMEngineOutput,
+    Logprob,
+    PreprocessedRequest,
+    TextEngineOutput,
+    TokenLogprobs,
+    WorkerId,
+)
+from dynamo.protocols.model_card import EngineFeature, ModelCard, ModelInput, ModelType
 from dynamo.protocols.openai import ChatCompletion, Completion, JsonObject, decode_chat, decode_completion
 from dynamo.runtime.context import Context
 from dynamo.runtime.stage import Deliver, pushed
@@ -39,6 +47,34 @@ class Echo:
 
     async def generate_text(self, request: JsonObject, context: Context, deliver: Deliver[TextEngineOutput]) -> None:
         await pushed(self.texts)(request, context, deliver)
+
+
+class Flaky:
+    """A router to workers that repeat the prompt; the first one is lost with each sequence after `cut` tokens of it."""
+
+    def __init__(self, cut: int | None) -> None:
+        self._cut = cut
+
+    async def generate(self, request: PreprocessedRequest, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
+        said = request.resumed_tokens
+        prompt = request.token_ids[: len(request.token_ids) - said]
+        assert request.token_ids[len(prompt) :] == prompt[:said]
+        cut = len(prompt) if self._cut is None or said else self._cut
+        for place in range(said, cut):
+            score = TokenLogprobs(Logprob(prompt[place], -place / 3), [])
+            output = LLMEngineOutput(token_ids=[prompt[place]], logprobs=[score])
+            if place == 0:
+                output.worker_id, output.cached_tokens = WorkerId(7), 2
+                output.prompt_logprobs = [None, *(TokenLogprobs(Logprob(i, -1.0), []) for i in prompt[1:])]
+            if place == len(prompt) - 1:
+                output.finish_reason = FinishReason.LENGTH
+            if not deliver(output):
+                return
+        if cut < len(prompt):
+            raise ConnectionLostError("gone")
+
+    async def generate_text(self, request: JsonObject, context: Context, deliver: Deliver[TextEngineOutput]) -> None:
+        raise AssertionError("nobody asks for text")
 
 
 def _repeat(request: PreprocessedRequest) -> list[LLMEngineOutput]:
@@ -131,6 +167,20 @@ async def test_completions_all_the_way() -> None:
         ("Hello worldHello", "stop"),
         ("The endThe end", "length"),
     ]
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+async def test_text_is_put_together_across_a_move(cut: int) -> None:
+    """Characters of several tokens, stop strings, and the logprobs of what is held back for them."""
+
+    async def answered(router: Router) -> Completion:
+        body = {"prompt": "né 世x STOP tail", "stop": ["STOP"], "logprobs": 0, "echo": True, "n": 2, "ignore_eos": True}
+        able = msgspec.structs.replace(card(), features=list(EngineFeature))
+        return await completion(build_pipeline(able, FILES, router), **body)
+
+    undisturbed = await answered(Flaky(None))
+    assert [choice.finish_reason for choice in undisturbed.choices] == ["stop", "stop"]
+    assert msgspec.to_builtins(await answered(Flaky(cut))) == msgspec.to_builtins(undisturbed)
 
 
 async def test_the_clients_mistakes_come_before_any_output() -> None:

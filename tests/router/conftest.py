@@ -45,9 +45,11 @@ class Fleet:
         mode: RouterMode = RouterMode.ROUND_ROBIN,
         serves: Callable[[int], bool] = lambda _: True,
         fetches: Callable[[int], bool] = lambda _: False,
+        **options: Any,
     ) -> PushRouter:
+        """`options`: as PushRouter takes them."""
         self.placer = SelectorPlacer(mode, random.Random(0))
-        return PushRouter(self.client, self.placer, serves, fetches)
+        return PushRouter(self.client, self.placer, serves, fetches, **options)
 
     @property
     def in_flight(self) -> Counter[int]:

@@ -39,6 +39,7 @@ from dynamo.testing.stages import outputs_of
 from dynamo.tokens import hashes_to_bytes, sequence_hashes, token_array
 
 from .feed_world import replace
+from .planes import ALL, planes
 
 ENDPOINT = "test.backend.generate"
 BLOCK_SIZE = 4
@@ -144,14 +145,14 @@ class Cluster:
         return self.routers[-1]
 
 
-@pytest.fixture(params=["mem+inproc", "file+tcp"])
+@pytest.fixture(params=ALL)
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
-    discovery, plane = request.param.split("+")
-    cluster = Cluster(RuntimeConfig(discovery_backend=discovery, request_plane=plane, file_kv=str(tmp_path / "kv")))
-    yield cluster
-    for router in cluster.routers:
-        await within(router.placer.close())
-    await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
+    async with planes(request.param, tmp_path) as config:
+        cluster = Cluster(config)
+        yield cluster
+        for router in cluster.routers:
+            await within(router.placer.close())
+        await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
 
 
 async def test_requests_go_where_their_prefix_is(cluster: Cluster) -> None:
@@ -266,6 +267,24 @@ async def test_workers_that_others_keep_busy_cost_more(cluster: Cluster) -> None
     assert (await router.report(request())).worker_id == free.id
     figures = {f.instance_id: (f.blocks, f.foreign_blocks) for f in router.placer.worker_figures()}
     assert figures == {busy.id: (500, 500), free.id: (1, 1)}
+
+
+async def test_what_workers_have_told_holds_until_they_are_asked_in_vain(cluster: Cluster) -> None:
+    tells, silent = await cluster.worker(), await cluster.worker()
+    placer = (await cluster.router(KvRouterConfig(), tells, silent)).placer
+
+    def foreign() -> dict[int, int]:
+        return {figures.instance_id: figures.foreign_requests for figures in placer.worker_figures()}
+
+    for worker in (tells, silent):
+        placer._on_told(worker.id, [WorkerLoad(running_requests=1)])
+    assert foreign() == {tells.id: 1, silent.id: 1}
+    for _ in range(4):
+        placer._on_ask({tells.id})
+    assert foreign() == {tells.id: 1, silent.id: 0}
+    for _ in range(4):
+        placer._on_told(tells.id, [WorkerLoad(running_requests=2)])
+    assert foreign() == {tells.id: 2, silent.id: 0}
 
 
 @pytest.mark.usefixtures("often_asked")

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 import pytest
@@ -11,12 +11,27 @@ from dynamo.errors import OverloadedError
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.router.load_watcher import LoadWatcher
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
+from dynamo.runtime.codec import encode_payload
+from dynamo.runtime.event_plane.base import OnMessage, Part
+from dynamo.runtime.event_plane.direct import DirectPlane
 from dynamo.runtime.instance import EndpointId
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted, answers
 
 LOAD = EndpointId("test", "backend", LOAD_ENDPOINT)
 INTERVAL_S = 0.05
+
+
+class Plane(DirectPlane):
+    """One by which a test speaks for the workers."""
+
+    def __init__(self) -> None:
+        self.tell: OnMessage | None = None
+
+    def subscribe(self, endpoint: EndpointId, on_message: OnMessage, on_lost: Callable[[], None]) -> Part:
+        assert endpoint == LOAD
+        self.tell = on_message
+        return super().subscribe(endpoint, on_message, on_lost)
 
 
 class Loads:
@@ -29,7 +44,18 @@ class Loads:
         self.client = self.runtime.client(LOAD, list[WorkerLoad])
         self.others: set[int] = set()  # who serve another model
         self.rounds = 0
-        self.watcher = LoadWatcher(self.client, lambda i: i not in self.others, self._on_ask, self._on_load, INTERVAL_S)
+        self.passed_over: set[int] = set()  # as they have told
+        self.told: dict[int, list[list[WorkerLoad]]] = {}
+        self.plane = Plane()
+        self.watcher = LoadWatcher(
+            self.client,
+            lambda i: i not in self.others,
+            self._on_ask,
+            self._on_load,
+            self._on_told,
+            INTERVAL_S,
+            event_plane=self.plane,
+        )
 
     async def add(self, handler: Callable[..., Any]) -> int:
         worker = DistributedRuntime(config=self.runtime.config, shared=self.runtime.shared)
@@ -47,11 +73,19 @@ class Loads:
             await worker.close(graceful=False)
         await self.runtime.close()
 
-    def _on_ask(self) -> None:
+    def _on_ask(self, told: Collection[int]) -> None:
         self.rounds += 1
+        self.passed_over |= set(told)
 
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:
         self.heard.setdefault(instance_id, []).append(loads)
+
+    def _on_told(self, instance_id: int, loads: list[WorkerLoad]) -> None:
+        self.told.setdefault(instance_id, []).append(loads)
+
+    def tell(self, instance_id: int, payload: object) -> None:
+        assert self.plane.tell is not None
+        self.plane.tell(instance_id, encode_payload(payload))
 
 
 @pytest.fixture
@@ -119,6 +153,50 @@ async def test_one_that_dies_is_forgotten(loads: Loads) -> None:
     await eventually(lambda: dying not in loads.client.instance_ids())
     before = len(loads.heard.get(living, []))
     await eventually(lambda: len(loads.heard.get(living, [])) > before + 1)
+
+
+async def test_one_that_tells_is_not_asked(loads: Loads) -> None:
+    """Until it no longer does."""
+    asked = Scripted[Any, Any](answers([WorkerLoad()]))
+    tells, other = await loads.add(asked), await loads.add(Scripted(answers([WorkerLoad()])))
+
+    async def rounds(count: int) -> None:
+        """Some rounds of questions, in each of which the one has told."""
+        until = loads.rounds + count
+        while loads.rounds < until:
+            loads.tell(tells, [WorkerLoad(running_requests=7)])
+            await asyncio.sleep(INTERVAL_S / 4)
+
+    await rounds(1)
+    requests = len(asked.requests)
+    await rounds(4)
+    assert len(asked.requests) == requests
+    assert loads.told.keys() == loads.passed_over == {tells}
+    assert loads.told[tells][-1] == [WorkerLoad(running_requests=7)]
+    assert len(loads.heard[other]) > 3
+    await eventually(lambda: len(asked.requests) > requests)
+
+
+@pytest.mark.parametrize("nonsense", ["nonsense", [1], {"dp_rank": 0}])
+async def test_one_that_tells_nonsense_is_asked(loads: Loads, nonsense: object) -> None:
+    worker = await loads.add(Scripted(answers([WorkerLoad(running_requests=1)])))
+    for _ in range(3):
+        before = len(loads.heard.get(worker, []))
+        loads.tell(worker, nonsense)
+        await eventually(lambda: len(loads.heard.get(worker, [])) > before)  # noqa: B023 - awaited at once
+    assert not loads.told
+
+
+async def test_what_those_of_other_models_tell_is_nobodys_concern(loads: Loads) -> None:
+    loads.others.add(17)
+    loads.tell(17, [WorkerLoad()])
+    assert not loads.told
+
+
+async def test_one_that_told_and_went_is_forgotten(loads: Loads) -> None:
+    loads.tell(18, [WorkerLoad()])
+    await eventually(lambda: loads.rounds > 0)
+    assert not loads.passed_over
 
 
 async def test_a_defect_of_the_watcher_is_logged(

@@ -13,9 +13,11 @@ from dynamo.errors import (
     ConnectionLostError,
     DeadlineExceededError,
     DrainingError,
+    DynamoError,
     HandoffLostError,
     InternalError,
     InvalidRequestError,
+    NobodyLeftError,
     NoInstancesError,
     OverloadedError,
     RequestCancelledError,
@@ -118,6 +120,20 @@ class TestBothLegs:
         _, prefilling = await prefill_fleet.add_scripted(answers(LLMEngineOutput(handoff=HANDOFF)), hang=True)
         assert (await answered(both(decode=fleet, prefill=prefill_fleet), request())).prefill == "remote"
         await eventually(lambda: prefilling.open == 0)
+
+    @pytest.mark.parametrize(
+        ("first", "raised"),
+        [(ConnectionLostError("gone"), NobodyLeftError), (OverloadedError("full"), OverloadedError)],
+    )
+    async def test_whether_the_decode_worker_had_begun_is_known_when_nobody_is_left(
+        self, fleet: Fleet, prefill_fleet: Fleet, first: DynamoError, raised: type[DynamoError]
+    ) -> None:
+        """A request that is lost may wait for another worker; one that is refused may not."""
+        await fleet.add_scripted(lambda asked: [OverloadedError("full") if asked.handoff is None else first])
+        await prefill_fleet.add_scripted(answers(PREFILLED))
+        with pytest.raises(DynamoError) as failure:
+            await outputs_of(both(decode=fleet, prefill=prefill_fleet).generate, request())
+        assert type(failure.value) is raised
 
     async def test_another_prefill_worker_takes_over(self, fleet: Fleet, prefill_fleet: Fleet) -> None:
         await fleet.add_scripted(answers(FIRST, DONE))

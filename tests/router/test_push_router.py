@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 import pytest
 
 from dynamo.errors import (
@@ -15,10 +16,12 @@ from dynamo.errors import (
     DynamoError,
     HandlerError,
     InvalidRequestError,
+    NobodyLeftError,
     NoInstancesError,
     OverloadedError,
     ProtocolError,
     RequestCancelledError,
+    UnreachableError,
 )
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
 from dynamo.router import PushRouter, RouterMode
@@ -158,11 +161,45 @@ class TestFailover:
         assert [len(worker.requests) for worker in scripted] == [1, 1, 1]
 
     async def test_the_state_that_workers_are_in_is_passed_on(self, fleet: Fleet) -> None:
-        for error in (OverloadedError("full"), ConnectionLostError("gone")):
+        for error in (OverloadedError("full"), UnreachableError("gone")):
             await fleet.add(Scripted(answers(error)))
         raised = await failure(fleet.router())
         assert isinstance(raised, OverloadedError)
         assert raised.message == "full"
+
+    async def test_a_request_that_somebody_had_begun_with_is_lost(self, fleet: Fleet) -> None:
+        """Which says more than that others have no room for it: who asked may wait for them."""
+        for error in (OverloadedError("full"), ConnectionLostError("gone")):
+            await fleet.add(Scripted(answers(error)))
+        assert isinstance(await failure(fleet.router()), NobodyLeftError)
+
+    async def test_a_request_that_workers_die_of_does_not_kill_them_all(self, fleet: Fleet) -> None:
+        moves: list[None] = []
+        scripted = [(await fleet.add_scripted(answers(ConnectionLostError("gone"))))[1] for _ in range(5)]
+        router = fleet.router(lost_max=2, on_lost=lambda: moves.append(None))
+        raised = await failure(router)
+        assert type(raised) is ConnectionLostError
+        assert sum(len(worker.requests) for worker in scripted) == 3
+        assert len(moves) == 2
+
+    async def test_refusals_do_not_count(self, fleet: Fleet) -> None:
+        for _ in range(3):
+            await fleet.add(Scripted(answers(OverloadedError("full"))))
+        healthy = await fleet.add(Scripted(answers(FIRST, DONE)))
+        router = fleet.router(lost_max=0, on_lost=lambda: pytest.fail("nobody was lost"))
+        assert [await served_by(router) for _ in range(4)] == [healthy] * 4
+
+    async def test_those_that_were_lost_with_it_come_last(self, fleet: Fleet) -> None:
+        ids = [await fleet.add(Scripted(answers(FIRST, DONE))) for _ in range(3)]
+        router = fleet.router()
+
+        async def chosen(lost_by: list[int]) -> int:
+            outputs = await outputs_of(router.generate, msgspec.structs.replace(request(), lost_by=lost_by))
+            assert outputs[0].worker_id is not None
+            return outputs[0].worker_id.instance_id
+
+        assert {await chosen(ids[:2]) for _ in range(6)} == {ids[2]}
+        assert {await chosen(ids) for _ in range(6)} == set(ids)
 
     async def test_a_worker_that_failed_is_taken_again_when_there_is_no_other(self, fleet: Fleet) -> None:
         outcomes: list[Any] = [OverloadedError("full"), DONE]

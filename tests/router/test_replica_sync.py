@@ -30,6 +30,8 @@ from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted
 from dynamo.tokens import hash_array, token_array
 
+from .planes import ALL, planes
+
 WORKERS = EndpointId("test", "backend", "generate")
 WORKER, OTHER = WorkerId(1), WorkerId(2, 3)
 BLOCK_SIZE = 4
@@ -116,13 +118,13 @@ class Cluster:
         return feed
 
 
-@pytest.fixture(params=["mem+inproc", "file+tcp"])
+@pytest.fixture(params=ALL)
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
-    discovery, plane = request.param.split("+")
-    cluster = Cluster(RuntimeConfig(discovery_backend=discovery, request_plane=plane, file_kv=str(tmp_path / "kv")))
-    yield cluster
-    await within(asyncio.gather(*(sync.close() for sync in cluster.syncs)))
-    await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
+    async with planes(request.param, tmp_path) as config:
+        cluster = Cluster(config)
+        yield cluster
+        await within(asyncio.gather(*(sync.close() for sync in cluster.syncs)))
+        await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
 
 
 async def test_each_sees_what_the_other_sends(cluster: Cluster) -> None:

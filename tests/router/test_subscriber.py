@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,102 +11,30 @@ from msgspec import Raw
 
 from dynamo.errors import OverloadedError
 from dynamo.protocols.generation import WorkerId
-from dynamo.protocols.kv_events import AllBlocksCleared, KvEvent, KvEventBatch, Tier
-from dynamo.router.indexer import KvIndexer
-from dynamo.router.publisher import KV_EVENTS_ENDPOINT, KvEventFeed
-from dynamo.router.subscriber import FeedSubscriber
-from dynamo.runtime import DistributedRuntime, RuntimeConfig
+from dynamo.protocols.kv_events import AllBlocksCleared, KvEvent, Tier
+from dynamo.router.publisher import KvEventFeed
 from dynamo.runtime.codec import encode_payload
-from dynamo.runtime.distributed import SharedParts
-from dynamo.runtime.event_feed import DumpEnd, DumpPart, FeedCursor, FeedEvent, FeedItem, Resumed
+from dynamo.runtime.event_feed import DumpEnd, DumpPart, FeedCursor, FeedEvent, Resumed
 from dynamo.testing import eventually, within
 from dynamo.testing.scripted import Scripted
 from dynamo.tokens import hash_array
 
-from .feed_world import removed, replace, stored
+from .feed_cluster import BEAT_S, GENERATE, KV_EVENTS, Cluster, Router, Worker, batch, break_connections, contents
+from .feed_world import removed, stored
+from .planes import ALL, DIRECT, planes
 
-GENERATE = "test.backend.generate"
-KV_EVENTS = f"test.backend.{KV_EVENTS_ENDPOINT}"
-BACKOFF_S = 0.01
-
-
-def batch(*events: KvEvent, dp_rank: int = 0) -> KvEventBatch:
-    return KvEventBatch(dp_rank, list(events))
+of_streams = pytest.mark.parametrize("cluster", DIRECT, indirect=True)  # by which no feed is broadcast
 
 
-@dataclass(slots=True)
-class Worker:
-    runtime: DistributedRuntime
-    feed: KvEventFeed
-
-    @property
-    def id(self) -> int:
-        return self.runtime.instance_id
-
-
-@dataclass(slots=True)
-class Router:
-    runtime: DistributedRuntime
-    indexer: KvIndexer
-    subscriber: FeedSubscriber
-
-    def knows(self, worker: Worker) -> bool:
-        """Whether the index says of a worker what it holds, no more and no less."""
-        return contents(self.indexer, worker.id) == held(worker)
-
-    async def close(self) -> None:
-        await within(self.subscriber.close())
-        await within(self.runtime.close())
-
-
-def contents(indexer: KvIndexer, instance_id: int) -> set[tuple[int, Tier, int]]:
-    return {
-        (worker.dp_rank, tier, block)
-        for worker, tier, hashes in indexer.tree.dump()
-        for block in hashes
-        if worker.instance_id == instance_id
-    }
-
-
-def held(worker: Worker) -> set[tuple[int, Tier, int]]:
-    known = KvIndexer()
-    replace(known, worker.id, worker.feed.held.dump())
-    return contents(known, worker.id)
-
-
-@dataclass(slots=True)
-class Cluster:
-    config: RuntimeConfig
-    shared: SharedParts = field(default_factory=SharedParts)
-    runtimes: list[DistributedRuntime] = field(default_factory=list)
-
-    def runtime(self) -> DistributedRuntime:
-        self.runtimes.append(DistributedRuntime(config=self.config, shared=self.shared))
-        return self.runtimes[-1]
-
-    async def worker(self, **bounds: int) -> Worker:
-        runtime, feed = self.runtime(), KvEventFeed(**bounds)
-        await feed.start(runtime.endpoint(GENERATE))
-        return Worker(runtime, feed)
-
-    async def raw_worker(self, handler: Any) -> int:
-        """A worker with a handler of its own instead of a feed."""
-        runtime = self.runtime()
-        await runtime.endpoint(KV_EVENTS).start(handler)
-        return runtime.instance_id
-
-    async def router(self) -> Router:
-        runtime, indexer = self.runtime(), KvIndexer()
-        client = await runtime.endpoint(KV_EVENTS).client(response_type=FeedItem)
-        return Router(runtime, indexer, FeedSubscriber(client, indexer, backoff_min_s=BACKOFF_S))
-
-
-@pytest.fixture(params=["mem+inproc", "file+tcp"])
-async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
-    discovery, plane = request.param.split("+")
-    cluster = Cluster(RuntimeConfig(discovery_backend=discovery, request_plane=plane, file_kv=str(tmp_path / "kv")))
-    yield cluster
-    await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
+@pytest.fixture(params=ALL)
+async def cluster(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Cluster]:
+    monkeypatch.setattr("dynamo.runtime.feed_broadcast.BEAT_S", BEAT_S)
+    async with planes(request.param, tmp_path) as config:
+        cluster = Cluster(config)
+        yield cluster
+        await within(asyncio.gather(*(runtime.close(graceful=False) for runtime in cluster.runtimes)))
 
 
 @pytest.fixture
@@ -190,6 +117,7 @@ async def test_instances_of_other_models_are_not_followed(cluster: Cluster, rout
     assert not contents(router.indexer, theirs.id)
 
 
+@of_streams
 async def test_lost_connection_costs_no_dump(cluster: Cluster, router: Router) -> None:
     worker = await cluster.worker()
     worker.feed.publish(batch(stored(1)))
@@ -201,6 +129,7 @@ async def test_lost_connection_costs_no_dump(cluster: Cluster, router: Router) -
     assert router.indexer.dumps == 1
 
 
+@of_streams
 async def test_worker_that_has_nothing_to_say_is_followed_again(cluster: Cluster, router: Router) -> None:
     worker = await cluster.worker()
     await eventually(lambda: router.subscriber.has_feed(worker.id))
@@ -215,7 +144,7 @@ async def test_nothing_is_right_again_before_the_worker_has_answered(cluster: Cl
     feed = Scripted[Any, Any](lambda request: answers[request[0]], hang=True)
     worker = await cluster.raw_worker(feed)
     await eventually(lambda: feed.open == 1)  # the second time
-    assert feed.requests == [[None], [0]]
+    assert feed.requests == [[None, 0], [0, 0]]
     assert not router.subscriber.has_feed(worker)
     assert router.subscriber.recoveries == 0
 
@@ -295,6 +224,7 @@ async def test_no_turn_of_the_event_loop_has_more_than_one_part(
     assert len(turns_with_parts) == len(set(turns_with_parts)) == 60
 
 
+@of_streams
 async def test_dump_after_a_connection_lost_for_long(cluster: Cluster, router: Router) -> None:
     worker = await cluster.worker(events_max=2)
     worker.feed.publish(batch(stored(1)))
@@ -307,20 +237,11 @@ async def test_dump_after_a_connection_lost_for_long(cluster: Cluster, router: R
     assert router.indexer.dumps == 2
 
 
-async def break_connections(worker: Worker) -> int:
-    """Cuts all connections that others have to a worker; returns how many there were."""
-    listener: Any = worker.runtime._listener
-    connections = tuple(listener._connections)
-    for connection in connections:
-        await connection.close()
-    return len(connections)
-
-
 async def test_gap(cluster: Cluster, router: Router, caplog: pytest.LogCaptureFixture) -> None:
     """No feed of ours has gaps; one that has is asked again for what is missing."""
 
     def script(request: Any) -> Any:
-        return [Resumed(2), event(3), event(4)] if request == [2] else [DumpEnd(0, 0), event(1), event(2), event(4)]
+        return [Resumed(2), event(3), event(4)] if request == [2, 0] else [DumpEnd(0, 0), event(1), event(2), event(4)]
 
     def event(number: int) -> FeedEvent:
         return FeedEvent(number, Raw(encode_payload(batch(stored(number)))))
@@ -328,7 +249,7 @@ async def test_gap(cluster: Cluster, router: Router, caplog: pytest.LogCaptureFi
     feed = Scripted[Any, Any](script, hang=True)
     worker = await cluster.raw_worker(feed)
     await eventually(lambda: len(contents(router.indexer, worker)) == 4)
-    assert feed.requests == [[None], [2]]
+    assert feed.requests == [[None, 0], [2, 0]]
     assert feed.open == feed.closed_early == 1
     assert f"the feed of instance {worker:x} is asked for once more: events are missing" in caplog.text
     assert (router.subscriber.gaps, router.subscriber.recoveries, router.subscriber.disconnects) == (1, 1, 0)
@@ -355,6 +276,7 @@ async def test_nonsense_in_an_event(cluster: Cluster, router: Router, caplog: py
     assert router.subscriber.has_feed(worker)
 
 
+@of_streams
 async def test_defect_in_the_index(cluster: Cluster, router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has done is uncertain, so all is read again."""
     worker = await cluster.worker()

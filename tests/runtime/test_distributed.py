@@ -41,19 +41,19 @@ async def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch, tm
 async def test_upstreams_settings_are_warned_about(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("DYN_DISCOVERY_BACKEND", "etcd")
+    monkeypatch.setenv("DYN_DISCOVERY_BACKEND", "kubernetes")
     monkeypatch.setenv("DYN_REQUEST_PLANE", "nats")
     monkeypatch.setenv("DYN_SYSTEM_PORT", "http")
     runtime = DistributedRuntime()
     assert runtime.config.discovery_backend == "file"
     assert runtime.config.request_plane == "tcp"
-    for name in ("DYN_DISCOVERY_BACKEND='etcd'", "DYN_REQUEST_PLANE='nats'", "DYN_SYSTEM_PORT='http'"):
+    for name in ("DYN_DISCOVERY_BACKEND='kubernetes'", "DYN_REQUEST_PLANE='nats'", "DYN_SYSTEM_PORT='http'"):
         assert name in caplog.text
 
 
 async def test_wrong_settings_in_a_program_are_errors() -> None:
-    with pytest.raises(ConfigError, match="etcd"):
-        DistributedRuntime(None, "etcd")
+    with pytest.raises(ConfigError, match="kubernetes"):
+        DistributedRuntime(None, "kubernetes")
     with pytest.raises(ConfigError, match="nats"):
         DistributedRuntime(request_plane="nats")
     assert isinstance(DistributedRuntime(discovery_backend="memory").discovery, MemoryDiscovery)

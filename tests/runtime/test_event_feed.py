@@ -23,6 +23,7 @@ from dynamo.runtime.event_feed import (
     Step,
     Subscribe,
 )
+from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.request_plane.reply import WINDOW_BYTES
 from dynamo.testing import eventually, within
 
@@ -167,7 +168,7 @@ class Subscriber:
 
     @asynccontextmanager
     async def subscribed(self) -> AsyncIterator[ReplyStream[FeedItem]]:
-        request = Subscribe(self.cursor.last_id)
+        request = Subscribe(self.cursor.last_id, self.cursor.feed_id)
         stream = await self._client.direct(request, self._client.instance_ids()[0], annotated=False)
         try:
             yield stream
@@ -255,7 +256,7 @@ class TestFeed:
         async with subscriber.subscribed() as stream:
             await subscriber.read_to(stream, 1)
         async with subscriber.subscribed() as stream:
-            assert await within(anext(stream)) == Resumed(1)
+            assert await within(anext(stream)) == Resumed(1, numbers.feed.feed_id)
 
     async def test_subscriber_that_knows_of_a_later_event_than_there_is(self, numbers: Numbers, client: Client) -> None:
         """It took another feed for this one, or this one has lost its memory."""
@@ -265,6 +266,23 @@ class TestFeed:
         async with subscriber.subscribed() as stream:
             await subscriber.read_to(stream, 2)
         assert subscriber.state == [1, 2]
+
+    async def test_subscriber_that_knows_another_feed(
+        self, numbers: Numbers, client: Client, worker: DistributedRuntime
+    ) -> None:
+        """Which was served before this one, and had come as far."""
+        numbers.publish(1, 2)
+        subscriber = Subscriber(client)
+        async with subscriber.subscribed() as stream:
+            await subscriber.read_to(stream, 2)
+        await worker.stop_serving(EndpointId.parse(ENDPOINT))
+        await eventually(lambda: not client.instance_ids())
+        another = await self.served(worker, client, Numbers())
+        another.publish(3, 4, 5)
+        async with subscriber.subscribed() as stream:
+            await subscriber.read_to(stream, 3)
+        assert subscriber.state == [3, 4, 5]
+        numbers.feed.close()
 
     async def test_what_is_published_while_a_dump_is_under_way(self, numbers: Numbers, client: Client) -> None:
         """Is neither lost nor doubled: the dump is of one moment."""
@@ -307,7 +325,7 @@ class TestFeed:
         numbers.publish(17)
         streams = [numbers.feed.serve(Subscribe(0)) for _ in range(3)]
         for stream in streams:
-            assert bytes(await within(anext(stream))) == encode_payload(Resumed(0))
+            assert bytes(await within(anext(stream))) == encode_payload(Resumed(0, numbers.feed.feed_id))
         monkeypatch.setattr("dynamo.runtime.event_feed.encode_payload", None)
         items = [bytes(await within(anext(stream))) for stream in streams]
         assert items == [encode_payload(FeedEvent(1, Raw(encode_payload(17))))] * 3
@@ -333,7 +351,7 @@ class TestFeed:
     async def test_those_who_leave_are_forgotten(self, numbers: Numbers) -> None:
         decode = payload_decoder(FeedItem)
         stream: Any = numbers.feed.serve(Subscribe())
-        assert decode(await anext(stream)) == DumpEnd(0, 0)
+        assert decode(await anext(stream)) == DumpEnd(0, 0, numbers.feed.feed_id)
         waiting = asyncio.create_task(anext(stream))
         await asyncio.sleep(0)
         assert len(numbers.feed._waiters) == 1

@@ -19,6 +19,7 @@ INDEX = IndexFigures(
     recoveries=6,
     queued_requests=7,
     dumps=9,
+    broadcast_feeds=10,
 )
 WORKERS = tuple(
     WorkerFigures(

@@ -19,6 +19,7 @@ from dynamo.runtime.live_config import CONFIG_ENDPOINT, ConfigRequest
 
 PROG = "dynamo config"
 _TIMEOUT_S = 5.0
+_NEWS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +61,21 @@ async def _run(config: ConfigConfig, changes: Mapping[str, str]) -> int:
     runtime = DistributedRuntime(config=config)
     client = runtime.client(EndpointId(config.worker_namespace, FRONTEND_COMPONENT, CONFIG_ENDPOINT), dict[str, str])
     try:
-        instances = client.instance_ids()
+        instances = await _frontends(client)
         if not instances:
             print(f"{PROG}: no frontend in namespace {config.worker_namespace!r}{_elsewhere(runtime)}", file=sys.stderr)
         answered = [await _ask(client, instance_id, ConfigRequest(set=dict(changes))) for instance_id in instances]
         return 0 if answered and all(answered) else 1
     finally:
         await runtime.close()
+
+
+async def _frontends(client: Client) -> list[int]:
+    """Those that there are; where discovery is another host's, it takes a moment to hear of them."""
+    try:
+        return client.instance_ids() or await client.wait_for_instances(_NEWS_S)
+    except TimeoutError:
+        return []
 
 
 def _elsewhere(runtime: DistributedRuntime) -> str:

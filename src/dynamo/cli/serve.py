@@ -76,7 +76,8 @@ async def _supervise(deployment: Deployment) -> int:
     """The exit code: 0 after a signal, 1 when a process could not be started."""
     children: list[Child] = []
     status = StatusLine(children)
-    children += [Child(name, command, os.environ, status.log) for name, command in deployment.commands().items()]
+    environ = os.environ | deployment.environ()
+    children += [Child(name, command, environ, status.log) for name, command in deployment.commands().items()]
     stop = asyncio.Event()
     _on_signals(stop, children)
     running = [asyncio.create_task(child.run(), name=child.name) for child in children]

@@ -44,7 +44,8 @@ class EchoEngine:
         aborted = asyncio.Event()
         self._running[aborted] = context.id()
         limit = request.stop_conditions.max_tokens
-        answer = request.token_ids[:limit]
+        said = request.resumed_tokens
+        answer = request.token_ids[: len(request.token_ids) - said][said:][:limit]
         try:
             for position, token_id in enumerate(answer, start=1):
                 await asyncio.sleep(self._delay_s)

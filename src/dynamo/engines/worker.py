@@ -17,10 +17,10 @@ from dynamo.errors import DynamoError, InternalError
 from dynamo.llm.model_card import default_name
 from dynamo.llm.register import register_model
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
-from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
+from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import ModelInput, ModelType
+from dynamo.router.load_publisher import serve_load
 from dynamo.router.publisher import KvEventFeed
-from dynamo.runtime.component import Endpoint
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.handler import closing
@@ -105,7 +105,7 @@ async def _serve(runtime: DistributedRuntime, config: WorkerConfig, worker: Work
     info: EngineInfo = await worker.engine.start()
     endpoint = runtime.endpoint(str(endpoint_id))
     engine_endpoint = EngineEndpoint(worker.engine)
-    await Endpoint(runtime, endpoint_id.beside(LOAD_ENDPOINT)).start(engine_endpoint.load)
+    await serve_load(endpoint, engine_endpoint.load)
     if has_kv_events:
         await kv_events.start(endpoint)
     await endpoint.start(engine_endpoint.generate, request_type=PreprocessedRequest)
@@ -152,9 +152,9 @@ class EngineEndpoint:
                 self._pending.remove(request)
             unfollow()
 
-    async def load(self, request: object) -> AsyncIterator[list[WorkerLoad]]:
+    def load(self) -> list[WorkerLoad]:
         """The load at this moment."""
-        yield self._pending.fill_in(self._engine.load())
+        return self._pending.fill_in(self._engine.load())
 
     def vitals(self) -> Vitals:
         """What can be seen of any engine. Who waits for more than its first output may do so for a slow reader."""

@@ -1,18 +1,23 @@
 """The frontend's command line, named as upstream's."""
 
 import math
+import ssl
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
 from dynamo.config import Live, group, option
 from dynamo.errors import ConfigError
+from dynamo.frontend.overload_config import OverloadConfig
+from dynamo.frontend.tls import server_context
+from dynamo.llm.migration_config import MigrationConfig
 from dynamo.llm.routing_setup import RoutingSetup
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.telemetry.disagg_metrics import DisaggMetrics
+from dynamo.telemetry.migration_metrics import MigrationMetrics
 from dynamo.telemetry.router_metrics import RouterMetrics
 
 FRONTEND_COMPONENT = "frontend"  # where frontends serve what is asked of them by others than clients
@@ -46,6 +51,8 @@ class FrontendConfig(RuntimeConfig):
     )
     kv_router: KvRouterConfig = group(KvRouterConfig)
     disagg: DisaggConfig = group(DisaggConfig)
+    migration: MigrationConfig = group(MigrationConfig)
+    overload: OverloadConfig = group(OverloadConfig)
     body_limit_mb: float = option(
         45.0, flag="--http-body-limit-mb", env="DYN_HTTP_BODY_LIMIT_MB", help="largest request body in megabytes"
     )
@@ -61,6 +68,39 @@ class FrontendConfig(RuntimeConfig):
         metavar="SECONDS",
         help="how long a client may send nothing of its request, or take nothing of its answer",
     )
+    connections_max: int = option(
+        8192,
+        flag="--http-max-connections",
+        env="DYN_HTTP_MAX_CONNECTIONS",
+        minimum=1,
+        help="clients' connections at a time; more are refused",
+    )
+    request_timeout_s: float | None = option(
+        None,
+        flag="--request-timeout",
+        env="DYN_HTTP_REQUEST_TIMEOUT",
+        metavar="SECONDS",
+        minimum=0.001,
+        help="longest that a request may take; the header x-request-timeout-ms can ask for less (default: no limit)",
+    )
+    tls_cert_path: str | None = option(
+        None,
+        flag="--tls-cert-path",
+        env="DYN_TLS_CERT_PATH",
+        metavar="FILE",
+        help="serve https with this certificate and those it depends on (PEM); needs --tls-key-path",
+    )
+    tls_key_path: str | None = option(
+        None, flag="--tls-key-path", env="DYN_TLS_KEY_PATH", metavar="FILE", help="its private key (PEM)"
+    )
+    api_keys_file: str | None = option(
+        None,
+        flag="--api-keys-file",
+        env="DYN_API_KEYS_FILE",
+        metavar="FILE",
+        help="who may use the API, made by `dynamo keys new`: TOML, or JSON; read again when it changes "
+        "(default: whoever can connect)",
+    )
 
     def routing(self, registry: CollectorRegistry) -> RoutingSetup:
         """Raises ConfigError for a router mode that has no service."""
@@ -74,7 +114,17 @@ class FrontendConfig(RuntimeConfig):
             disagg=Live(self.disagg),
             metrics=RouterMetrics(registry),
             disagg_metrics=DisaggMetrics(registry),
+            migration=self.migration,
+            migration_metrics=MigrationMetrics(registry),
         )
+
+    def tls(self) -> ssl.SSLContext | None:
+        """None where HTTP goes without TLS; raises ConfigError."""
+        if not self.tls_cert_path and not self.tls_key_path:
+            return None
+        if not self.tls_cert_path or not self.tls_key_path:
+            raise ConfigError("--tls-cert-path and --tls-key-path need each other")
+        return server_context(self.tls_cert_path, self.tls_key_path)
 
     def body_limit_bytes(self) -> int:
         """Raises ConfigError when --http-body-limit-mb is no size."""

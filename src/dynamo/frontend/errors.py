@@ -1,24 +1,32 @@
 """Errors as OpenAI's clients expect them."""
 
+import math
+
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dynamo.errors import DynamoError, InternalError, MethodNotAllowedError, NotFoundError, UnavailableError
+from dynamo.errors import DynamoError, InternalError, InvalidApiKeyError, MethodNotAllowedError, NotFoundError
 from dynamo.protocols.openai import error_body
-
-RETRY_AFTER_S = 1
 
 
 def encode_error(error: DynamoError) -> bytes:
     return msgspec.json.encode(error_body(error))
 
 
+def error_headers(error: DynamoError) -> dict[str, str]:
+    """What HTTP says beside the body."""
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))  # HTTP has whole seconds only
+    if isinstance(error, InvalidApiKeyError):
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
 def error_response(error: DynamoError, headers: dict[str, str] | None = None) -> Response:
-    headers = dict(headers or {})
-    if isinstance(error, UnavailableError):
-        headers["retry-after"] = str(RETRY_AFTER_S)
+    headers = {**(headers or {}), **error_headers(error)}
     return Response(encode_error(error), error.http_status, headers, media_type="application/json")
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -11,7 +12,8 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from dynamo.errors import DynamoError, InternalError, RequestCancelledError, UnavailableError
-from dynamo.frontend.admission import read_body, request_id, session_id
+from dynamo.frontend.admission import read_body, request_id, session_id, timeout_s
+from dynamo.frontend.deadline import in_time
 from dynamo.frontend.exchange import take_exchange
 from dynamo.frontend.response import HttpResponse
 from dynamo.frontend.state import Frontend
@@ -52,32 +54,58 @@ class GenerationRoute(ABC, Generic[RequestT]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         exchange = take_exchange(scope)
-        response = HttpResponse(send, exchange)
-        try:
-            context = Context(request_id(headers), traceparent=headers.get("traceparent"))
-            response.request_id = context.id()
-            if (session := session_id(headers)) is not None:
-                context.metadata[SESSION_ID] = session
-            body = await read_body(headers, receive, self._frontend.body_limit_bytes)
-            request = self._decode(body)
-            model = self._frontend.models.get(request.model)
-        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
-            error = _for_client(failure, response.request_id)
-            log_refused(self.endpoint, response.request_id, error)
-            await response.fail(error)
-            return
-        exchange.follow(context)
-        await self._serve(model, request, body, response, context)
+        response = HttpResponse(send, exchange, self._frontend.overload.overload_status)
+        name = ""
+        with ExitStack() as visit:
+            try:
+                context = Context(request_id(headers), traceparent=headers.get("traceparent"))
+                response.request_id = context.id()
+                client = self._frontend.keys.identify(headers)
+                name = client.name
+                visit.enter_context(client.visit())
+                self._fill(context, headers)
+                async with in_time(context):
+                    held = visit.enter_context(self._frontend.bodies.hold())
+                    body = await read_body(headers, receive, self._frontend.body_limit_bytes, held)
+                request = self._decode(body)
+                model = self._frontend.models.get(request.model, client.allows)
+            except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
+                error = _for_client(failure, response.request_id)
+                self._frontend.metrics.refused.labels(error.code).inc()
+                log_refused(self.endpoint, response.request_id, error, name)
+                await response.fail(error)
+                return
+            exchange.follow(context)
+            await self._serve(model, request, body, response, context, name)
+
+    def _fill(self, context: Context, headers: Headers) -> None:
+        """What the client says of its request beside the body; raises InvalidRequestError."""
+        if (session := session_id(headers)) is not None:
+            context.metadata[SESSION_ID] = session
+        if (timeout := timeout_s(headers, self._frontend.request_timeout_s)) is not None:
+            context.deadline_s = time.monotonic() + timeout
 
     async def _serve(
-        self, model: ServedModel, request: RequestT, body: bytes, response: HttpResponse, context: Context
+        self,
+        model: ServedModel,
+        request: RequestT,
+        body: bytes,
+        response: HttpResponse,
+        context: Context,
+        client: str,
     ) -> None:
         """Whatever happens, the client gets an answer or an error, and the request is accounted for."""
         series = self._frontend.series(model.card.name)
-        tracker = RequestTracker(self._frontend.metrics, series, self.endpoint, stream=bool(request.stream))
+        tracker = RequestTracker(
+            self._frontend.metrics, series, self.endpoint, stream=bool(request.stream), client=client
+        )
         error: DynamoError | None = None
         try:
-            await self._answer(model.pipeline, request, body, context, response, tracker)
+            guard = self._frontend.guard(model.card.name)
+            async with in_time(context), guard.admitted(len(body), context) as tracker.place:
+                whole = await self._answer(model.pipeline, request, body, context, response, tracker)
+            if whole is not None:
+                await response.whole(whole)
         except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - the boundary of a request's task
             error = _for_client(failure, response.request_id)
             if isinstance(error, RequestCancelledError) and not context.is_killed():
@@ -94,7 +122,8 @@ class GenerationRoute(ABC, Generic[RequestT]):
         context: Context,
         response: HttpResponse,
         tracker: RequestTracker,
-    ) -> None:
+    ) -> bytes | None:
+        """The body of the response; None where it has been streamed."""
         head = ResponseHead(
             id=f"{self.id_prefix}{response.request_id}", created_s=int(time.time()), model=request.model
         )
@@ -109,15 +138,16 @@ class GenerationRoute(ABC, Generic[RequestT]):
 
             await self._run(pipeline, request, body, context, send)
             response.end(events.finish() + _DONE_EVENT)
-        else:
-            answer = Answer()
+            return None
 
-            def collect(output: TextOutput) -> bool:
-                tracker.on_output(output)
-                return answer.add(output)
+        answer = Answer()
 
-            await self._run(pipeline, request, body, context, collect)
-            await response.whole(msgspec.json.encode(self._whole(answer, request, head)))
+        def collect(output: TextOutput) -> bool:
+            tracker.on_output(output)
+            return answer.add(output)
+
+        await self._run(pipeline, request, body, context, collect)
+        return msgspec.json.encode(self._whole(answer, request, head))
 
     @abstractmethod
     def _decode(self, body: bytes) -> RequestT: ...

@@ -7,51 +7,65 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from dynamo.errors import DynamoError, InvalidRequestError, RequestTooLargeError
-from dynamo.frontend.errors import encode_error
+from dynamo.errors import DynamoError, InvalidRequestError, OverloadedError, RequestTooLargeError
+from dynamo.frontend.errors import encode_error, error_headers
 from dynamo.frontend.exchange import HttpExchange, TurnWrites, attach
 
 HEAD_BYTES_MAX = 64 << 10  # of a request's first line and headers together
+HEADERS_MAX = 256  # of a request
 _LINGER_S = 1.0  # closing at once, with input unread, could take the answer away from the client
 _PIPELINED_MAX = 16  # requests that may wait on one connection
+_REFUSALS_MAX = 128  # connections over the limit that are told so at a time: those beyond are just closed
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings", b"connection"})
 
 
 class HttpProtocol(HttpToolsProtocol):
     """Differs from uvicorn's in six things.
 
-    - What one connection makes us remember is bounded.
+    - What one connection makes us remember is bounded, and so is the number of connections.
     - Broken HTTP is answered by an error of OpenAI's shape.
     - An offer to speak another protocol, as Java's client makes with each request, is passed over. (The parser takes
       it for the end of the request and loses the body.)
     - When a connection is lost, the request that is being answered gets to know it, and at once. (Where requests are
       pipelined, uvicorn tells the latest one only, if it notices at all.)
-    - A client that sends no more of its request is not waited for, nor one that takes no more of its answer.
+    - A client that sends no more of its request is not waited for, nor one that takes no more of its answer. The head
+      of a request has to be here in that time altogether: it could come byte by byte for days otherwise.
     - Applications are given an Exchange with each request.
     """
 
     client_timeout_s: float
+    connections_max: int
     writes: TurnWrites  # of all connections of a server
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_bytes = 0
+        self._too_many_headers = False
         self._unparsed_bytes = 0  # what the parser has taken without giving anything
         self._answering: HttpExchange | None = None
         self._refused = False
         self._receiving = True  # a request, or waiting for the first
+        self._in_head = True  # of it
         self._silence: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch_silence()
+        surplus = len(self.connections) - self.connections_max
+        if surplus > _REFUSALS_MAX:
+            transport.abort()
+        elif surplus > 0:
+            self._refuse(503, OverloadedError("this server has as many connections as it can take"))
+        else:
+            self._watch_silence()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        in_head = self._in_head
         self._parse(data)
-        self._watch_silence()
+        if not (in_head and self._in_head and self._silence is not None):
+            self._watch_silence()
 
     def _parse(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -61,15 +75,18 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as offer:
             self._pass_over(data[offer.args[0] :])
         except httptools.HttpParserError:
-            if self._head_bytes <= HEAD_BYTES_MAX:  # else it was stopped by _grow_head()
+            if self._too_many_headers:
+                self._refuse(431, RequestTooLargeError(f"there are more than {HEADERS_MAX} headers"))
+            elif self._head_bytes <= HEAD_BYTES_MAX:  # else it was stopped by _grow_head()
                 self._refuse(400, InvalidRequestError("this is not a valid HTTP request"))
         if max(self._unparsed_bytes, self._head_bytes) > HEAD_BYTES_MAX:
             self._refuse(431, RequestTooLargeError(f"the headers are over the limit of {HEAD_BYTES_MAX} bytes"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._receiving = True
+        self._receiving = self._in_head = True
         self._head_bytes = 0
+        self._forget_silence()  # that of the message before
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -78,11 +95,15 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
         self._grow_head(len(name) + len(value))
+        if len(self.headers) > HEADERS_MAX:
+            self._too_many_headers = True
+            raise ValueError("too many headers")  # stops the parser
 
     def on_headers_complete(self) -> None:
         self._unparsed_bytes = 0
         if self.parser.should_upgrade():
             return
+        self._in_head = False
         super().on_headers_complete()
         if len(self.pipeline) > _PIPELINED_MAX:
             raise ValueError("too many requests wait for the one that is being answered")  # stops the parser
@@ -140,11 +161,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _watch_silence(self) -> None:
         """Starts to wait anew, if there is something to wait for."""
+        self._forget_silence()
+        if self._receiving and not self._refused:
+            self._silence = self.loop.call_later(self.client_timeout_s, self._on_silence)
+
+    def _forget_silence(self) -> None:
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
-        if self._receiving and not self._refused:
-            self._silence = self.loop.call_later(self.client_timeout_s, self._on_silence)
 
     def _on_silence(self) -> None:
         if self.flow.read_paused or (self._answering is not None and self._answering.under_way):
@@ -178,9 +202,11 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._abandon()
         body = encode_error(error)
+        lines = [b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in error_headers(error).items()]
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[status] + head + body)
-        self.transport.write_eof()
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, head, body]))
+        if self.transport.can_write_eof():  # not in TLS
+            self.transport.write_eof()
         asyncio.get_running_loop().call_later(_LINGER_S, self.transport.close)
 
     def _abandon(self) -> None:
@@ -189,12 +215,13 @@ class HttpProtocol(HttpToolsProtocol):
             self._answering.abandon()
 
 
-def http_protocol(*, client_timeout_s: float) -> type[HttpProtocol]:
+def http_protocol(*, client_timeout_s: float, connections_max: int) -> type[HttpProtocol]:
     """The protocol for one server."""
-    timeout_s = client_timeout_s
+    timeout_s, limit = client_timeout_s, connections_max
 
     class ServerProtocol(HttpProtocol):
         client_timeout_s = timeout_s
+        connections_max = limit
         writes = TurnWrites()
 
     return ServerProtocol

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Sequence
+from contextlib import aclosing
 
 import uvicorn
 import uvloop
@@ -14,14 +16,18 @@ from dynamo.config import parse
 from dynamo.errors import ConfigError
 from dynamo.frontend.app import create_app
 from dynamo.frontend.config import FRONTEND_COMPONENT, FrontendConfig
+from dynamo.frontend.descriptors import reserve_descriptors
+from dynamo.frontend.fleet_watcher import WatchedFleets
 from dynamo.frontend.http_protocol import http_protocol
+from dynamo.frontend.key_ring import Anybody, Keys
+from dynamo.frontend.load_keys import API_KEYS_VARIABLE, load_keys
 from dynamo.frontend.state import Frontend
 from dynamo.frontend.tracker import access_logger
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_cache import cache_dir
 from dynamo.llm.model_manager import ModelManager
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.runtime.listening_socket import bind
+from dynamo.runtime.listening_socket import bind, is_loopback
 from dynamo.runtime.live_config import CONFIG_ENDPOINT, serve_config
 from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.process import announce_ready, settle_memory
@@ -49,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _serve(config: FrontendConfig) -> None:
     sock = bind(config.http_host, config.http_port)
+    reserve_descriptors(config.connections_max)
     access_logger.disabled = not config.access_log
     runtime = DistributedRuntime(config=config)
     routing = config.routing(runtime.registry)
@@ -63,11 +70,18 @@ async def _serve(config: FrontendConfig) -> None:
         registry=runtime.registry,
         metrics=FrontendMetrics(runtime.registry),
         body_limit_bytes=config.body_limit_bytes(),
+        keys=load_keys(config.api_keys_file, os.environ.get(API_KEYS_VARIABLE)),
+        request_timeout_s=config.request_timeout_s,
+        overload=config.overload,
     )
+    if config.overload.watches_workers:
+        frontend.fleets = WatchedFleets(runtime, config.overload, frontend.let_in)
+    tls = config.tls()
+    _warn_of_strangers(config, frontend.keys, tls)
     server = EmbeddedServer(
         uvicorn.Config(
             create_app(frontend),
-            http=http_protocol(client_timeout_s=config.client_timeout_s),
+            http=http_protocol(client_timeout_s=config.client_timeout_s, connections_max=config.connections_max),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -76,15 +90,16 @@ async def _serve(config: FrontendConfig) -> None:
             proxy_headers=False,
             timeout_keep_alive=config.keep_alive_s,
             timeout_graceful_shutdown=max(1, round(config.shutdown_timeout_s)),
-        )
+        ),
+        tls,
     )
     with shutdown_on_signals(runtime):
         settings = runtime.namespace(config.worker_namespace).component(FRONTEND_COMPONENT).endpoint(CONFIG_ENDPOINT)
         await serve_config(settings, routing.disagg)
-        async with models.following() as follower:
+        async with models.following() as follower, aclosing(frontend.fleets):
             serving = asyncio.create_task(server.serve(sockets=[sock]), name="http")
             stopping = asyncio.create_task(runtime.wait_for_shutdown())
-            url = _url(sock)
+            url = _url(sock, "http" if tls is None else "https")
             logger.info("OpenAI API on %s, process %d", url, os.getpid())
             settle_memory()
             announce_ready(url)
@@ -97,6 +112,16 @@ async def _serve(config: FrontendConfig) -> None:
             follower.result()  # without it no model would ever be found again: the reason ends the process
 
 
-def _url(sock: socket.socket) -> str:
+def _warn_of_strangers(config: FrontendConfig, keys: Keys, tls: ssl.SSLContext | None) -> None:
+    """What may not be meant so, where others than this host's programs can connect."""
+    if is_loopback(config.http_host):
+        return
+    if isinstance(keys, Anybody):
+        logger.warning("whoever can reach %s may use the API: --api-keys-file would ask for keys", config.http_host)
+    elif tls is None:
+        logger.warning("API keys and answers travel readable for all: use --tls-cert-path, or a proxy that speaks TLS")
+
+
+def _url(sock: socket.socket, scheme: str) -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

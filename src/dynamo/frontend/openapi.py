@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dynamo.frontend.admission import HEADER_CHARS_MAX
+from dynamo.frontend.admission import HEADER_CHARS_MAX, TIMEOUT_HEADER, TIMEOUT_MS_MAX
 from dynamo.frontend.status import HealthBody
 from dynamo.protocols.openai import (
     ChatCompletion,
@@ -49,19 +49,27 @@ def _document() -> bytes:
             "paths": {
                 "/v1/chat/completions": _post("ChatCompletionRequest", "ChatCompletion", "ChatCompletionChunk"),
                 "/v1/completions": _post("CompletionRequest", "Completion", "Completion"),
-                "/v1/models": _get("The models that have a worker", "ModelList"),
-                "/v1/models/{model}": _get("One of them", "Model") | {"parameters": [_MODEL_PARAMETER]},
+                "/v1/models": _get("The models that have a worker", "ModelList") | {"security": _KEY},
+                "/v1/models/{model}": _get("One of them", "Model")
+                | {"parameters": [_MODEL_PARAMETER], "security": _KEY},
                 "/health": _get("Whether a model is served, and by whom", "HealthBody"),
                 "/live": _get("Whether this process lives"),
                 "/metrics": {"get": {"summary": "Prometheus metrics", "responses": {"200": _text("text/plain")}}},
                 "/openapi.json": _get("This description"),
             },
-            "components": {"schemas": components},
+            "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         }
     )
 
 
 _MODEL_PARAMETER = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+_TIMEOUT_PARAMETER = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "How many milliseconds the answer may take altogether",
+    "schema": {"type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX},
+}
+_KEY: list[dict[str, list[str]]] = [{}, {"key": []}]  # whether one is needed is the server's choice
 _SESSION_PARAMETER = {
     "name": "X-Dynamo-Session-ID",
     "in": "header",
@@ -76,7 +84,8 @@ def _post(request: str, answer: str, chunk: str) -> dict[str, Any]:
     return {
         "post": {
             "summary": f"A {answer}, whole or as a stream of {chunk}",
-            "parameters": [_SESSION_PARAMETER],
+            "parameters": [_SESSION_PARAMETER, _TIMEOUT_PARAMETER],
+            "security": _KEY,
             "requestBody": {"required": True, "content": _json(request)["content"]},
             "responses": {"200": success, "default": _json("ErrorBody")},
         }

@@ -2,8 +2,8 @@
 
 from starlette.types import Send
 
-from dynamo.errors import DynamoError, UnavailableError
-from dynamo.frontend.errors import RETRY_AFTER_S, encode_error
+from dynamo.errors import DynamoError, OverloadedError
+from dynamo.frontend.errors import encode_error, error_headers
 from dynamo.frontend.exchange import Exchange, Header
 
 _JSON = b"application/json"
@@ -17,9 +17,11 @@ _EVENT_HEADERS = (
 class HttpResponse:
     """The headers of a stream go out with its first event: until then it can still become an error."""
 
-    __slots__ = ("_exchange", "_send", "_streaming", "request_id")
+    __slots__ = ("_exchange", "_overload_status", "_send", "_streaming", "request_id")
 
-    def __init__(self, send: Send, exchange: Exchange) -> None:
+    def __init__(self, send: Send, exchange: Exchange, overload_status: int = OverloadedError.http_status) -> None:
+        """`overload_status` takes the place of OverloadedError's own."""
+        self._overload_status = overload_status
         self._send = send
         self._exchange = exchange
         self._streaming = False
@@ -53,12 +55,14 @@ class HttpResponse:
         if self._streaming:
             self.end(b"data: " + encode_error(error) + b"\n\n")
             return
-        retry = [(b"retry-after", str(RETRY_AFTER_S).encode())] if isinstance(error, UnavailableError) else []
-        await self.whole(encode_error(error), error.http_status, *retry)
+        headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
+        await self.whole(encode_error(error), self.status(error), *headers)
 
     def status(self, error: DynamoError | None) -> int:
         """What the client sees or has seen."""
-        return 200 if error is None or self._streaming else error.http_status
+        if error is None or self._streaming:
+            return 200
+        return self._overload_status if isinstance(error, OverloadedError) else error.http_status
 
     def _id_header(self) -> tuple[Header, ...]:
         return ((b"x-request-id", self.request_id.encode()),) if self.request_id else ()

@@ -1,4 +1,7 @@
-"""The routes that say what this frontend can do: models, health, metrics."""
+"""The routes that say what this frontend can do: models, health, metrics.
+
+Those of OpenAI's API want a key where there are keys; the others are for probes, which have none.
+"""
 
 import msgspec
 from prometheus_client import generate_latest
@@ -36,10 +39,13 @@ class StatusRoutes:
         self._models = frontend.models
 
     async def list_models(self, request: Request) -> Response:
-        return _json(ModelList(data=[_describe(model) for model in self._models.models()]))
+        client = self._frontend.keys.identify(request.headers)
+        models = (model for model in self._models.models() if client.allows(model.card.name))
+        return _json(ModelList(data=[_describe(model) for model in models]))
 
     async def get_model(self, request: Request) -> Response:
-        return _json(_describe(self._models.get(request.path_params["model"])))
+        client = self._frontend.keys.identify(request.headers)
+        return _json(_describe(self._models.get(request.path_params["model"], client.allows)))
 
     async def health(self, request: Request) -> Response:
         """200 when a worker is there, 503 when none is."""

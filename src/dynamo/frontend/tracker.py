@@ -4,15 +4,18 @@ import logging
 import time
 
 from dynamo.errors import DynamoError, RequestCancelledError
+from dynamo.frontend.overload_guard import Place
 from dynamo.llm.sequence import TextOutput
 from dynamo.telemetry.metrics import FrontendMetrics
 
 access_logger = logging.getLogger("dynamo.frontend.access")
 
 
-def log_refused(endpoint: str, request_id: str, error: DynamoError) -> None:
-    """The access log's line for a request that was refused before its model was known."""
-    access_logger.info("%s %d refused %s error=%s", endpoint, error.http_status, request_id or "-", error.code)
+def log_refused(endpoint: str, request_id: str, error: DynamoError, client: str = "") -> None:
+    """The access log's line for a request that was refused before its model was known. `client`: the key's name."""
+    access_logger.info(
+        "%s %d refused %s%s error=%s", endpoint, error.http_status, request_id or "-", _key(client), error.code
+    )
 
 
 class ModelMetrics:
@@ -35,11 +38,15 @@ class RequestTracker:
     """Follows one request of a known model from its admission to its end."""
 
     __slots__ = (
-        "_endpoint", "_first_s", "_itl", "_last_s", "_metrics", "_outputs", "_prompt_tokens", "_series", "_started_s",
-        "_stream", "_tokens",
+        "_client", "_endpoint", "_first_s", "_itl", "_last_s", "_metrics", "_outputs", "_prompt_tokens", "_series",
+        "_started_s", "_stream", "_tokens", "place",
     )  # fmt: skip
 
-    def __init__(self, metrics: FrontendMetrics, series: ModelMetrics, endpoint: str, *, stream: bool) -> None:
+    def __init__(
+        self, metrics: FrontendMetrics, series: ModelMetrics, endpoint: str, *, stream: bool, client: str = ""
+    ) -> None:
+        """`client`: the name of its key."""
+        self._client = client
         self._metrics = metrics
         self._series = series
         self._endpoint = endpoint
@@ -48,6 +55,7 @@ class RequestTracker:
         self._first_s: float | None = None
         self._last_s = 0.0
         self._tokens = 0
+        self.place: Place | None = None  # among the requests of its model
         self._prompt_tokens: int | None = None
         self._itl = series.inter_token_latency
         self._outputs = series.output_tokens
@@ -62,6 +70,8 @@ class RequestTracker:
             self._first_s = now_s
             self._series.queued.dec()
             self._series.time_to_first_token.observe(now_s - self._started_s)
+            if self.place is not None:
+                self.place.answered(output.prompt_tokens)
         elif count:
             self._itl.observe((now_s - self._last_s) / count, count)
         if output.prompt_tokens is not None:
@@ -93,11 +103,12 @@ class RequestTracker:
         self._metrics.requests.labels(series.model, self._endpoint, kind, *outcome).inc()
         if access_logger.isEnabledFor(logging.INFO):
             access_logger.info(
-                "%s %d %s %s model=%s prompt_tokens=%s output_tokens=%d ttft_ms=%s duration_ms=%.1f%s",
+                "%s %d %s %s%s model=%s prompt_tokens=%s output_tokens=%d ttft_ms=%s duration_ms=%.1f%s",
                 self._endpoint,
                 status,
                 kind,
                 request_id,
+                _key(self._client),
                 series.model,
                 self._prompt_tokens if self._prompt_tokens is not None else "-",
                 self._tokens,
@@ -105,3 +116,7 @@ class RequestTracker:
                 duration_s * 1000,
                 f" error={error.code}" if error is not None else "",
             )
+
+
+def _key(client: str) -> str:
+    return f" key={client}" if client else ""

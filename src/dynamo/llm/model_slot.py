@@ -30,6 +30,15 @@ class ModelSlot:
     def empty(self) -> bool:
         return not self._workers and not self._prefill
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost with what is served."""
+        return self.served is None or self.served.pipeline.idle
+
+    async def until_idle(self) -> None:
+        while self.served is not None and not self.served.pipeline.idle:
+            await self.served.pipeline.until_idle()
+
     async def add(self, key: str, entry: ModelEntry) -> None:
         (self._prefill if entry.card.worker_type is WorkerType.Prefill else self._workers).add(key, entry)
         await self._update()

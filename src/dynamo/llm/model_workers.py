@@ -10,6 +10,7 @@ from dynamo.router.push_router import PushRouter
 from dynamo.router.remote_placer import RemotePlacer
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.instance import Instance
+from dynamo.telemetry.migration_metrics import MigrationType
 
 
 class ModelWorkers:
@@ -22,7 +23,14 @@ class ModelWorkers:
         self._members: dict[int, ModelCard] = {}
         self._client = runtime.client(entry.endpoint)
         self._placer = routing.placer(entry, runtime)
-        self.router = PushRouter(self._client, self._placer, self._members.__contains__, self._fetches)
+        self.router = PushRouter(
+            self._client,
+            self._placer,
+            self._members.__contains__,
+            self._fetches,
+            lost_max=routing.migration.migration_limit,
+            on_lost=routing.count_moves(entry.card.name, MigrationType.NEW_REQUEST),
+        )
         if self._metrics is not None and isinstance(self._placer, KvPlacer):
             self._metrics.add(entry.card.name, entry.card.worker_type, self._placer)
         self.set_members([entry])

@@ -11,12 +11,14 @@ What a frontend does with it:
     write(answer.as_chat(request, head))
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from dynamo.errors import ModelNotFoundError
 from dynamo.llm.detokenizer import Detokenizer
 from dynamo.llm.loaded_model import LoadedModel
+from dynamo.llm.migration import Migration
+from dynamo.llm.migration_config import MigrationConfig
 from dynamo.llm.preprocessor import ChatPreprocessor, CompletionPreprocessor
 from dynamo.llm.sequence import TextOutput
 from dynamo.llm.text_engine import TextEngine
@@ -45,6 +47,13 @@ class Pipeline(Protocol):
     The last output of each choice has a finish_reason.
     """
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way that may yet need another worker than the one that it has."""
+        ...
+
+    async def until_idle(self) -> None: ...
+
     async def chat(
         self, request: ChatCompletionRequest, body: bytes, context: Context, deliver: Deliver[TextOutput]
     ) -> None: ...
@@ -54,24 +63,49 @@ class Pipeline(Protocol):
     ) -> None: ...
 
 
-def build_pipeline(card: ModelCard, files: Mapping[str, bytes], router: Router) -> Pipeline:
+def build_pipeline(
+    card: ModelCard,
+    files: Mapping[str, bytes],
+    router: Router,
+    migration: MigrationConfig | None = None,
+    on_move: Callable[[], None] = lambda: None,
+) -> Pipeline:
     """The path to the workers that `card` describes; `files` maps the card's artifacts to their content.
 
-    Takes up to a second for a large tokenizer. Raises ConfigError when the files can't be used.
+    `migration`: what becomes of requests whose worker is lost, by default as the flags' defaults say; `on_move` is
+    called whenever one goes on elsewhere. Takes up to a second for a large tokenizer. Raises ConfigError when the files
+    can't be used.
     """
     if card.model_input is ModelInput.Text:
         return TextPipeline(card, router.generate_text)
-    return TokenPipeline(LoadedModel.load(card, files), router.generate)
+    return TokenPipeline(LoadedModel.load(card, files), router.generate, migration, on_move)
 
 
 class TokenPipeline:
     """For workers that are given token ids."""
 
-    def __init__(self, model: LoadedModel, tokens: Stage[PreprocessedRequest, LLMEngineOutput]) -> None:
-        text = Detokenizer(tokens, model.tokenizer)
+    def __init__(
+        self,
+        model: LoadedModel,
+        tokens: Stage[PreprocessedRequest, LLMEngineOutput],
+        migration: MigrationConfig | None = None,
+        on_move: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`tokens` chooses a worker for each request; the others as in build_pipeline."""
+        self._migration = Migration(
+            tokens, migration or MigrationConfig(), context_length=model.card.context_length, on_move=on_move
+        )
+        text = Detokenizer(self._migration, model.tokenizer)
         self._chat = ChatPreprocessor(text, model)
         self._completion = CompletionPreprocessor(text, model)
         self._card = model.card
+
+    @property
+    def idle(self) -> bool:
+        return self._migration.idle
+
+    async def until_idle(self) -> None:
+        await self._migration.until_idle()
 
     async def chat(
         self, request: ChatCompletionRequest, body: bytes, context: Context, deliver: Deliver[TextOutput]
@@ -92,6 +126,10 @@ class TextPipeline:
     def __init__(self, card: ModelCard, chunks: Stage[JsonObject, TextEngineOutput]) -> None:
         self._text = TextEngine(chunks)
         self._card = card
+        self.idle = True  # what a worker has begun, no other can finish
+
+    async def until_idle(self) -> None:
+        """There is nothing to wait for."""
 
     async def chat(
         self, request: ChatCompletionRequest, body: bytes, context: Context, deliver: Deliver[TextOutput]

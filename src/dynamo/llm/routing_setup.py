@@ -1,10 +1,13 @@
 """How a process routes the requests of its models."""
 
+import functools
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dynamo.config import Live
+from dynamo.llm.migration_config import MigrationConfig
 from dynamo.llm.register import ModelEntry
 from dynamo.protocols.model_card import ModelInput, WorkerType
 from dynamo.router.config import KvRouterConfig
@@ -15,6 +18,7 @@ from dynamo.router.remote_placer import RemotePlacer
 from dynamo.router.selection import RouterMode
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.telemetry.disagg_metrics import DisaggMetrics
+from dynamo.telemetry.migration_metrics import MigrationMetrics, MigrationType
 from dynamo.telemetry.router_metrics import RouterMetrics
 
 logger = logging.getLogger(__name__)
@@ -30,6 +34,8 @@ class RoutingSetup:
     disagg: Live[DisaggConfig] = field(default_factory=lambda: Live(DisaggConfig()))
     metrics: RouterMetrics | None = None
     disagg_metrics: DisaggMetrics | None = None
+    migration: MigrationConfig = field(default_factory=MigrationConfig)
+    migration_metrics: MigrationMetrics | None = None
 
     def placer(self, entry: ModelEntry, runtime: DistributedRuntime) -> KvPlacer | RemotePlacer | SelectorPlacer:
         """For the workers that are like the one that `entry` announces. To be closed."""
@@ -48,3 +54,9 @@ class RoutingSetup:
         if self.service:
             return RemotePlacer(runtime, entry.endpoint, card.name, rng)
         return KvPlacer(runtime, entry.endpoint, block_size, self.kv, card.name, rng)
+
+    def count_moves(self, model: str, kind: MigrationType) -> Callable[[], None]:
+        """What to call when a request to `model` goes on at another worker."""
+        if self.migration_metrics is None:
+            return lambda: None
+        return functools.partial(self.migration_metrics.moved, model, kind)

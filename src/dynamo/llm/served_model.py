@@ -13,6 +13,7 @@ from dynamo.router.prefill_router import PrefillRouter
 from dynamo.runtime.background import in_background
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.instance import Instance
+from dynamo.telemetry.migration_metrics import MigrationType
 
 _FILES_TIMEOUT_S = 30.0
 
@@ -51,7 +52,14 @@ class ServedModel:
         router = PrefillRouter(workers.router, routing.disagg)
         try:
             # Parsing a tokenizer takes long enough to be felt by everybody else's streams.
-            pipeline = await asyncio.to_thread(build_pipeline, entry.card, files, router)
+            pipeline = await asyncio.to_thread(
+                build_pipeline,
+                entry.card,
+                files,
+                router,
+                routing.migration,
+                routing.count_moves(entry.card.name, MigrationType.ONGOING_REQUEST),
+            )
         except BaseException:
             await asyncio.shield(
                 in_background(workers.close(), "workers-of-no-model")

@@ -10,7 +10,7 @@ from dynamo.telemetry.disagg_metrics import DisaggFigures
 class Journey:
     """Where the prompt is prefilled, and why. Both may change until the first output."""
 
-    __slots__ = ("_prompt_tokens", "leg", "reason", "uncached_tokens", "waiting_tokens")
+    __slots__ = ("_prompt_tokens", "leg", "lost", "reason", "uncached_tokens", "waiting_tokens")
 
     def __init__(
         self,
@@ -26,6 +26,7 @@ class Journey:
         self.uncached_tokens = uncached_tokens
         self.waiting_tokens = waiting_tokens
         self.leg: PrefillLeg | None = None  # the one that has answered
+        self.lost = False  # the decode worker that had begun with it
 
     @property
     def place(self) -> str:

@@ -5,7 +5,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from dynamo.errors import DeadlineExceededError, NoInstancesError, RequestCancelledError
 from dynamo.protocols.generation import PreprocessedRequest, WorkerId
@@ -65,13 +65,15 @@ class KvPlacer:
         self._subscriber: FeedSubscriber | None = None
         if config.use_kv_events:
             self._events = runtime.client(endpoint.beside(KV_EVENTS_ENDPOINT), FeedItem)
-            self._subscriber = FeedSubscriber(self._events, self.indexer)
+            self._subscriber = FeedSubscriber(self._events, self.indexer, event_plane=runtime.event_plane)
             self._subscriber.follow_only(())
         self._sync: ReplicaSync | None = None
         if config.router_replica_sync:
             self._sync = ReplicaSync(runtime, endpoint, model, self.scheduler, _now_s, self._admit)
         loads = runtime.client(endpoint.beside(LOAD_ENDPOINT), list[WorkerLoad])
-        self._loads = LoadWatcher(loads, self._serves, self._on_ask, self._on_load)
+        self._loads = LoadWatcher(
+            loads, self._serves, self._on_ask, self._on_load, self._on_told, event_plane=runtime.event_plane
+        )
         self._sweeper = in_background(self._sweep(), f"sweep-{endpoint}")
 
     async def close(self) -> None:
@@ -236,6 +238,7 @@ class KvPlacer:
             dumps=self.indexer.dumps,
             gaps=subscriber.gaps if subscriber is not None else 0,
             recoveries=subscriber.recoveries if subscriber is not None else 0,
+            broadcast_feeds=subscriber.broadcast_feeds if subscriber is not None else 0,
             queued_requests=self.scheduler.queued,
         )
 
@@ -290,10 +293,14 @@ class KvPlacer:
                 logger.warning("%d requests have given no sign for long and no longer count as load", len(stale))
                 self._admit()
 
-    def _on_ask(self) -> None:
-        self.scheduler.expect_loads()
+    def _on_ask(self, told: Collection[int]) -> None:
+        self.scheduler.expect_loads(self._instances.keys() - told)
         self.indexer.tree.clear_portion()  # even if no worker's events come any more
         self._admit()
+
+    def _on_told(self, instance_id: int, loads: list[WorkerLoad]) -> None:
+        self._on_load(instance_id, loads)
+        self.scheduler.expect_loads([instance_id])  # what it tells next is how busy it is later
 
     def _on_load(self, instance_id: int, loads: list[WorkerLoad]) -> None:
         for load in loads:

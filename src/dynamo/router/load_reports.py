@@ -25,7 +25,7 @@ class LoadReports:
         self._idle_since_s: float | None = None  # the first of the reports that say so, up to the latest
 
     def expect(self) -> None:
-        """The worker is being asked."""
+        """The worker is being asked, or has just told unasked and will again."""
         if self._unanswered == _UNANSWERED_MAX:
             self._sequences.set_foreign(self._activity, requests=0, prefill_tokens=0, blocks=0)
             self._idle_since_s = None

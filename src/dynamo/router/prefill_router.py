@@ -10,11 +10,14 @@ import msgspec
 
 from dynamo.config import Live
 from dynamo.errors import (
+    ConnectionLostError,
     DeadlineExceededError,
     DynamoError,
     HandoffLostError,
     InvalidRequestError,
+    NobodyLeftError,
     RequestCancelledError,
+    UnavailableError,
 )
 from dynamo.protocols.disagg import PrefillReason
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, TextEngineOutput
@@ -67,7 +70,13 @@ class PrefillRouter:
             if failure is None:
                 return
             journey.reason = failure
-        await self._decode.generate(request, context, FirstOutput(deliver, journey, self.figures).pass_on)
+        first = FirstOutput(deliver, journey, self.figures)
+        try:
+            await self._decode.generate(request, context, first.pass_on)
+        except UnavailableError as error:
+            if first.begun or not journey.lost:
+                raise
+            raise NobodyLeftError("the worker that had this request is lost, and no other can take it now") from error
 
     async def _plan(self, prefill: PushRouter, request: PreprocessedRequest, context: Context) -> Journey:
         """Where the prompt is to be prefilled."""
@@ -150,6 +159,7 @@ class PrefillRouter:
             named_one_is_gone = request.target is not None and not isinstance(error, HandoffLostError)
             if first.begun or not error.retryable or named_one_is_gone:
                 raise
+            journey.lost = isinstance(error, ConnectionLostError)
             logger.warning("request %s: prefilled in vain: %s", context.id(), error)
             return PrefillReason.HANDOFF_LOST
         return None

@@ -9,12 +9,13 @@ serve an engine of their own:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, KvEventBatch, Tier
-from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
+from dynamo.protocols.load import WorkerLoad
 from dynamo.router.block_names import BlockNames, EngineHash
 from dynamo.router.held_blocks import HeldBlocks
+from dynamo.router.load_publisher import serve_load
 from dynamo.runtime.background import in_background
 from dynamo.runtime.component import Endpoint
 from dynamo.runtime.event_feed import BYTES_MAX, EVENTS_MAX, EventFeed
@@ -131,18 +132,18 @@ class KvEventPublisher:
 
 
 class WorkerMetricsPublisher:
-    """Tells who asks how busy a worker is: the latest WorkerLoad of each data-parallel rank."""
+    """Tells routers how busy a worker is: the latest WorkerLoad of each data-parallel rank."""
 
     def __init__(self) -> None:
         self._loads: dict[int, WorkerLoad] = {}
 
     async def create_endpoint(self, endpoint: Endpoint) -> None:
         """Serves `load` in the namespace and component of `endpoint`, until the runtime shuts down."""
-        await Endpoint(endpoint.runtime, endpoint.id.beside(LOAD_ENDPOINT)).start(self._answer)
+        await serve_load(endpoint, self._load)
 
     def publish(self, load: WorkerLoad) -> None:
         """How busy the rank that `load` names is from now on."""
         self._loads[load.dp_rank] = load
 
-    async def _answer(self, request: object) -> AsyncIterator[list[WorkerLoad]]:
-        yield [self._loads[dp_rank] for dp_rank in sorted(self._loads)]
+    def _load(self) -> list[WorkerLoad]:
+        return [self._loads[dp_rank] for dp_rank in sorted(self._loads)]

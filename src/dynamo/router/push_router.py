@@ -1,7 +1,7 @@
 """The network edge of the request path: gets a worker for each request, sends it there, passes the reply on."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,6 +10,7 @@ from dynamo.errors import (
     DynamoError,
     HandoffLostError,
     InvalidRequestError,
+    NobodyLeftError,
     NoInstancesError,
     UnavailableError,
     UnreachableError,
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 class PushRouter:
     """Sends each request to one of the workers of a model, the one that `placer` chooses.
 
-    A worker that fails before its first output loses the request to another one; after that its error is the answer.
+    A worker that refuses a request, or is lost before its first output, loses it to another one; after that its error
+    is the answer (llm.migration knows how to go on).
     """
 
     def __init__(
@@ -39,15 +41,21 @@ class PushRouter:
         placer: Placer,
         serves: Callable[[int], bool],
         fetches: Callable[[int], bool] = lambda _: False,
+        *,
+        lost_max: int = 3,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """`serves`: whether an instance of the endpoint belongs to the model (several models may share an endpoint).
 
-        `fetches`: whether it can take a request with a handoff.
+        `fetches`: whether it can take a request with a handoff. `lost_max`: how many workers may be lost with a request
+        and it goes to the next one still, as it may be what they die of; `on_lost` is called each time.
         """
         self._client = client
         self._placer = placer
         self._serves = serves
         self._fetches = fetches
+        self._lost_max = lost_max
+        self._on_lost = on_lost
 
     def workers(self) -> list[int]:
         """The instances that a request could go to now: those that just failed only if there are no others.
@@ -63,7 +71,7 @@ class PushRouter:
     def check(self, request: PreprocessedRequest) -> None:
         """Raises what generate() would for who the request asks for, and where nobody is there."""
         self._placer.check(request.target)
-        self._candidates(request.target, {}, self._serves)
+        self._candidates(request.target, {}, self._serves, ())
 
     async def prospect(self, request: PreprocessedRequest, context: Context) -> Prospect | None:
         """What the request would find where it would go now; None where that is not known, or nobody is there."""
@@ -91,16 +99,14 @@ class PushRouter:
     ) -> None:
         """Passes on the answer of the first worker that answers at all."""
         failed: dict[int, DynamoError] = {}
+        lost = 0
         has_handoff = tokens is not None and tokens.handoff is not None
+        eligible = self._fetches if has_handoff else self._serves
+        lost_by = () if tokens is None else tokens.lost_by
         while True:
-            candidates = self._candidates(target, failed, self._fetches if has_handoff else self._serves)
-            try:
-                placement = await self._placer.place(tokens, context, candidates, target)
-            except NoInstancesError:
-                now = self._candidates(target, failed, self._fetches if has_handoff else self._serves)
-                if set(now) <= set(candidates):
-                    raise
-                continue  # those have gone while it waited for one of them, but others have come
+            placement = await self._placed(
+                tokens, context, target, lambda: self._candidates(target, failed, eligible, lost_by)
+            )
             answer = _Answer(placement.worker, placement.watched(deliver))
             try:
                 await self._send(placement, request, context, decode, answer.pass_on)
@@ -111,12 +117,31 @@ class PushRouter:
                 instance_id = placement.worker.instance_id
                 if not isinstance(error, HandoffLostError):
                     self._client.avoid(instance_id)
-                if has_handoff and not isinstance(error, UnavailableError | UnreachableError):
-                    raise  # it is good for one try, and who has refused it has not tried
+                if not _is_refusal(error):
+                    if has_handoff or lost == self._lost_max:
+                        raise  # a handoff is good for one try, and who has refused it has not tried
+                    lost += 1
+                    self._on_lost()
                 logger.warning("request %s: instance %x: %s", context.id(), instance_id, error)
                 failed[instance_id] = error
             finally:
                 placement.end()
+
+    async def _placed(
+        self,
+        tokens: PreprocessedRequest | None,
+        context: Context,
+        target: WorkerId | None,
+        candidates: Callable[[], Sequence[int]],
+    ) -> Placement:
+        """With one of those that there are, also if all are gone while the request waits, and others have come."""
+        while True:
+            known = candidates()
+            try:
+                return await self._placer.place(tokens, context, known, target)
+            except NoInstancesError:
+                if set(candidates()) <= set(known):
+                    raise
 
     async def _send(
         self,
@@ -131,7 +156,11 @@ class PushRouter:
         await ReplyStream(reply, decode, instance_id).push_to(deliver)
 
     def _candidates(
-        self, target: WorkerId | None, failed: Mapping[int, DynamoError], eligible: Callable[[int], bool]
+        self,
+        target: WorkerId | None,
+        failed: Mapping[int, DynamoError],
+        eligible: Callable[[int], bool],
+        lost_by: Collection[int],
     ) -> Sequence[int]:
         if target is not None:
             if target.instance_id not in self._client.instance_ids() or not self._serves(target.instance_id):
@@ -139,15 +168,27 @@ class PushRouter:
             return [target.instance_id]
         candidates = [i for i in self._eligible(eligible) if i not in failed]
         if not candidates:
-            # What the last one said of its state says more than that a connection failed.
-            said = [error for error in failed.values() if isinstance(error, UnavailableError)]
-            raise said[-1] if said else NoInstancesError("no worker can take this request right now")
-        return candidates
+            raise _nobody(failed.values())
+        return [i for i in candidates if i not in lost_by] or candidates
 
     def _eligible(self, eligible: Callable[[int], bool]) -> list[int]:
         workers = [i for i in self._client.instance_ids() if eligible(i)]
         available = set(self._client.available_ids())
         return [i for i in workers if i in available] or [i for i in workers if not self._client.is_stalled(i)]
+
+
+def _is_refusal(error: DynamoError) -> bool:
+    """Whether the worker has not begun with the request."""
+    return isinstance(error, UnavailableError | UnreachableError)
+
+
+def _nobody(failures: Collection[DynamoError]) -> DynamoError:
+    """Why no worker has taken the request, by what each of those that were tried has failed with."""
+    if not all(map(_is_refusal, failures)):
+        return NobodyLeftError("the worker that had this request is lost, and no other can take it right now")
+    # What the last one said of its state says more than that a connection failed.
+    said = [error for error in failures if isinstance(error, UnavailableError)]
+    return said[-1] if said else NoInstancesError("no worker can take this request right now")
 
 
 def _encode(request: Any, dp_rank: int | None) -> bytes:

@@ -59,7 +59,9 @@ class ReplicaSync:
         self._feed = EventFeed(self._dump)
         self._endpoint = Endpoint(runtime, sync_endpoint(workers, model))
         self._client = runtime.client(self._endpoint.id, FeedItem)
-        self._subscriber = FeedSubscriber(self._client, self, own_id=runtime.instance_id)
+        self._subscriber = FeedSubscriber(
+            self._client, self, event_plane=runtime.event_plane, own_id=runtime.instance_id
+        )
         self._starting = asyncio.create_task(self._start(), name=f"start-{self._endpoint}")
 
     async def close(self) -> None:

@@ -91,10 +91,11 @@ class KvScheduler:
             else:
                 known.limits = its_limits
 
-    def expect_loads(self) -> None:
-        """All workers are being asked now for their load; answers that are still missing will not come any more."""
-        for worker in self._workers.values():
-            worker.reports.expect()
+    def expect_loads(self, instance_ids: Collection[int] | None = None) -> None:
+        """These instances (None: all) tell their load next; answers that are still missing will not come any more."""
+        for worker_id, worker in self._workers.items():
+            if instance_ids is None or worker_id.instance_id in instance_ids:
+                worker.reports.expect()
 
     def on_load(self, worker_id: WorkerId, load: WorkerLoad, now_s: float) -> list[str]:
         """What the worker says of itself, which corrects what is known of it.

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamo.config import option
+from dynamo.config import group, option
 from dynamo.errors import ConfigError
 from dynamo.runtime.channels import Heartbeat
 from dynamo.runtime.credentials import Credentials, read_secret
+from dynamo.runtime.discovery.etcd_config import EtcdConfig
 from dynamo.runtime.discovery.file import default_directory
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.listening_socket import PORT_MAX
@@ -32,9 +33,9 @@ class RuntimeConfig:
         "file",
         flag="--discovery-backend",
         env="DYN_DISCOVERY_BACKEND",
-        choices=("file", "mem"),
+        choices=("file", "etcd", "mem"),
         aliases={"memory": "mem"},
-        help="how processes find each other: a directory of this host, or only within this process",
+        help="how processes find each other: a directory of this host, etcd, or only within this process",
     )
     file_kv: str | None = option(
         None,
@@ -43,12 +44,27 @@ class RuntimeConfig:
         metavar="DIR",
         help="directory of the file backend; without it, one for this user under the system's temporary directory",
     )
+    etcd: EtcdConfig = group(EtcdConfig)
     request_plane: str = option(
         "tcp",
         flag="--request-plane",
         env="DYN_REQUEST_PLANE",
         choices=("tcp", "inproc"),
         help="how requests travel: sockets (TCP, and Unix sockets on one host), or within this process",
+    )
+    event_plane: str = option(
+        "direct",
+        flag="--event-plane",
+        env="DYN_EVENT_PLANE",
+        choices=("direct", "nats"),
+        help="how KV events and loads reach routers: each router asks each worker, or workers tell all at once",
+    )
+    nats_server: str = option(
+        "nats://localhost:4222",
+        flag="--nats-server",
+        env="NATS_SERVER",
+        metavar="URL",
+        help="nats://[user:password@]host:port or tls://, several with commas; better in the variable with a password",
     )
     rpc_host: str = option(
         "127.0.0.1", flag="--rpc-host", env="DYN_TCP_RPC_HOST", help="address on which endpoints are served"

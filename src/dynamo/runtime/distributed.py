@@ -3,13 +3,12 @@
 import asyncio
 import dataclasses
 import logging
-import os
 import secrets
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from dynamo.config import from_environment
+from dynamo.config import parse
 from dynamo.errors import ConfigError, DrainingError, NotFoundError, UnavailableError, WorkerStalledError
 from dynamo.runtime.background import in_background
 from dynamo.runtime.channels import NO_HEARTBEAT, Channels
@@ -17,8 +16,10 @@ from dynamo.runtime.client import Client
 from dynamo.runtime.component import Endpoint, Namespace
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.discovery.base import Discovery, Registration
+from dynamo.runtime.discovery.etcd_config import EtcdConfig
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery, MemoryStore
+from dynamo.runtime.event_plane.make import make_event_plane
 from dynamo.runtime.health import Health
 from dynamo.runtime.instance import EndpointId, Instance
 from dynamo.runtime.request_plane.base import Listener, RequestPlane
@@ -70,6 +71,8 @@ class DistributedRuntime:
         self.instance_id = secrets.randbits(_INSTANCE_ID_BITS)
         self.health = Health()
         self.discovery = _discovery(self.config, self.shared)
+        self.event_plane = make_event_plane(self.config.event_plane, self.config.nats_server)
+        self._is_sibling = False
         self._plane = _request_plane(self.config, self.shared)
         within_process = self.config.request_plane == "inproc"  # where all share the fate of one event loop
         self._channels = Channels(self._plane, NO_HEARTBEAT if within_process else self.config.heartbeat)
@@ -94,6 +97,8 @@ class DistributedRuntime:
         """Another runtime in this process, with an identity of its own; it is closed with this one."""
         sibling = DistributedRuntime(config=self.config, shared=self.shared)
         sibling.health = self.health
+        sibling.event_plane = self.event_plane  # a process needs one connection
+        sibling._is_sibling = True
         self._siblings.append(sibling)
         if self.is_shutting_down:
             sibling.shutdown()
@@ -224,6 +229,8 @@ class DistributedRuntime:
 
     async def _close(self, timeout_s: float) -> None:
         await asyncio.gather(self._close_own(timeout_s), *(s._close_own(timeout_s) for s in self._siblings))
+        if not self._is_sibling:
+            await self.event_plane.close()
 
     async def _close_own(self, timeout_s: float) -> None:
         for path in self._handlers:
@@ -280,7 +287,7 @@ class DistributedRuntime:
 def _configured(
     config: RuntimeConfig | None, discovery_backend: str | None, request_plane: str | None
 ) -> RuntimeConfig:
-    config = config or RuntimeConfig(**from_environment(RuntimeConfig, os.environ))
+    config = config or parse(RuntimeConfig, [], prog="dynamo")
     if discovery_backend is not None:
         config = dataclasses.replace(config, discovery_backend=discovery_backend)
     if request_plane is not None:
@@ -294,8 +301,18 @@ def _discovery(config: RuntimeConfig, shared: SharedParts) -> Discovery:
             return MemoryDiscovery(shared.store)
         case "file":
             return FileDiscovery(config.discovery_directory())
+        case "etcd":
+            return _etcd(config.etcd)
         case other:
-            raise ConfigError(f"there is no discovery backend {other!r}: choose file or mem")
+            raise ConfigError(f"there is no discovery backend {other!r}: choose file, etcd or mem")
+
+
+def _etcd(config: EtcdConfig) -> Discovery:
+    try:
+        from dynamo.runtime.discovery.etcd import EtcdDiscovery
+    except ImportError as error:
+        raise ConfigError(f"etcd needs the {error.name} package: pip install 'dynamo-py[etcd]'") from None
+    return EtcdDiscovery(config)
 
 
 def _request_plane(config: RuntimeConfig, shared: SharedParts) -> RequestPlane:

@@ -14,8 +14,9 @@ none of that costs the publisher more than the room for its latest events.
 """
 
 import asyncio
+import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -23,16 +24,19 @@ import msgspec
 
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.component import Endpoint
+from dynamo.runtime.feed_broadcast import Broadcast, FeedBroadcaster
 
 EVENTS_MAX = 8192
 BYTES_MAX = 32 << 20
 DUMP_BYTES_MAX = 256 << 20  # four times what the blocks take that a router can hold
+_FEED_ID_BITS = 53
 
 
 class Subscribe(msgspec.Struct, array_like=True, frozen=True):
-    """The request: `after` is the id of the last event seen, None for a dump."""
+    """The request: `after` is the id of the last event seen, None for a dump; of which feed, if that is known."""
 
     after: int | None = None
+    feed_id: int = 0
 
 
 class FeedEvent(msgspec.Struct, array_like=True, frozen=True, tag=0):
@@ -55,12 +59,14 @@ class DumpEnd(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
     id: int
     parts: int
+    feed_id: int = 0
 
 
 class Resumed(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """The stream goes on where the subscriber's last one has ended: after event number `id` nothing is missing."""
 
     id: int
+    feed_id: int = 0
 
 
 FeedItem = FeedEvent | DumpPart | DumpEnd | Resumed
@@ -88,11 +94,18 @@ class EventFeed:
         self._waiters: set[asyncio.Future[None]] = set()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
+        self._broadcaster: FeedBroadcaster | None = None
+        self.feed_id = secrets.randbits(_FEED_ID_BITS) or 1  # another of the same endpoint has another
         self.last_id = 0
 
     async def start(self, endpoint: Endpoint) -> None:
-        """Serves the feed at `endpoint` until its runtime shuts down. Raises what Endpoint.start() raises."""
+        """Serves the feed at `endpoint` until its runtime shuts down, and broadcasts it where the runtime has a way to.
+
+        Raises what Endpoint.start() raises.
+        """
         await endpoint.start(self.serve, request_type=Subscribe)
+        if not self._closed:
+            self._broadcaster = FeedBroadcaster(endpoint, self.feed_id, self.last_id)
         self._closing = asyncio.create_task(self._close_with(endpoint), name=f"feed-{endpoint}")
 
     def publish(self, event: Any) -> int:
@@ -105,13 +118,15 @@ class EventFeed:
         while len(self._kept) > self._events_max or self._kept_bytes > self._bytes_max:
             self._kept_bytes -= len(self._kept.popleft())
         self._wake()
+        if self._broadcaster is not None:
+            self._broadcaster.add(payload)
         return self.last_id
 
     async def serve(self, request: Subscribe) -> AsyncIterator[msgspec.Raw]:
         """The endpoint's handler: FeedItems without end."""
-        position = request.after
+        position = request.after if request.feed_id in (0, self.feed_id) else None
         if position is not None and self._has_after(position) and not self._closed:
-            yield _encoded(Resumed(position))  # at once: there may be no event for long
+            yield _encoded(Resumed(position, self.feed_id))  # at once: there may be no event for long
         while not self._closed:
             if position is None or not self._has_after(position):
                 position = self.last_id
@@ -120,7 +135,7 @@ class EventFeed:
                 for part in parts:
                     yield _encoded(DumpPart(position, count, msgspec.Raw(encode_payload(part))))
                     count += 1
-                yield _encoded(DumpEnd(position, count))
+                yield _encoded(DumpEnd(position, count, self.feed_id))
             elif position == self.last_id:
                 await self._published()
             else:
@@ -132,6 +147,9 @@ class EventFeed:
         """Ends the streams of all subscribers; idempotent."""
         self._closed = True
         self._wake()
+        if self._broadcaster is not None:
+            self._broadcaster.close()
+            self._broadcaster = None
         if self._closing is not None:
             self._closing.cancel()
 
@@ -185,6 +203,7 @@ class FeedCursor:
     def __init__(self, *, dump_bytes_max: int = DUMP_BYTES_MAX) -> None:
         """Of no dump more than `dump_bytes_max` is taken."""
         self.last_id: int | None = None  # of the last event that is part of the state
+        self.feed_id = 0  # whose event that is; 0 where the publisher does not say
         self._dump_bytes_max = dump_bytes_max
         self._dump_id = 0
         self._parts = 0  # of the dump that has begun
@@ -200,7 +219,7 @@ class FeedCursor:
         if isinstance(item, DumpEnd):
             return self._end_dump(item)
         if isinstance(item, Resumed):
-            return Step.RESUMED if item.id == self.last_id else Step.GAP
+            return Step.RESUMED if (item.id, item.feed_id) == (self.last_id, self.feed_id) else Step.GAP
         if self.last_id is None:
             return Step.GAP
         if item.id <= self.last_id:
@@ -209,6 +228,19 @@ class FeedCursor:
             return Step.GAP
         self.last_id = item.id
         return Step.APPLY
+
+    @property
+    def in_dump(self) -> bool:
+        """Whether a dump has begun that has not ended."""
+        return self._parts > 0
+
+    def accept_broadcast(self, message: Broadcast) -> Sequence[msgspec.Raw] | None:
+        """The events in it that are new, which are part of the state from now on; None if it does not continue it."""
+        if self.last_id is None or message.feed_id != self.feed_id or message.after > self.last_id:
+            return None
+        new = message.payloads[self.last_id - message.after :]
+        self.last_id = max(self.last_id, message.last_id)
+        return new
 
     def _add_part(self, part: DumpPart) -> Step:
         if part.number == 0:
@@ -227,5 +259,5 @@ class FeedCursor:
         if self._parts != end.parts or (end.parts and end.id != self._dump_id):
             return Step.GAP
         self._parts = self._parts_bytes = 0
-        self.last_id = end.id
+        self.last_id, self.feed_id = end.id, end.feed_id
         return Step.REPLACE

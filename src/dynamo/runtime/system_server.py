@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 
 import uvicorn
@@ -74,11 +75,15 @@ class EmbeddedServer(uvicorn.Server):
     It takes over the sockets that serve() is given; without any it listens to nobody.
     """
 
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(config)
+        self._tls = tls
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """In place of uvicorn's, whose servers accept one connection in a turn of the event loop."""
         await self.lifespan.startup()
         self.servers = []
-        self._acceptors = [Acceptor(sock, self._make_protocol) for sock in sockets or ()]
+        self._acceptors = [Acceptor(sock, self._make_protocol, self._tls) for sock in sockets or ()]
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

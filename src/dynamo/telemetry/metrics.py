@@ -109,9 +109,15 @@ class FrontendMetrics:
             ("model", "endpoint", "request_type", "status", "error_type"),
             registry=registry,
         )
+        self.refused = Counter(
+            f"{prefix}refused_requests_total", "Requests that no worker has seen", ("reason",), registry=registry
+        )
         self.inflight = Gauge(f"{prefix}inflight_requests", "Requests being answered", ("model",), registry=registry)
         self.queued = Gauge(
             f"{prefix}queued_requests", "Requests that wait for their first token", ("model",), registry=registry
+        )
+        self.admission_queue = Gauge(
+            f"{prefix}admission_queue_requests", "Requests that wait to be let in", ("model",), registry=registry
         )
         self.disconnected = Counter(
             f"{prefix}disconnected_clients_total", "Clients that left before the end", registry=registry

@@ -69,6 +69,7 @@ class IndexFigures:
     gaps: int
     recoveries: int
     dumps: int
+    broadcast_feeds: int
     queued_requests: int
 
 
@@ -140,6 +141,7 @@ class RouterMetrics(Collector):
         for kind, name, documentation, attribute in (
             (GaugeMetricFamily, "blocks", "Different KV blocks that are known from events", "blocks"),
             (GaugeMetricFamily, "believed_blocks", "Blocks that workers without events may have", "believed_blocks"),
+            (GaugeMetricFamily, "broadcast_feeds", "Workers whose KV events a broker carries", "broadcast_feeds"),
             (GaugeMetricFamily, "queued_requests", "Requests that wait for a worker", "queued_requests"),
             (CounterMetricFamily, "pruned_blocks_total", "Blocks forgotten to bound memory", "pruned"),
             (CounterMetricFamily, "events_total", "KV events taken", "events"),

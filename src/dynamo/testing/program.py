@@ -68,9 +68,15 @@ class Program:
 
 
 @asynccontextmanager
-async def program(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
-    """Runs Python with `arguments`, and `env` beside this process's environment; kills it at the end of the block."""
+async def program(
+    arguments: Sequence[str], env: Mapping[str, str] | None = None, *, prefix: Sequence[str] = ()
+) -> AsyncIterator[Program]:
+    """Runs Python with `arguments`, and `env` beside this process's environment; kills it at the end of the block.
+
+    `prefix` is put before the command line: a command that becomes another one, as `ip netns exec x` does.
+    """
     process = await asyncio.create_subprocess_exec(
+        *prefix,
         sys.executable,
         *arguments,
         env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(env or {}),

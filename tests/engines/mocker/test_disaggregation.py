@@ -280,7 +280,7 @@ def _begun(prefill: Worker) -> bool:
 async def test_an_open_stream_is_no_load_but_its_blocks(fleet: Fleet, request_of: MakeRequest) -> None:
     prefill = await fleet.worker(WorkerType.Prefill)
     await prefilled(prefill, request_of(range(10)))
-    [[load]] = [loads async for loads in prefill.endpoint.load(None)]
+    [load] = prefill.endpoint.load()
 
     assert (load.running_requests, load.waiting_requests, load.prefill_tokens, load.kv_used_blocks) == (0, 0, 0, 3)
     assert not prefill.legs[0].stream.done()

@@ -15,7 +15,7 @@ from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler import Scheduler, StepResult
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.timing import TimingModel
-from dynamo.errors import ConfigError, ContextLengthExceededError, InternalError, UnavailableError
+from dynamo.errors import ConfigError, ConnectionLostError, ContextLengthExceededError, UnavailableError
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
 from dynamo.protocols.kv_events import BlockRemoved, BlockStored, KvEventBatch
 from dynamo.router.indexer import KvIndexer
@@ -202,12 +202,12 @@ async def test_a_defect_is_told_to_everyone(
     engine: MockerEngine, scheduler: CountingScheduler, request_of: MakeRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     scheduler.broken = True
-    with pytest.raises(InternalError):
+    with pytest.raises(ConnectionLostError):
         await collect(engine, request_of(range(10)))
 
     assert "stopped" in await engine.failed()
     assert "out of order" in caplog.text
-    with pytest.raises(InternalError):
+    with pytest.raises(ConnectionLostError):
         await collect(engine, request_of(range(10)))
 
 

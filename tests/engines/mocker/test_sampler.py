@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo.engines.mocker.sampler import NATURAL_LENGTH_MAX, NATURAL_LENGTH_MIN, Sampler
-from dynamo.protocols.generation import FinishReason, PreprocessedRequest
+from dynamo.llm.continuation import Continuation
+from dynamo.protocols.generation import FinishReason, PreprocessedRequest, SamplingOptions, StopConditions
+from dynamo.tokens import token_array
 
 MakeRequest = Callable[..., PreprocessedRequest]
 VOCABULARY = range(100, 1100)
@@ -104,3 +106,30 @@ def test_a_stop_token_before_min_tokens_does_not_end(request_of: MakeRequest) ->
 
     assert length(min_tokens=0) == length(min_tokens=31) == 31
     assert length(min_tokens=32) > 31
+
+
+@given(data=st.data(), max_tokens=st.none() | st.integers(1, 200), min_tokens=st.integers(0, 120), stops=st.booleans())
+def test_another_worker_goes_on_with_the_same_script(
+    data: st.DataObject, max_tokens: int | None, min_tokens: int, stops: bool
+) -> None:
+    """As the frontend asks it to, whatever was going to end the output."""
+    sampler = Sampler(VOCABULARY)
+    asked = PreprocessedRequest(
+        model="m",
+        token_ids=token_array(data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=3))),
+        sampling_options=SamplingOptions(seed=data.draw(st.none() | st.integers(0, 5))),
+        stop_conditions=StopConditions(max_tokens=max_tokens, min_tokens=min_tokens),
+    )
+    if stops:
+        said = sampler.tokens(sampler.key(asked), 0, 200)
+        asked.stop_conditions.stop_token_ids = [data.draw(st.sampled_from(said))]
+    whole = sampler.script(asked, ROOM)
+    tokens = whole.tokens(0, ROOM)
+    sequence = Continuation(asked)
+    sequence.generated.extend(tokens[: data.draw(st.integers(0, len(tokens) - 1))])
+    sequence.begun = True
+
+    rest = sampler.script(sequence.request(), ROOM - len(sequence.generated))
+
+    assert sequence.generated.tolist() + rest.tokens(0, ROOM) == tokens
+    assert (rest.finish_reason, rest.stop_reason) == (whole.finish_reason, whole.stop_reason)

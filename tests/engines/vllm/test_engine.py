@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +21,7 @@ from dynamo.engines.vitals import EngineVitals
 from dynamo.engines.vllm.args import parse_command_line
 from dynamo.engines.vllm.ownership import descendants
 from dynamo.errors import ConnectionLostError, ContextLengthExceededError, InvalidRequestError
+from dynamo.llm.continuation import Continuation
 from dynamo.protocols.generation import (
     FinishReason,
     GuidedDecoding,
@@ -139,6 +142,65 @@ async def stored(vllm: Running, blocks: int) -> HashArray:
 
     await eventually(lambda: len(hashes()) >= blocks, DEADLINE_S)
     return hashes()
+
+
+PENALTIES = SamplingOptions(temperature=0.0, presence_penalty=1.5, frequency_penalty=1.0)
+AS_GOOD = 0.25  # by how much two ways of computing the same logprobs may differ, in bfloat16
+
+
+@pytest.mark.parametrize("sampling", [SamplingOptions(temperature=0.0), PENALTIES], ids=["plain", "penalties"])
+async def test_goes_on_where_another_worker_was_lost(vllm: Running, sampling: SamplingOptions) -> None:
+    """With what it was going to say itself, unless that is a matter of rounding."""
+    whole = await story(vllm, sampling)
+    for cut in (1, 12, 23):
+        sequence = Continuation(whole.asked)
+        sequence.generated.extend(whole.output.token_ids[:cut])
+        sequence.begun = True
+        rest = merge_outputs(await collect(vllm, sequence.request()))
+        assert whole.margin(cut, rest) < AS_GOOD
+        assert rest.finish_reason == whole.output.finish_reason
+        assert rest.logprobs is not None
+        assert len(rest.logprobs) == len(rest.token_ids) == len(whole.output.token_ids) - cut
+
+
+async def test_penalties_of_what_another_worker_has_said_matter(vllm: Running) -> None:
+    """Else the test above would show nothing."""
+    whole = await story(vllm, PENALTIES)
+    margins = []
+    for cut in (8, 12, 16, 20):
+        naive = request([*whole.asked.token_ids, *whole.output.token_ids[:cut]], sampling=PENALTIES)
+        margins.append(whole.margin(cut, merge_outputs(await collect(vllm, naive))))
+    assert max(margins) > AS_GOOD
+
+
+class Whole(NamedTuple):
+    asked: PreprocessedRequest
+    output: LLMEngineOutput
+
+    def margin(self, cut: int, rest: LLMEngineOutput) -> float:
+        """By how much the first token that `rest` says otherwise scores lower in the whole; 0 where there is none."""
+        assert self.output.logprobs is not None
+        options, said = self.asked.sampling_options, Counter(self.output.token_ids[:cut])
+        for place, token_id in enumerate(self.output.token_ids[cut:], cut):
+            other = rest.token_ids[place - cut]
+            if other != token_id:
+                entry = self.output.logprobs[place]
+                scores = {
+                    each.token_id: each.logprob
+                    - said[each.token_id] * (options.frequency_penalty or 0)
+                    - bool(said[each.token_id]) * (options.presence_penalty or 0)
+                    for each in (entry.chosen, *entry.top)
+                }
+                return scores[token_id] - scores.get(other, -math.inf)
+            said[token_id] += 1
+        return 0.0
+
+
+async def story(vllm: Running, sampling: SamplingOptions) -> Whole:
+    """Undisturbed."""
+    stop, output = StopConditions(max_tokens=24, min_tokens=24), OutputOptions(logprobs=20)
+    asked = request(vllm.tokens(LONG), sampling=sampling, stop=stop, output=output)
+    return Whole(asked, merge_outputs(await collect(vllm, asked)))
 
 
 async def test_blocks_are_named_by_the_prompts_hashes(vllm: Running) -> None:

@@ -74,3 +74,20 @@ def test_the_requests_eos_ids_stop_too_unless_ignored() -> None:
 def test_guided_decoding() -> None:
     assert structured_output_arguments(GuidedDecoding(json_schema="{}")) == {"json": "{}"}
     assert structured_output_arguments(GuidedDecoding(json_object=True)) == {"json_object": True}
+
+
+def test_an_output_that_goes_on_here_draws_by_other_numbers() -> None:
+    def seed(resumed_tokens: int, seed: int | None = 7) -> object:
+        request = PreprocessedRequest(
+            model="m",
+            token_ids=PROMPT,
+            resumed_tokens=resumed_tokens,
+            sampling_options=SamplingOptions(seed=seed),
+        )
+        return sampling_arguments(request).get("seed")
+
+    assert seed(0) == 7
+    assert seed(1, None) is None
+    assert seed(1) == seed(1)
+    assert len({seed(0), seed(1), seed(2), seed(1, -7), seed(1, 2**63 - 1)}) == 5
+    assert all(0 <= int(str(drawn)) < 2**63 for drawn in (seed(1), seed(1, -7), seed(1, 2**63 - 1)))

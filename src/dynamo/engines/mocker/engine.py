@@ -15,7 +15,7 @@ from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler import Scheduler
 from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.engines.mocker.vocabulary import load_vocabulary
-from dynamo.errors import ConfigError, DynamoError, InternalError, UnavailableError
+from dynamo.errors import ConfigError, ConnectionLostError, DynamoError, UnavailableError
 from dynamo.llm.model_source import resolve_model
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.kv_events import KvEventBatch
@@ -121,7 +121,7 @@ class MockerEngine:
 
         Raises InvalidRequestError for what can never be served, or not by a worker of this role, OverloadedError when
         too many requests wait, HandoffLostError when the request's handoff leads nowhere, UnavailableError once the
-        engine was stopped and InternalError once it has failed.
+        engine was stopped and ConnectionLostError once it has failed.
         """
         if self._stopped is not None:
             raise self._stopped(_STOPPED)
@@ -192,7 +192,7 @@ class MockerEngine:
     def _stepping_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             logger.error("the simulated engine has failed", exc_info=task.exception())
-            self._stop(InternalError)
+            self._stop(ConnectionLostError)  # others can do what it cannot
             self._failed.set()
 
     def _stop(self, reason: type[DynamoError]) -> None:

@@ -35,11 +35,15 @@ class Sampler:
         return Script(self, request, room)
 
     def key(self, request: PreprocessedRequest) -> int:
-        """What the output depends on: the request's seed, or its prompt where it has none."""
+        """What the output depends on: the request's seed, or its prompt where it has none.
+
+        What another worker has made of the output already is no part of the prompt.
+        """
         seed = request.sampling_options.seed
         if seed is not None:
             return _hash(seed, 0)
-        return xxhash.xxh3_64_intdigest(memoryview(request.token_ids).cast("B"))
+        prompt = memoryview(request.token_ids)[: len(request.token_ids) - request.resumed_tokens]
+        return xxhash.xxh3_64_intdigest(prompt.cast("B"))
 
     def natural_length(self, key: int) -> int:
         """After how many tokens the model would end by itself."""
@@ -60,29 +64,35 @@ class Sampler:
 class Script:
     """All that one sequence is going to say, and why it then ends.
 
+    Where another worker has begun with it, the script goes on from there: its token number 0 is the next one.
+
     `length` (tokens), `finish_reason` and `stop_reason` hold as far as the script was read: a stop token further on is
     found when a read meets it.
     """
 
-    __slots__ = ("_key", "_min_tokens", "_sampler", "_stop_token_ids", "finish_reason", "length", "stop_reason")
+    __slots__ = (
+        "_key", "_min_tokens", "_resumed", "_sampler", "_stop_token_ids", "finish_reason", "length", "stop_reason",
+    )  # fmt: skip
 
     def __init__(self, sampler: Sampler, request: PreprocessedRequest, room: int) -> None:
         conditions = request.stop_conditions
         self._sampler = sampler
         self._key = sampler.key(request)
+        self._resumed = request.resumed_tokens
         self._min_tokens = conditions.min_tokens
         self._stop_token_ids = frozenset(conditions.stop_token_ids)
         self.length = room if conditions.max_tokens is None else min(room, conditions.max_tokens)
         self.finish_reason = FinishReason.LENGTH
         self.stop_reason: int | None = None
         if conditions.max_tokens is None and not conditions.ignore_eos:
-            natural_length = max(sampler.natural_length(self._key), conditions.min_tokens)
+            natural_length = max(sampler.natural_length(self._key) - self._resumed, conditions.min_tokens, 1)
             if natural_length <= room:
                 self._end(natural_length, stop_reason=None)
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """The tokens from number `start` up to `stop`, exclusive; fewer where the script ends before."""
-        token_ids = self._sampler.tokens(self._key, start, min(stop, self.length))
+        resumed = self._resumed
+        token_ids = self._sampler.tokens(self._key, resumed + start, resumed + min(stop, self.length))
         if self._stop_token_ids and not self._stop_token_ids.isdisjoint(token_ids):
             for number, token_id in enumerate(token_ids, start):
                 if token_id in self._stop_token_ids and number + 1 >= self._min_tokens:

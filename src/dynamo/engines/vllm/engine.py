@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from vllm import SamplingParams
 from vllm.config import VllmConfig as EngineConfig
@@ -20,7 +21,8 @@ from dynamo.engines.vllm.info import engine_info
 from dynamo.engines.vllm.kv_event_plane import KvEventPlane
 from dynamo.engines.vllm.kv_transfer_stats import KvTransferRecorder
 from dynamo.engines.vllm.outputs import engine_output
-from dynamo.engines.vllm.sampling import sampling_arguments, structured_output_arguments
+from dynamo.engines.vllm.resumed_penalties import RESUMED_TOKENS, count_resumed
+from dynamo.engines.vllm.sampling import has_penalties, sampling_arguments, structured_output_arguments
 from dynamo.engines.vllm.stats import LoadRecorder
 from dynamo.errors import ContextLengthExceededError, InternalError, InvalidRequestError
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
@@ -39,6 +41,7 @@ class VllmEngine:
     def __init__(self, config: EngineConfig, handoffs: Handoffs | None = None) -> None:
         """`config` as dynamo.engines.vllm.args.parse_command_line makes it; without `handoffs` there are none."""
         self._config = config
+        count_resumed(config)
         self._handoffs = handoffs or Handoffs()
         self.kv_transfers = KvTransferMetrics(knows_held=False)
         self._recorders: list[LoadRecorder] = []
@@ -180,9 +183,12 @@ def _shut_down(llm: AsyncLLM) -> None:
 
 def _sampling_params(request: PreprocessedRequest, transfer: TransferParams | None) -> SamplingParams:
     guided = request.guided_decoding
+    extra_args: dict[str, Any] = {} if transfer is None else {"kv_transfer_params": transfer}
+    if request.resumed_tokens and has_penalties(request):
+        extra_args[RESUMED_TOKENS] = request.resumed_tokens
     return SamplingParams(
         **sampling_arguments(request),
         output_kind=RequestOutputKind.DELTA,
-        extra_args={"kv_transfer_params": transfer} if transfer is not None else None,
+        extra_args=extra_args or None,
         structured_outputs=StructuredOutputsParams(**structured_output_arguments(guided)) if guided else None,
     )

@@ -1,0 +1,24 @@
+"""How a worker tells how busy it is: who asks gets an answer, and where there is an event plane it tells all."""
+
+from collections.abc import AsyncIterator, Callable
+
+from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
+from dynamo.runtime.codec import encode_payload
+from dynamo.runtime.component import Endpoint
+
+INTERVAL_S = 1.0  # no longer than routers wait between two questions
+
+
+async def serve_load(endpoint: Endpoint, load: Callable[[], list[WorkerLoad]]) -> None:
+    """Serves `load` beside `endpoint`, until the runtime shuts down. Raises what Endpoint.start() raises.
+
+    `load` gives that of each data-parallel rank at the moment. It changes with every token, so it is not told at a
+    change but each second.
+    """
+
+    async def answer(request: object) -> AsyncIterator[list[WorkerLoad]]:
+        yield load()
+
+    runtime, endpoint_id = endpoint.runtime, endpoint.id.beside(LOAD_ENDPOINT)
+    await Endpoint(runtime, endpoint_id).start(answer)
+    runtime.event_plane.repeat(endpoint_id, runtime.instance_id, lambda: encode_payload(load()), INTERVAL_S)

@@ -1,0 +1,1 @@
+"""What many hear of at once, and how it reaches them."""
