@@ -48,9 +48,9 @@ _VARIABLES_ONLY = """\
   modules, as in `info,dynamo.router=debug,vllm=warn`. vLLM's own lines have level `error` unless this (or
   `VLLM_LOGGING_LEVEL`) says otherwise.
 - `DYN_LOGGING_JSONL`: `1` logs JSON lines.
-- `DYN_REQUEST_PLANE_SECRET`: the deployment's secret, where no `--request-plane-secret-file` holds it.
 - `DYN_API_KEYS`: keys that the frontend takes, with commas between them, in place of `--api-keys-file`: without limits,
   and for all models.
+- `DYN_REQUEST_PLANE_SECRET`: the deployment's secret, where no `--request-plane-secret-file` holds it.
 - `DYN_KERNEL`: `python` keeps the router from using its extension in C++; `dynamo doctor` tells which one is in use.
 - `DYN_CACHE_DIR`: where prepared models are kept (default: `$XDG_CACHE_HOME/dynamo` or `~/.cache/dynamo`).
 - `DYN_VENV`, `PYTHON`: for `scripts/`: the virtual environment (default: `.venv`) and the interpreter to make it with.

@@ -6,7 +6,12 @@ from typing import Any
 
 import msgspec
 
-from dynamo.errors import ConnectionLostError, DrainingError, UnreachableError, WorkerStalledError
+from dynamo.errors import (
+    ConnectionLostError,
+    DrainingError,
+    UnreachableError,
+    WorkerStalledError,
+)
 from dynamo.runtime.request_plane.base import RequestPlane
 from dynamo.testing.request_plane.service import call, collect, failure, serving
 from dynamo.testing.waiting import eventually, within
