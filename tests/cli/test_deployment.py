@@ -149,6 +149,8 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
         assert config.event_plane == "nats"
         assert (config.rpc_host, config.rpc_port) == ("127.0.0.2", 5000 + position)
         assert config.advertised() == ("gate", 8000 + position)
+        for name in ("secret_file", "tls_cert", "tls_key", "tls_ca"):
+            assert getattr(config, f"request_plane_{name}") == getattr(GIVEN, f"request_plane_{name}")
         assert (config.system_host, config.system_port) == ("127.0.0.3", 6000 + position)
         assert "m" in command
         assert "/models/m" in command
