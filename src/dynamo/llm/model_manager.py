@@ -77,7 +77,8 @@ class ModelManager:
         if slot is not None and slot.served is not None and slot.served.ready:
             return slot.served
         if slot is not None or name in self._gone:
-            raise NoInstancesError(f"no worker serves the model {name!r} right now")
+            reason = ": there are only prefill workers" if slot is not None and slot.only_prefills else ""
+            raise NoInstancesError(f"no worker serves the model {name!r} right now{reason}")
         if not self._slots and not self._gone:
             raise NoInstancesError("no worker is up yet")
         names = ", ".join(filter(sees, (model.card.name for model in self.models()))) or "none right now"
@@ -85,6 +86,7 @@ class ModelManager:
 
     async def _follow(self, watch: Watch) -> None:
         names: dict[str, str] = {}  # key -> model name
+        same_blocks = self._routing.mode is RouterMode.KV
         async for event in watch:
             if isinstance(event, Put):
                 if (entry := announced(event)) is None:
@@ -92,7 +94,7 @@ class ModelManager:
                 name = names[event.key] = entry.card.name
                 slot = self._slots.get(name)
                 if slot is None:
-                    slot = self._slots[name] = ModelSlot(self._make, same_blocks=self._routing.mode is RouterMode.KV)
+                    slot = self._slots[name] = ModelSlot(name, self._make, same_blocks=same_blocks)
                 await slot.add(event.key, entry)
             elif (gone := names.pop(event.key, None)) is not None:
                 await self._remove(gone, event.key)
