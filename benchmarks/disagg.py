@@ -16,6 +16,7 @@ from benchmarks.disagg_report import Row, goodput_table, threshold_table
 from benchmarks.disagg_searches import Searches, searching
 from benchmarks.disagg_workloads import Workload, make_workload
 from benchmarks.goodput import Targets
+from benchmarks.plots import check_plot
 from dynamo.config import add_arguments, from_namespace
 from dynamo.engines.mocker.transfer_model import TransferModel
 from dynamo.errors import ConfigError, DynamoError
@@ -36,13 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("trace", metavar="TRACE", type=Path, nargs="?", default=None, help="in Mooncake's format")
-    parser.add_argument("--plot", metavar="PNG", type=Path, default=None, help="draw the figures (needs matplotlib)")
+    parser.add_argument("--plot", metavar="PNG", type=Path, default=None, help="draw the figures (extra `plot`)")
     parser.add_argument("--jobs", metavar="N", type=int, default=JOBS, help="processes (default: %(default)s)")
     add_arguments(DisaggBenchConfig, parser)
     namespace = parser.parse_args(argv)
     try:
         if namespace.jobs < 1:
             raise ConfigError(f"--jobs must be at least 1, not {namespace.jobs}")
+        check_plot(namespace.plot)
         _measure(namespace.trace, from_namespace(DisaggBenchConfig, namespace), namespace.jobs, namespace.plot)
     except DynamoError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -67,7 +67,11 @@ class DisaggBenchConfig:
         2048, flag="--max-local-prefill-length", minimum=0, help="of the conditional fleets, as of the frontend"
     )
     max_local_prefill_ratio: float = option(
-        0.5, flag="--max-local-prefill-ratio", minimum=0, help="of the conditional fleets, as of the frontend"
+        0.5,
+        flag="--max-local-prefill-ratio",
+        minimum=0,
+        maximum=1,
+        help="of the conditional fleets, as of the frontend",
     )
     max_prefill_queue_tokens: int | None = option(
         None,

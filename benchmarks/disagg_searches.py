@@ -1,5 +1,6 @@
 """The goodput of fleets, several at a time, each run in a process of its own."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ class Searches:
 
     def _row(self, workload: Workload, plan: FleetPlan, start_per_s: float) -> Row:
         outcome = search(lambda rate_per_s: self._outcome(workload, plan, rate_per_s), workload.targets, start_per_s)
+        print(f"{workload.title}: {plan.kind} {plan.ratio} is done", file=sys.stderr, flush=True)
         return Row(plan=plan, targets=workload.targets, outcome=outcome)
 
     def _outcome(self, workload: Workload, plan: FleetPlan, rate_per_s: float) -> Outcome:

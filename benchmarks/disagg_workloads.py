@@ -64,7 +64,7 @@ class Recorded:
 
 
 def make_workload(name: WorkloadName, trace: Path | None, seed: int) -> Workload:
-    """Raises ConfigError for TRACE without a trace."""
+    """Raises ConfigError for TRACE without a trace, or with a file that is none."""
     match name:
         case WorkloadName.SHORT_IN:
             return Workload(
@@ -87,6 +87,7 @@ def make_workload(name: WorkloadName, trace: Path | None, seed: int) -> Workload
         case WorkloadName.TRACE:
             if trace is None:
                 raise ConfigError("name a file in Mooncake's format")
+            read_trace(trace)  # now, and not after the minutes that other workloads take
             return Workload(
                 title=trace.stem,
                 requests=Recorded(trace),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.plots import check_plot
 from benchmarks.router_capacity import TTFT_P90_S_MAX, bears, highest_rate
 from benchmarks.router_runs import Curve, Runs, running
 from dynamo.config import add_arguments, from_namespace
@@ -29,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.router", description=__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("trace", metavar="TRACE", type=Path, help="a file in Mooncake's format")
-    parser.add_argument("--plot", metavar="PNG", type=Path, default=None, help="draw the curves (needs matplotlib)")
+    parser.add_argument("--plot", metavar="PNG", type=Path, default=None, help="draw the curves (extra `plot`)")
     parser.add_argument("--jobs", metavar="N", type=int, default=JOBS_MAX, help="processes (default: %(default)s)")
     add_arguments(SimulationConfig, parser)
     namespace = parser.parse_args(argv)
     try:
         if namespace.jobs < 1:
             raise ConfigError(f"--jobs must be at least 1, not {namespace.jobs}")
+        check_plot(namespace.plot)
         _measure(namespace.trace, from_namespace(SimulationConfig, namespace), namespace.jobs, namespace.plot)
     except DynamoError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

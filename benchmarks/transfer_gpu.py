@@ -78,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="reads of each size (default: 5)")
     parser.add_argument(_SERVE, action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print(f"{parser.prog}: needs an NVIDIA GPU, and a torch that is built for it", file=sys.stderr)
+        return 1
     if arguments.serve:
         asyncio.run(_serve())
         return 0

@@ -33,6 +33,7 @@ async def worker(runtime: DistributedRuntime, model_path: str) -> None:
     endpoint = runtime.endpoint("dynamo.backwards.generate")
     await endpoint.start(generate)
     await register_model(ModelInput.Tokens, ModelType.Chat, endpoint, model_path, "backwards")
+    print("ready", flush=True)
     await runtime.wait_for_shutdown()
 
 

@@ -23,7 +23,7 @@ import os
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from dynamo.errors import ConfigError
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
 _FALSE = frozenset({"0", "false", "no", "off", "n", "f"})
+_NUMBERS: Mapping[type, str] = {int: "a whole number", float: "a number"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Option:
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
     minimum: float | None = None  # of a number, which must be finite then
+    maximum: float | None = None
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # other spellings of a choice
 
 
@@ -57,6 +59,7 @@ def option(
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
     minimum: float | None = None,
+    maximum: float | None = None,
     aliases: Mapping[str, str] | None = None,
 ) -> Any:
     """A dataclass field that can be set by `flag` (one or several spellings, the first is the main one) or `env`.
@@ -70,6 +73,7 @@ def option(
         choices=tuple(choices) if choices is not None else None,
         metavar=metavar,
         minimum=minimum,
+        maximum=maximum,
         aliases=aliases or {},
     )
     return dataclasses.field(default=default, metadata={"option": described}, repr=bool(described.flags))
@@ -107,7 +111,7 @@ def settings(cls: type) -> list[Setting]:
 def setting_values(config: Any) -> dict[str, str]:
     """The fields of a configuration by name, as text that its flags would take; "" for None."""
     values = {s.name: operator.attrgetter(s.name)(config) for s in settings(type(config))}
-    return {name: "" if value is None else str(value) for name, value in values.items()}
+    return {name: _text(value) for name, value in values.items()}
 
 
 def as_flags(cls: type, config: Any, *, without: Collection[str] = ()) -> list[str]:
@@ -128,6 +132,11 @@ def as_flags(cls: type, config: Any, *, without: Collection[str] = ()) -> list[s
     return flags
 
 
+def as_typed(name: str) -> str:
+    """A field's name as people write it: in the way of flags."""
+    return name.replace("_", "-")
+
+
 class Live(Generic[T]):
     """A configuration that may change while the process runs; those who read it take `value` each time."""
 
@@ -139,15 +148,16 @@ class Live(Generic[T]):
     def change(self, values: Mapping[str, str]) -> None:
         """Sets fields by name to what a flag would make of these texts: all of them, or none.
 
-        Raises ConfigError for a name that there is not, and for a text that the flag would not take.
+        Names may be written as flags are, with hyphens. Raises ConfigError for a name that there is not, and for a text
+        that the flag would not take.
         """
-        known = {setting.name: setting for setting in settings(type(self.value))}
+        known = {as_typed(setting.name): setting for setting in settings(type(self.value))}
         changes: dict[str, Any] = {}
-        for name, text in values.items():
+        for name, text in ((as_typed(name), text) for name, text in values.items()):
             if name not in known:
                 raise ConfigError(f"there is no setting {name!r}; there is: {', '.join(known)}")
             try:
-                changes[name] = _value(known[name], text)
+                changes[known[name].name] = _value(known[name], text)
             except (ValueError, argparse.ArgumentTypeError) as error:
                 raise ConfigError(f"{name}: {text!r} is not usable: {error}") from error
         self.value = dataclasses.replace(typing.cast("Any", self.value), **changes)
@@ -167,9 +177,16 @@ def parse_known(
     return from_namespace(cls, namespace, environ=environ), rest
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong without the usage, which with so many flags would push it off the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n`{self.prog} --help` lists the flags.\n")
+
+
 def build_parser(cls: type, *, prog: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """The argparse parser of `cls`; its description is the class's docstring."""
-    parser = argparse.ArgumentParser(prog=prog, description=cls.__doc__, epilog=epilog, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=cls.__doc__, epilog=epilog, allow_abbrev=False)
     add_arguments(cls, parser)
     return parser
 
@@ -240,13 +257,24 @@ def _converter(setting: Setting) -> typing.Callable[[str], Any]:
         text = described.aliases.get(text, text)
         if described.choices is not None and text not in described.choices:
             raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(described.choices)}")
-        value = setting.type(text)
+        try:
+            value = setting.type(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {_NUMBERS.get(setting.type, 'usable')}") from error
         if described.minimum is not None and not described.minimum <= value < math.inf:
             raise argparse.ArgumentTypeError(f"{text} is not a number of at least {described.minimum:g}")
+        if described.maximum is not None and not value <= described.maximum:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at most {described.maximum:g}")
         return value
 
-    convert.__name__ = setting.type.__name__  # argparse names it in "invalid int value"
     return convert
+
+
+def _text(value: Any) -> str:
+    """What a flag would take for `value`; "" for None."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)
 
 
 def _boolean(text: str) -> bool:

@@ -16,7 +16,9 @@ SLICE = Path(__file__).parents[1] / "data" / "mooncake_conversation_slice.jsonl"
 def test_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--workload", "trace", "--workers", "3", "--duration", "4", "--warm-up", "0", "--chunks", "8192"]
     assert main([str(SLICE), "--jobs", "1", *arguments]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr()
+    assert f"{SLICE.stem}: disaggregated 1:2 is done\n" in shown.err  # minutes may pass between two of them
+    lines = shown.out.splitlines()
     assert lines[0].startswith(f"## {SLICE.stem}: TTFT of at most 2 s, ITL of at most 25 ms, 3 workers")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")][1:]
     assert [row[:2] for row in rows] == [
@@ -34,6 +36,10 @@ def test_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Mooncake" in capsys.readouterr().err
     assert main(["--chunks", "many"]) == 1
     assert "--chunks" in capsys.readouterr().err
+    assert main(["/nowhere/trace.jsonl"]) == 1  # before the other workloads are measured
+    shown = capsys.readouterr()
+    assert "/nowhere/trace.jsonl cannot be read" in shown.err
+    assert shown.out == ""
 
 
 def test_lengths_are_as_announced_and_always_the_same() -> None:

@@ -11,6 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynamo.runtime.config import RuntimeConfig
+from dynamo.runtime.discovery.etcd_config import EtcdConfig
+from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.process import READY
 from dynamo.testing import Program
 from dynamo.testing.deployment import START_S, Deployment, deployment
@@ -156,6 +159,13 @@ class Fleet:
         self.workers += [await self._worker("decode", i) for i in range(size.decode)]
         await asyncio.gather(*(place.start() for place in self.places))
         await asyncio.gather(*(until_served(frontend.url, len(self.workers)) for frontend in self.frontends))
+
+    def runtime(self) -> DistributedRuntime:
+        """Takes part in the fleet from within the test; to be closed by it."""
+        if self._etcd is None:
+            return self.deployment.runtime()
+        config = RuntimeConfig(discovery_backend="etcd", etcd=EtcdConfig(endpoints=self._etcd.url))
+        return DistributedRuntime(config=config)
 
     async def wipe_discovery(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self.deployment.discovery, ignore_errors=True)

@@ -40,11 +40,11 @@ async def complaints(fleet: Fleet, before: dict[str, Holdings]) -> list[str]:
     """What is left of a run, in words. Waits for it to go."""
     found: list[str] = []
     for component in ("backend", "prefill"):
-        async with loads(fleet.deployment, component=component) as asked:
+        async with loads(fleet, component=component) as asked:
             try:
                 await asked.until_idle(IDLE_S)
             except TimeoutError:
-                found.append(f"{component} workers are still busy: {await asked.ranks()}")
+                found.append(f"{component} workers are still busy")
     async with asyncio.TaskGroup() as group:
         asking = [group.create_task(_complaint(place, before[place.name])) for place in fleet.places]
     return found + [text for task in asking if (text := task.result())]

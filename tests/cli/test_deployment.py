@@ -1,6 +1,7 @@
 """The command lines that `dynamo serve` makes: each must be what the process itself understands."""
 
 import dataclasses
+import sys
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -148,6 +149,8 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
         assert config.event_plane == "nats"
         assert (config.rpc_host, config.rpc_port) == ("127.0.0.2", 5000 + position)
         assert config.advertised() == ("gate", 8000 + position)
+        for name in ("secret_file", "tls_cert", "tls_key", "tls_ca"):
+            assert getattr(config, f"request_plane_{name}") == getattr(GIVEN, f"request_plane_{name}")
         assert (config.system_host, config.system_port) == ("127.0.0.3", 6000 + position)
         assert "m" in command
         assert "/models/m" in command
@@ -156,6 +159,22 @@ def test_workers_get_the_flags_that_concern_them(engine: str, cls: type[WorkerCo
 def test_no_command_line_tells_a_secret() -> None:
     assert deployed(GIVEN).environ() == {"NATS_SERVER": "nats://me:hush@broker", "ETCD_AUTH_PASSWORD": "hush"}
     assert not any("hush" in argument for command in commands(GIVEN).values() for argument in command)
+
+
+def test_a_further_worker() -> None:
+    (interpreter, *plain) = deployed(
+        ServeConfig(engine="mocker", http_port=9000), "--block-size", "16"
+    ).further_worker()
+    assert interpreter == sys.executable
+    expected = "-m dynamo.mocker --model /models/m --model-name m --namespace serve-9000 --block-size 16"
+    assert plain == expected.split()
+    command = deployed(GIVEN).further_worker()
+    config = parsed(MockerConfig, command)
+    assert (config.namespace, config.file_kv, config.stall_timeout_s) == ("mine", "/tmp/kv", 7.5)
+    assert (config.rpc_port, config.system_port) == (0, -1)  # those are taken
+    assert not any("hush" in argument for argument in command)
+    apart = deployed(ServeConfig(engine="mocker", prefill_workers=1, decode_workers=1)).further_worker()
+    assert parsed(MockerConfig, apart).worker_type.value == "decode"
 
 
 def test_ports_that_need_not_differ() -> None:

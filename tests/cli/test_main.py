@@ -1,5 +1,7 @@
 """The `dynamo` command itself."""
 
+from importlib.metadata import version
+
 import pytest
 
 from dynamo.cli.main import main
@@ -13,6 +15,11 @@ def test_help(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "dynamo serve" in out
     assert "dynamo run" in out
     assert err == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dynamo-py {version('dynamo-py')}\n"
 
 
 def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ async def test_prompt_that_does_not_fit(tiny_model: Path, environ: dict[str, str
     ("arguments", "code", "reason"),
     [
         (["/proc/nowhere", "Hello", "--engine", "echo"], 1, "no model '/proc/nowhere'"),
-        (["MODEL", "Hello", "--temperature", "x"], 2, "invalid float value: 'x'"),
+        (["MODEL", "Hello", "--temperature", "x"], 2, "'x' is not a number"),
         (["MODEL", "--engine", "mocker", "Hello", "--", "--no-such-flag"], 2, "unrecognized arguments: --no-such-flag"),
         (["MODEL", "Hello", "--engine", "gpt"], 2, "'gpt' is not one of"),
         (["MODEL", ""], 2, "the prompt is empty"),

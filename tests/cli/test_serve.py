@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import socket
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,7 @@ async def test_in_a_terminal(tiny_model: Path, environ: dict[str, str], discover
         assert await shown.exit_code() == 0
         assert not any(map(is_running, processes))
         assert entries(discovery) == []
-        assert "stopping" in shown.shown
+        assert "stopping: requests under way may go on for 30 s, a second Ctrl-C ends them now" in shown.shown
         assert shown.shown.endswith("\r\x1b[K")  # the status line is gone
         assert "Traceback" not in shown.shown
         assert "KeyboardInterrupt" not in shown.shown
@@ -185,13 +187,13 @@ async def test_worker_that_cannot_start(tiny_model: Path, environ: dict[str, str
         assert entries(discovery) == []
 
 
-async def test_port_in_use(tiny_model: Path, environ: dict[str, str], discovery: Path) -> None:
+async def test_port_in_use(environ: dict[str, str], discovery: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        async with program([*SERVE, str(tiny_model), "--engine", "echo", "--http-port", port], environ) as serve:
+        async with program([*SERVE, "/proc/nowhere", "--engine", "echo", "--http-port", port], environ) as serve:
             assert await serve.exit_code(START_S) == 1
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in serve.output
-    assert "frontend ended with exit code 1 before it was ready" in serve.output
+    taken_port = f"cannot listen on 127.0.0.1:{port}: Address already in use (--http-port takes another port"
+    assert taken_port in serve.output  # before it looks for the model, which may take long to get
     assert entries(discovery) == []
 
 
@@ -251,6 +253,19 @@ async def _open_stream(url: str) -> socket.socket:
     stream.sendall(head.encode() + data)
     assert await asyncio.to_thread(stream.recv, 1000)
     return stream
+
+
+async def test_further_workers_join_by_the_command_that_it_prints(tiny_model: Path, environ: dict[str, str]) -> None:
+    async with program(mocker(tiny_model), environ) as serve:
+        await serve.line("Ctrl-C stops everything.", START_S)
+        found = re.search(r"Further workers join with\n\n  (.*)\n", serve.output)
+        assert found, serve.output
+        interpreter, *arguments = shlex.split(found[1])
+        assert interpreter == sys.executable
+        async with program(arguments, environ) as worker:
+            await worker.line("ready: tiny", START_S)
+            while await asyncio.to_thread(instances, url_in(serve.output)) != 2:
+                pass
 
 
 async def test_two_deployments_with_one_discovery_directory(tiny_model: Path, environ: dict[str, str]) -> None:

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.runtime.client import Client
-from dynamo.testing.deployment import Deployment
+from dynamo.runtime.distributed import DistributedRuntime
 
 _POLL_S = 0.02
 
@@ -52,10 +53,16 @@ def _is_idle(rank: WorkerLoad) -> bool:
     return rank.running_requests + rank.waiting_requests + rank.kv_used_blocks == 0
 
 
+class Fleet(Protocol):
+    """Whose workers are asked, such as a Deployment's."""
+
+    def runtime(self) -> DistributedRuntime:
+        """Takes part in it; to be closed by who asks for it."""
+        ...
+
+
 @asynccontextmanager
-async def loads(
-    deployment: Deployment, namespace: str = "dynamo", *, component: str = "backend"
-) -> AsyncIterator[Loads]:
+async def loads(deployment: Fleet, namespace: str = "dynamo", *, component: str = "backend") -> AsyncIterator[Loads]:
     runtime = deployment.runtime()
     try:
         yield Loads(

@@ -164,6 +164,22 @@ async def test_worker_that_hangs(own: Deployment, tiny_model: Path) -> None:
         assert await answers(started) == expected
 
 
+async def test_everybody_was_held_up(own: Deployment, tiny_model: Path) -> None:
+    """As on a machine that is paused: nobody is to blame for having said nothing."""
+    (frontend, url), worker = await asyncio.gather(
+        own.frontend("--inter-token-timeout", "1"), own.mocker(tiny_model, "m")
+    )
+    await until_served(url, 1)
+    async with streams(url, 8) as started:
+        for program in (worker, frontend):
+            program.signal(signal.SIGSTOP)
+        await asyncio.sleep(1.5)  # which is what holds them up
+        for program in (frontend, worker):
+            program.signal(signal.SIGCONT)
+        await answers(started)
+    assert await moves(url) == {}
+
+
 @pytest.mark.parametrize("lost", ["prefill", "decode"])
 async def test_disaggregated(own: Deployment, tiny_model: Path, lost: str) -> None:
     def start(role: str) -> Any:

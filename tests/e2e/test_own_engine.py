@@ -72,7 +72,6 @@ FAILURES = {
     101: (500, "the engine tripped"),
     102: (502, "wrong shape"),
     103: (500, "finish_reason"),
-    105: (503, "given"),
     106: (500, "failed"),
     107: (502, "wrong shape"),
 }
@@ -93,6 +92,12 @@ async def test_engine_that_fails(served: tuple[Program, str], how: int) -> None:
         assert stream.status == status
     assert (await chat(url, "own-tokens")).status == 200
     assert "Traceback" not in frontend.output
+
+
+async def test_engine_that_gives_a_request_up_goes_on_with_it_as_with_another_ones(url: str) -> None:
+    answer = await chat(url, "own-tokens", max_tokens=105)
+    assert answer.status == 200
+    assert answer.json()["choices"][0]["finish_reason"] == "stop"
 
 
 async def test_token_id_outside_the_vocabulary_has_no_text(url: str) -> None:

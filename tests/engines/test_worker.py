@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from dynamo.engines import worker as worker_module
 from dynamo.engines.base import EngineInfo, KvEventSink
-from dynamo.engines.config import WorkerConfig
+from dynamo.engines.config import DisaggregatedWorkerConfig, WorkerConfig
 from dynamo.engines.worker import EngineEndpoint, Worker, _serve, run_workers
 from dynamo.errors import ConfigError, InternalError, OverloadedError, WorkerStalledError
 from dynamo.llm.register import MODELS_PREFIX, ModelEntry
@@ -219,6 +219,17 @@ class TestRun:
         assert "ready: m\n" in capfd.readouterr().err
         assert "the engine has failed: it caught fire" in caplog.text
 
+    def test_says_what_it_does_if_that_is_not_all(
+        self, config: WorkerConfig, model: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        engine = FakeEngine()
+        engine.failure.set()
+        prefill = DisaggregatedWorkerConfig(
+            discovery_backend="mem", request_plane="inproc", file_kv=config.file_kv, disaggregation_mode="prefill"
+        )
+        run_workers(prefill, [Worker(engine=engine, model_path=str(model), model_name="m")])
+        assert "ready: m (prefill)\n" in capfd.readouterr().err
+
     def test_one_of_several_fails(self, config: WorkerConfig, model: Path) -> None:
         engines = [FakeEngine() for _ in range(3)]
         engines[1].failure.set()
@@ -383,7 +394,7 @@ async def test_hung_engine_leaves_and_comes_back(config: WorkerConfig, model: Pa
 
 SLOW_START = """
 import asyncio, sys
-from dynamo.engines.config import WorkerConfig
+from dynamo.engines.config import DisaggregatedWorkerConfig, WorkerConfig
 from dynamo.engines.echo import EchoEngine
 from dynamo.engines.worker import Worker, run_workers
 

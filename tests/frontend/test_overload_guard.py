@@ -126,6 +126,23 @@ async def test_workers_that_are_no_longer_busy(monkeypatch: pytest.MonkeyPatch) 
     await within(waiting)
 
 
+async def test_the_next_to_come_finds_them_no_longer_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops reporting, such as one that has gone, says nothing of that either."""
+    door = Door(admission_queue_timeout_s=60.0)
+    door.busy = True
+    waiting, end = door.request()
+    await eventually(lambda: door.queued() == 1)
+    door.busy = False
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + 1)
+    next_one, next_end = door.request()
+    await asyncio.sleep(0)
+    monkeypatch.undo()
+    end.set()
+    next_end.set()
+    await within(asyncio.gather(waiting, next_one))
+
+
 async def test_thousands_at_once() -> None:
     door = Door(max_inflight=3, admission_queue_size=2000, admission_queue_timeout_s=60.0)
     running = most = 0

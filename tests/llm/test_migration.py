@@ -39,7 +39,7 @@ from dynamo.protocols.generation import (
     merge_outputs,
 )
 from dynamo.runtime.context import Context
-from dynamo.runtime.stage import Deliver
+from dynamo.runtime.stage import Deliver, Stage
 from dynamo.testing import within
 from dynamo.testing.stages import outputs_of, reading
 from dynamo.tokens import token_array
@@ -121,10 +121,15 @@ def logprobs_of(token_id: int) -> TokenLogprobs:
 
 
 def migration(
-    fleet: Fleet, *, limit: int = 3, wait_s: float = 10.0, timeout_s: float = 0.0, **options: Any
+    tokens: Stage[PreprocessedRequest, LLMEngineOutput],
+    *,
+    limit: int = 3,
+    wait_s: float = 10.0,
+    timeout_s: float = 0.0,
+    **options: Any,
 ) -> Migration:
     config = MigrationConfig(migration_limit=limit, migration_wait_s=wait_s, inter_token_timeout_s=timeout_s)
-    return Migration(fleet, config, **options)
+    return Migration(tokens, config, **options)
 
 
 async def undisturbed(asked: PreprocessedRequest) -> LLMEngineOutput:
@@ -224,6 +229,20 @@ class TestWhatEndsIt:
         assert await failure(fleet, limit=3) is LOST
         assert len(fleet.requests) == 4
 
+    async def test_those_that_were_lost_before_they_said_anything_count(self) -> None:
+        fleet = Fleet([(2, LOST), (0, NobodyLeftError("lost")), (2, LOST), (2, LOST)])
+
+        async def router(asked: PreprocessedRequest, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
+            try:
+                await fleet(asked, context, deliver)
+            except NobodyLeftError:
+                asked.lost_by.append(7)
+                raise
+
+        with pytest.raises(ConnectionLostError):
+            await outputs_of(migration(router, limit=3), request())
+        assert [asked.resumed_tokens for asked in fleet.requests] == [0, 2, 2, 4]
+
     async def test_limit_of_none_at_all(self) -> None:
         fleet = Fleet([(2, LOST)])
         assert await failure(fleet, limit=0) is LOST
@@ -246,6 +265,16 @@ class TestWhatEndsIt:
         assert isinstance(error, CannotResumeError)
         assert error.__cause__ is LOST
         assert (error.code, error.http_status, error.retryable) == ("cannot_resume", 503, True)
+        assert len(fleet.requests) == 1
+
+    async def test_an_error_when_the_reader_has_enough(self) -> None:
+        fleet = Fleet()
+
+        async def fails_late(asked: PreprocessedRequest, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
+            await fleet(asked, context, deliver)
+            raise LOST
+
+        assert len(await outputs_of(migration(fails_late), request(), enough=5)) == 5
         assert len(fleet.requests) == 1
 
     async def test_the_reader_s_own_error(self) -> None:

@@ -206,6 +206,24 @@ async def test_model_is_closed_after_its_last_request(fleet: Deployed, manager: 
     await until_models(manager, {"m": 1})
 
 
+async def test_workers_that_come_and_go_under_a_long_request(
+    fleet: Deployed, manager: ModelManager, tiny: Path
+) -> None:
+    """However often the model is left alone, one task waits for its last request."""
+    worker = await fleet.serve("m", tiny, handler=hang)
+    await until_models(manager, {"m": 1})
+    async with asking(manager.get("m")):
+        for _ in range(3):
+            await worker.close(graceful=False)
+            await eventually(lambda: manager._slots["m"].empty)
+            worker = await fleet.serve("m", tiny, handler=hang)
+            await until_models(manager, {"m": 1})
+        assert len(manager._closing) == 1
+    await eventually(lambda: not manager._closing)
+    await worker.close(graceful=False)
+    await eventually(lambda: not manager._slots)
+
+
 async def test_end_while_requests_are_under_way(fleet: Deployed, tiny: Path) -> None:
     manager = fleet.manager()
     async with manager.following():

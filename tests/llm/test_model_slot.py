@@ -1,5 +1,6 @@
 """Workers that announce one name: those that agree serve it together, the others get nothing."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -176,10 +177,13 @@ class TestBlocks:
 class TestPrefillWorkers:
     """They belong to a model that others answer for."""
 
-    async def test_alone_they_serve_nothing(self, fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
+    async def test_alone_they_serve_nothing(
+        self, fleet: Deployed, manager: ModelManager, tiny: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, model_slot.__name__)
         prefill = await fleet.serve("m", tiny, path=PREFILL, worker_type=WorkerType.Prefill)
         await eventually(lambda: "m" in manager._slots)
-        with pytest.raises(NoInstancesError):
+        with pytest.raises(NoInstancesError, match="there are only prefill workers"):
             manager.get("m")
         decode = await fleet.serve("m", tiny, worker_type=WorkerType.Decode)
         await until_models(manager, {"m": 2})
@@ -192,6 +196,15 @@ class TestPrefillWorkers:
         again = await fleet.serve("m", tiny, worker_type=WorkerType.Decode)
         await until_models(manager, {"m": 2})
         assert served_by(manager, "m") == {prefill.instance_id, again.instance_id}
+        await prefill.close()
+        await until_models(manager, {"m": 1})
+        assert [message for message in caplog.messages if message.startswith("m: ")] == [
+            "m: 1 prefill worker, and none that decodes",
+            "m: 1 prefill worker",
+            "m: 1 prefill worker, and none that decodes",
+            "m: 1 prefill worker",
+            "m: no prefill worker",
+        ]
 
     async def test_come_and_go(self, fleet: Deployed, manager: ModelManager, tiny: Path) -> None:
         await fleet.serve("m", tiny, worker_type=WorkerType.Decode)

@@ -194,6 +194,7 @@ async def test_broker_that_is_not_there_at_first(
     await router.close()
 
 
+@pytest.mark.alone
 async def test_broker_that_hangs(cluster: Cluster, router: Router, broker: NatsServer) -> None:
     """Silence is enough, long before the connection is given up."""
     worker = await cluster.worker()

@@ -58,9 +58,9 @@ def request(**fields: Any) -> PreprocessedRequest:
     return PreprocessedRequest(model="m", **(defaults | fields))
 
 
-def both(*, decode: Fleet, prefill: Fleet, config: DisaggConfig | None = None) -> PrefillRouter:
-    """A router over both kinds, of which all of `decode` take handoffs."""
-    router = PrefillRouter(decode.router(fetches=lambda _: True), Live(config or DisaggConfig()))
+def both(*, decode: Fleet, prefill: Fleet, config: DisaggConfig | None = None, **options: Any) -> PrefillRouter:
+    """A router over both kinds, of which all of `decode` take handoffs; `options` of the PushRouter of these."""
+    router = PrefillRouter(decode.router(fetches=lambda _: True, **options), Live(config or DisaggConfig()))
     router.use(prefill.router())
     return router
 
@@ -258,10 +258,11 @@ class TestFailures:
     @pytest.mark.parametrize("error", [ConnectionLostError("gone"), OverloadedError("full"), InternalError("broken")])
     async def test_prefill_fails(self, fleet: Fleet, prefill_fleet: Fleet, error: Exception) -> None:
         _, decoding = await fleet.add_scripted(answers(FIRST, DONE))
-        await prefill_fleet.add_scripted(answers(error))
+        prefill_id, _ = await prefill_fleet.add_scripted(answers(error))
         router = both(decode=fleet, prefill=prefill_fleet)
         assert (await answered(router, request())).reason == "prefill_failed"
-        assert decoding.requests == [request()]
+        lost_by = [prefill_id] if isinstance(error, ConnectionLostError) else []
+        assert decoding.requests == [request(lost_by=lost_by)]
         assert router.figures.requests == {("local", "prefill_failed"): 1}
 
     async def test_prefill_hands_nothing_on(self, fleet: Fleet, prefill_fleet: Fleet) -> None:
@@ -285,8 +286,11 @@ class TestFailures:
 
         scripted = [(await fleet.add_scripted(script))[1] for _ in range(3)]
         await prefill_fleet.add_scripted(answers(PREFILLED))
-        report = await answered(both(decode=fleet, prefill=prefill_fleet), request())
+        moves: list[None] = []
+        router = both(decode=fleet, prefill=prefill_fleet, on_lost=lambda: moves.append(None))
+        report = await answered(router, request())
         assert (report.prefill, report.reason) == ("local", "handoff_lost")
+        assert len(moves) == isinstance(error, ConnectionLostError)
         handoffs = [asked.handoff for worker in scripted for asked in worker.requests]
         assert sorted(handoffs, key=bool) == [None, HANDOFF]
         avoided = isinstance(error, ConnectionLostError)  # who only could not fetch is well

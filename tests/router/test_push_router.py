@@ -23,6 +23,8 @@ from dynamo.errors import (
     RequestCancelledError,
     UnreachableError,
 )
+from dynamo.llm.migration import Migration
+from dynamo.llm.migration_config import MigrationConfig
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, TextEngineOutput, WorkerId
 from dynamo.router import PushRouter, RouterMode
 from dynamo.router.placement import CountedPlacement, SelectorPlacer
@@ -181,6 +183,20 @@ class TestFailover:
         assert type(raised) is ConnectionLostError
         assert sum(len(worker.requests) for worker in scripted) == 3
         assert len(moves) == 2
+
+    async def test_those_that_it_was_lost_by_before_count(self, fleet: Fleet) -> None:
+        ids = [await fleet.add(Scripted(answers(ConnectionLostError("gone")))) for _ in range(3)]
+        asked = msgspec.structs.replace(request(), lost_by=[ids[0]])
+        with pytest.raises(ConnectionLostError):
+            await outputs_of(fleet.router(lost_max=2).generate, asked)
+        assert sorted(asked.lost_by) == sorted(ids)
+
+    async def test_a_request_that_workers_die_of_kills_no_more_of_them_when_they_come_back(self, fleet: Fleet) -> None:
+        scripted = [(await fleet.add_scripted(answers(ConnectionLostError("gone"))))[1] for _ in range(2)]
+        migration = Migration(fleet.router(lost_max=3).generate, MigrationConfig(migration_limit=3))
+        with pytest.raises(ConnectionLostError):
+            await outputs_of(migration, request())
+        assert sum(len(worker.requests) for worker in scripted) == 4
 
     async def test_refusals_do_not_count(self, fleet: Fleet) -> None:
         for _ in range(3):

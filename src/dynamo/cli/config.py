@@ -3,13 +3,15 @@
 import argparse
 import asyncio
 import contextlib
+import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dynamo.config import build_parser, from_namespace
+from dynamo.config import as_typed, build_parser, from_namespace, settings
 from dynamo.errors import DynamoError
 from dynamo.frontend.config import FRONTEND_COMPONENT
+from dynamo.router.disagg import DisaggConfig
 from dynamo.runtime.client import Client
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.distributed import DistributedRuntime
@@ -31,10 +33,14 @@ class ConfigConfig(RuntimeConfig):
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = build_parser(ConfigConfig, prog=PROG)
+    parser = build_parser(ConfigConfig, prog=PROG, epilog="settings:\n" + "\n".join(_known()))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # names are not to be cut at their hyphens
+    parser.description = inspect.cleandoc(parser.description or "")
     parser.add_argument("action", choices=("get", "set"))
-    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="for set: as the flags of the frontend")
-    arguments = parser.parse_intermixed_args(argv)
+    parser.add_argument("settings", nargs="*", default=[], metavar="NAME=VALUE", help="for set: see below")
+    arguments, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0])}")
     config = from_namespace(ConfigConfig, arguments)
     changes = _changes(parser, arguments.action, arguments.settings)
     try:
@@ -44,15 +50,32 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
-def _changes(parser: argparse.ArgumentParser, action: str, settings: Sequence[str]) -> dict[str, str]:
-    if (action == "set") != bool(settings):
-        parser.error("get takes no NAME=VALUE, set at least one")
+def _known() -> Iterator[str]:
+    """A line for each thing that can be set."""
+    for setting in settings(DisaggConfig):
+        choices = ("true", "false") if setting.type is bool else setting.option.choices
+        yield f"  {as_typed(setting.name)}={'|'.join(choices) if choices else setting.option.metavar}"
+
+
+def _hint(argument: str) -> str:
+    """What else to write, if `argument` is a setting in the guise of a flag."""
+    name, equals, value = argument.removeprefix("--").partition("=")
+    if name not in (as_typed(setting.name) for setting in settings(DisaggConfig)):
+        return ""
+    return f": write {name}={value if equals else 'VALUE'}, without --"
+
+
+def _changes(parser: argparse.ArgumentParser, action: str, given: Sequence[str]) -> dict[str, str]:
+    if action == "get" and given:
+        parser.error(f"get shows all settings, it takes no {given[0]!r}")
+    if action == "set" and not given:
+        parser.error(f"set needs NAME=VALUE, as in: {PROG} set max-local-prefill-length=512")
     changes: dict[str, str] = {}
-    for setting in settings:
+    for setting in given:
         name, equals, value = setting.partition("=")
         if not equals:
             parser.error(f"a setting is written NAME=VALUE, not {setting!r}")
-        changes[name.removeprefix("--").replace("-", "_")] = value
+        changes[name] = value
     return changes
 
 
@@ -95,7 +118,7 @@ async def _ask(client: Client, instance_id: int, request: ConfigRequest) -> bool
             async for values in answer:
                 print(f"frontend {instance_id:x}")
                 for name, value in values.items():
-                    print(f"  {name} = {value}")
+                    print(f"  {as_typed(name)}={value}")
     except (DynamoError, TimeoutError) as error:
         print(f"{PROG}: frontend {instance_id:x}: {error or 'no answer'}", file=sys.stderr)
         return False

@@ -13,7 +13,7 @@ from dynamo.frontend.config import FrontendConfig
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 
-_NOT_THE_FRONTENDS = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # workers listen there
+_NOT_THE_FRONTENDS = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # the workers listen there
 _BY_ENVIRONMENT = ("nats_server",)  # may hold a password, and command lines can be read by all
 
 
@@ -84,6 +84,14 @@ class Deployment:
             commands[name] = self._worker(position, role)
         return commands
 
+    def further_worker(self) -> list[str]:
+        """What somebody types to start one more, like the last one; secrets have to be in the environment there too."""
+        _, role = self.workers()[-1]
+        config = replace(self.config, namespace=self.namespace)
+        usual = {s.name for s in settings(RuntimeConfig) if attrgetter(s.name)(config) == s.default}
+        flags = as_flags(RuntimeConfig, config, without={*usual, *_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT})
+        return [*self._engine(role), *flags, *self.worker_flags]
+
     def environ(self) -> dict[str, str]:
         """What the processes' environment has beside this one's: secrets, which no command line may tell."""
         environ: dict[str, str] = {}
@@ -100,17 +108,22 @@ class Deployment:
 
     def _worker(self, position: int, role: WorkerType) -> list[str]:
         c = self.config
-        command = [sys.executable, "-m", f"dynamo.{c.engine}", "--model", self.model_dir]
-        command += ["--served-model-name" if c.engine == "vllm" else "--model-name", self.model_name]
-        if role is not WorkerType.Aggregated:
-            command += ["--disaggregation-mode", role.value]
         own = replace(
             self._shared(),
             system_port=_port(c.system_port, position),
             rpc_port=_port(c.rpc_port, position),
             rpc_advertise=_address(c.advertised(), position),
         )
-        return [*command, *as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT), *self.worker_flags]
+        return [*self._engine(role), *as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT), *self.worker_flags]
+
+    def _engine(self, role: WorkerType) -> list[str]:
+        """The beginning of a worker's command line: what it runs."""
+        c = self.config
+        command = [sys.executable, "-m", f"dynamo.{c.engine}", "--model", self.model_dir]
+        command += ["--served-model-name" if c.engine == "vllm" else "--model-name", self.model_name]
+        if role is not WorkerType.Aggregated:
+            command += ["--disaggregation-mode", role.value]
+        return command
 
     def _shared(self) -> ServeConfig:
         """The configuration with what this deployment adds to it."""

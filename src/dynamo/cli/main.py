@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 _COMMANDS = {
     "serve": ("dynamo.cli.serve", "start a frontend and workers on this host, and keep them running"),
@@ -22,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.main(arguments[1:]))
     if command in ("-h", "--help"):
         print(_usage())
+        return 0
+    if command in ("-V", "--version"):
+        print(f"dynamo-py {version('dynamo-py')}")
         return 0
     print(_usage(), file=sys.stderr)
     if command:

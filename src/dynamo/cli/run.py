@@ -91,7 +91,7 @@ async def _run(engine: LLMEngine, model_dir: Path, config: RunConfig, prompt: st
 
 
 async def _converse(chat: "Chat") -> None:
-    print("Ctrl-D ends the conversation, Ctrl-C an answer.", file=sys.stderr)
+    print("Ctrl-C ends an answer, Ctrl-C or Ctrl-D at the prompt the conversation.", file=sys.stderr)
     while (question := _ask_user()) is not None:
         if question.strip():
             try:

@@ -16,6 +16,7 @@ from dynamo.cli.status import StatusLine
 from dynamo.config import build_parser, from_namespace
 from dynamo.engines.make import check_engine
 from dynamo.errors import ConfigError
+from dynamo.frontend.http_socket import bind_http
 from dynamo.llm.model_card import default_name
 from dynamo.llm.model_source import resolve_model
 from dynamo.protocols.model_card import WorkerType
@@ -61,8 +62,12 @@ def _parse(argv: Sequence[str]) -> tuple[ServeConfig, str, list[str]]:
 
 
 def _prepare(config: ServeConfig, model: str, worker_flags: Sequence[str]) -> Deployment:
-    """Fetches the model once, before several workers would try to at the same time."""
+    """Fetches the model once, before several workers would try to at the same time.
+
+    That can take long, so a port that is in use is found before.
+    """
     check_engine(config.engine)
+    bind_http(config).close()
     model_dir = resolve_model(model, weights=config.engine == "vllm")
     return Deployment(
         config=config,
@@ -94,12 +99,17 @@ async def _supervise(deployment: Deployment) -> int:
             status.print(str(failure))
         return 1 if failures else 0
     finally:
-        status.print("stopping")
+        status.print(f"stopping{_how_long(deployment) if stop.is_set() else ''}")
         for task in companions:
             task.cancel()
         await _end(children, running, deployment.config.shutdown_timeout_s + _STOP_MARGIN_S)
         await asyncio.gather(*running, *companions, return_exceptions=True)
         status.close()
+
+
+def _how_long(deployment: Deployment) -> str:
+    timeout_s = deployment.config.shutdown_timeout_s
+    return f": requests under way may go on for {timeout_s:g} s, a second Ctrl-C ends them now"
 
 
 async def _end(children: Sequence[Child], running: Sequence[asyncio.Task[None]], timeout_s: float) -> None:
@@ -137,7 +147,7 @@ async def _announce(deployment: Deployment, children: Sequence[Child], status: S
     status.print(
         f"\nready: {model} on {url} ({_describe(deployment)})\n"
         f"try:\n\n  curl {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n\n"
-        f"Further workers join with --namespace {deployment.namespace}. Ctrl-C stops everything.\n"
+        f"Further workers join with\n\n  {shlex.join(deployment.further_worker())}\n\nCtrl-C stops everything.\n"
     )
 
 

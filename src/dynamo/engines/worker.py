@@ -18,7 +18,7 @@ from dynamo.llm.model_card import default_name
 from dynamo.llm.register import register_model
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import WorkerLoad
-from dynamo.protocols.model_card import ModelInput, ModelType
+from dynamo.protocols.model_card import ModelInput, ModelType, WorkerType
 from dynamo.router.load_publisher import serve_load
 from dynamo.router.publisher import KvEventFeed
 from dynamo.runtime.context import Context
@@ -81,7 +81,8 @@ async def _serve_all(runtime: DistributedRuntime, config: WorkerConfig, workers:
             await _serve(runtime if position == 0 else runtime.sibling(), config, worker)
             waiting.append(asyncio.create_task(worker.engine.failed()))
         settle_memory()
-        announce_ready(", ".join(sorted({w.name for w in workers})))
+        role = "" if config.worker_type is WorkerType.Aggregated else f" ({config.worker_type.value})"
+        announce_ready(", ".join(sorted({w.name for w in workers})) + role)
         done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()

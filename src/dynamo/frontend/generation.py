@@ -13,7 +13,6 @@ from starlette.types import Receive, Scope, Send
 
 from dynamo.errors import DynamoError, InternalError, RequestCancelledError, UnavailableError
 from dynamo.frontend.admission import read_body, request_id, session_id, timeout_s
-from dynamo.frontend.deadline import in_time
 from dynamo.frontend.exchange import take_exchange
 from dynamo.frontend.response import HttpResponse
 from dynamo.frontend.state import Frontend
@@ -33,6 +32,7 @@ from dynamo.protocols.openai import (
 )
 from dynamo.protocols.routing import SESSION_ID
 from dynamo.runtime.context import Context
+from dynamo.runtime.deadline import in_time
 from dynamo.runtime.stage import Deliver
 
 logger = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from dynamo.frontend.config import FRONTEND_COMPONENT, FrontendConfig
 from dynamo.frontend.descriptors import reserve_descriptors
 from dynamo.frontend.fleet_watcher import WatchedFleets
 from dynamo.frontend.http_protocol import http_protocol
+from dynamo.frontend.http_socket import bind_http
 from dynamo.frontend.key_ring import Anybody, Keys
 from dynamo.frontend.load_keys import API_KEYS_VARIABLE, load_keys
 from dynamo.frontend.state import Frontend
@@ -27,7 +28,7 @@ from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_cache import cache_dir
 from dynamo.llm.model_manager import ModelManager
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.runtime.listening_socket import bind, is_loopback
+from dynamo.runtime.listening_socket import is_loopback
 from dynamo.runtime.live_config import CONFIG_ENDPOINT, serve_config
 from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.process import announce_ready, settle_memory
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _serve(config: FrontendConfig) -> None:
-    sock = bind(config.http_host, config.http_port)
+    sock = bind_http(config)
     reserve_descriptors(config.connections_max)
     access_logger.disabled = not config.access_log
     runtime = DistributedRuntime(config=config)

@@ -88,6 +88,7 @@ class OverloadGuard:
         self._queued.inc()
         unfollow = context.on_stop(lambda _: _fail(future, RequestCancelledError("the request was cancelled")))
         try:
+            self.let_in()  # nobody may have told that workers are no longer busy
             async with asyncio.timeout(self._timeout_s) as timer:
                 await future
         except TimeoutError:

@@ -30,9 +30,12 @@ class WatchedFile:
         return before != self._state
 
     def _look(self) -> tuple[int, int, int] | None:
-        """None where there is no file. Follows links, as Kubernetes replaces the files of a secret by one."""
+        """None where there is no file. Follows links, as Kubernetes replaces the files of a secret by one.
+
+        By the time of the latest change of whatever kind: one that could not be read may be readable now.
+        """
         try:
             status = os.stat(self.path)
         except OSError:
             return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+        return status.st_ino, status.st_ctime_ns, status.st_size

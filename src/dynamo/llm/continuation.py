@@ -9,16 +9,16 @@ from dynamo.tokens import token_array
 class Continuation:
     """Begins as the client's request; each output that passes brings it forward."""
 
-    __slots__ = ("_lost_by", "_request", "_room", "begun", "finished", "generated")
+    __slots__ = ("_request", "_room", "begun", "finished", "generated", "lost_by")
 
     def __init__(self, request: PreprocessedRequest, context_length: int | None = None) -> None:
         """`context_length` of the model, in tokens, if it is known."""
         self._request = request
         self._room = None if context_length is None else context_length - len(request.token_ids)
-        self._lost_by: list[int] = []
+        self.lost_by: list[int] = []  # as in the request: once for each loss
         self.generated = token_array()  # so far
         self.begun = False  # there was an output, perhaps one without tokens
-        self.finished = False  # the output with the finish_reason has passed
+        self.finished = False  # the output with the finish_reason has passed, or no more is wanted
 
     @property
     def pinned(self) -> bool:
@@ -30,16 +30,11 @@ class Continuation:
         """Whether the next token depends on where in a grammar the sequence is: engines only begin at its start."""
         return self._request.guided_decoding is not None and bool(self.generated)
 
-    def lost_by(self, instance_id: int) -> None:
-        """That worker is lost; others are preferred from now on."""
-        if instance_id not in self._lost_by:
-            self._lost_by.append(instance_id)
-
     def request(self) -> PreprocessedRequest:
         """For the next worker. Any engine does right by it, even one that takes resumed tokens for prompt."""
         request, done = self._request, len(self.generated)
-        if not self.begun and not self._lost_by:
-            return request
+        if not self.begun:
+            return msgspec.structs.replace(request, lost_by=list(self.lost_by))
         conditions = request.stop_conditions
         max_tokens = conditions.max_tokens
         return msgspec.structs.replace(
@@ -51,12 +46,9 @@ class Continuation:
                 max_tokens=None if max_tokens is None else max_tokens - done,
                 min_tokens=max(0, conditions.min_tokens - done),
             ),
-            output_options=msgspec.structs.replace(
-                request.output_options,
-                prompt_logprobs=None if self.begun else request.output_options.prompt_logprobs,
-            ),
-            explain_routing=request.explain_routing and not self.begun,
-            lost_by=list(self._lost_by),
+            output_options=msgspec.structs.replace(request.output_options, prompt_logprobs=None),
+            explain_routing=False,
+            lost_by=list(self.lost_by),
         )
 
     def end(self) -> LLMEngineOutput | None:

@@ -7,27 +7,17 @@ below tries one after the other by itself; here begins what only somebody can do
 import asyncio
 import logging
 from collections.abc import Callable
-from time import monotonic
 
-from dynamo.errors import (
-    CannotResumeError,
-    DeadlineExceededError,
-    DynamoError,
-    NobodyLeftError,
-    RequestCancelledError,
-    UnavailableError,
-)
+from dynamo.errors import CannotResumeError, DynamoError, RequestCancelledError, UnavailableError
 from dynamo.llm.continuation import Continuation
 from dynamo.llm.migration_config import MigrationConfig
+from dynamo.llm.patience import Patience
 from dynamo.llm.stall_watch import StallWatch, watched
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest, WorkerId
 from dynamo.runtime.context import Context
 from dynamo.runtime.stage import Deliver, Stage
 
 logger = logging.getLogger(__name__)
-
-_PAUSE_MIN_S = 0.05  # between two attempts to find a worker; doubled each time
-_PAUSE_MAX_S = 1.0
 
 
 class Migration:
@@ -72,36 +62,38 @@ class Migration:
             self._ended.set()
 
     async def _answer(self, sequence: Continuation, context: Context, deliver: Deliver[LLMEngineOutput]) -> None:
-        moves_left, patience = self._config.migration_limit, _Patience(context, self._config.migration_wait_s)
+        patience = Patience(context, self._config.migration_wait_s)
         while True:
             leg = _Leg(sequence, context, deliver)
             failure = await self._run(leg, sequence, context)
             if failure is None or sequence.finished:
-                return  # the error can only have hit the end of the stream, after all that was in it
+                return  # an error can only have hit the end of the stream, after all that was in it
             if context.is_stopped():
                 raise RequestCancelledError("the request was cancelled") from failure
             if (end := sequence.end()) is not None:
                 deliver(end)
                 return
             if leg.worker is None:
-                await patience.wait(sequence, failure)
+                await patience.wait(failure, begun=sequence.begun)
                 continue
-            if not moves_left or sequence.pinned:
+            sequence.lost_by.append(leg.worker.instance_id)
+            if len(sequence.lost_by) > self._config.migration_limit or sequence.pinned:
                 raise failure
             if sequence.within_grammar:
                 raise CannotResumeError("the worker was lost within constrained output: ask anew") from failure
-            moves_left -= 1
             self._move(sequence, leg.worker, failure, context)
-            patience = _Patience(context, self._config.migration_wait_s)
+            patience = Patience(context, self._config.migration_wait_s)
 
     async def _run(self, leg: "_Leg", sequence: Continuation, context: Context) -> DynamoError | None:
         """What has ended the leg, if another worker may do better; raises what else has."""
+        request = sequence.request()
         try:
             async with watched(context, self._config.inter_token_timeout_s) as leg.watch:
-                await self._tokens(sequence.request(), context, leg.pass_on)
+                await self._tokens(request, context, leg.pass_on)
         except DynamoError as error:
             if leg.reader_failed or not error.retryable:
                 raise
+            sequence.lost_by = list(request.lost_by)  # with those that were lost before they had said anything
             return error
         return None
 
@@ -113,7 +105,6 @@ class Migration:
             len(sequence.generated),
             failure,
         )
-        sequence.lost_by(worker.instance_id)
         self._on_move()
 
 
@@ -136,7 +127,7 @@ class _Leg:
         if self.worker is None:
             self._begin(output)
         self._take(output.token_ids)
-        self.watch.last_s = monotonic()
+        self.watch.heard = True
         given_up = False
         if output.finish_reason is not None:
             given_up = self._finish(output)
@@ -145,7 +136,9 @@ class _Leg:
         except BaseException:
             self.reader_failed = True  # which is no fault of the worker's, whatever the error says
             raise
-        if given_up and wanted:
+        if not wanted:
+            self._sequence.finished = True
+        elif given_up:
             raise UnavailableError("the engine has given the request up")
         return wanted
 
@@ -164,44 +157,6 @@ class _Leg:
             output.cached_tokens = output.worker_id = output.routing = output.disaggregation = None
             output.prompt_logprobs = None
         self._sequence.begun = True
-
-
-class _Patience:
-    """How long a request that has lost its worker looks for another one."""
-
-    def __init__(self, context: Context, wait_s: float) -> None:
-        self._context = context
-        self._wait_s = wait_s
-        self._give_up_s: float | None = None
-        self._pause_s = _PAUSE_MIN_S
-
-    async def wait(self, sequence: Continuation, failure: DynamoError) -> None:
-        """Returns when it is time to try again; raises `failure` where there is no point in that.
-
-        A request that no worker has begun with yet does not wait: its client is told at once.
-        """
-        now_s = monotonic()
-        waits = self._give_up_s is not None or sequence.begun or isinstance(failure, NobodyLeftError)
-        if not waits or not isinstance(failure, UnavailableError):
-            raise failure
-        if self._give_up_s is None:
-            self._give_up_s = now_s + self._wait_s
-        if now_s >= self._give_up_s:
-            raise failure
-        await self._pause(min(self._pause_s, self._give_up_s - now_s))
-        self._pause_s = min(self._pause_s * 2, _PAUSE_MAX_S)
-
-    async def _pause(self, pause_s: float) -> None:
-        remaining_s = self._context.remaining_s()
-        in_time = remaining_s is None or remaining_s > pause_s
-        try:
-            async with asyncio.timeout(pause_s if in_time else remaining_s):
-                await self._context.async_killed_or_stopped()
-        except TimeoutError:
-            if not in_time:
-                raise DeadlineExceededError("the deadline passed while the request looked for a worker") from None
-        else:
-            raise RequestCancelledError("the request was cancelled")
 
 
 _UNNAMED = WorkerId(0)  # in place of a worker whose router does not name it

@@ -36,7 +36,8 @@ class ModelManager:
         self._cache = cache
         self._slots: dict[str, ModelSlot] = {}
         self._leaving: set[ModelSlot] = set()  # being closed
-        self._closing: set[asyncio.Task[None]] = set()  # waits for the last requests of models without workers
+        self._unused: set[ModelSlot] = set()  # without workers, which somebody waits to close after their last requests
+        self._closing: set[asyncio.Task[None]] = set()  # who does
         self._gone: dict[str, None] = {}  # names that had workers once: theirs is a 503, not a 404
 
     @contextlib.asynccontextmanager
@@ -76,7 +77,8 @@ class ModelManager:
         if slot is not None and slot.served is not None and slot.served.ready:
             return slot.served
         if slot is not None or name in self._gone:
-            raise NoInstancesError(f"no worker serves the model {name!r} right now")
+            reason = ": there are only prefill workers" if slot is not None and slot.only_prefills else ""
+            raise NoInstancesError(f"no worker serves the model {name!r} right now{reason}")
         if not self._slots and not self._gone:
             raise NoInstancesError("no worker is up yet")
         names = ", ".join(filter(sees, (model.card.name for model in self.models()))) or "none right now"
@@ -84,6 +86,7 @@ class ModelManager:
 
     async def _follow(self, watch: Watch) -> None:
         names: dict[str, str] = {}  # key -> model name
+        same_blocks = self._routing.mode is RouterMode.KV
         async for event in watch:
             if isinstance(event, Put):
                 if (entry := announced(event)) is None:
@@ -91,7 +94,7 @@ class ModelManager:
                 name = names[event.key] = entry.card.name
                 slot = self._slots.get(name)
                 if slot is None:
-                    slot = self._slots[name] = ModelSlot(self._make, same_blocks=self._routing.mode is RouterMode.KV)
+                    slot = self._slots[name] = ModelSlot(name, self._make, same_blocks=same_blocks)
                 await slot.add(event.key, entry)
             elif (gone := names.pop(event.key, None)) is not None:
                 await self._remove(gone, event.key)
@@ -104,13 +107,15 @@ class ModelManager:
         logger.info("the model %r has no worker any more", name)
         if slot.idle:
             await self._close(name, slot)
-        else:
+        elif slot not in self._unused:
+            self._unused.add(slot)
             task = in_background(self._close_unused(name, slot), f"close {name}")
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     async def _close_unused(self, name: str, slot: ModelSlot) -> None:
         await slot.until_idle()
+        self._unused.discard(slot)
         if slot.empty and self._slots.get(name) is slot:
             await self._close(name, slot)
 

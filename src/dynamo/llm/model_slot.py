@@ -18,17 +18,26 @@ _RETRY_S = 1.0
 class ModelSlot:
     """The workers that answer, and those that only prefill: without one of the former there is nothing to serve."""
 
-    def __init__(self, make: Callable[[ModelEntry], Awaitable[ServedModel]], *, same_blocks: bool = False) -> None:
+    def __init__(
+        self, name: str, make: Callable[[ModelEntry], Awaitable[ServedModel]], *, same_blocks: bool = False
+    ) -> None:
         """`same_blocks`: workers whose KV blocks differ in size cannot stand in for each other."""
+        self._name = name
         self._make = make
         self._workers = WorkerGroup(same_blocks=same_blocks)
         self._prefill = WorkerGroup(same_blocks=same_blocks)
+        self._prefill_news = _prefill_workers(0)  # as it was last logged
         self._builder: asyncio.Task[None] | None = None
         self.served: ServedModel | None = None
 
     @property
     def empty(self) -> bool:
         return not self._workers and not self._prefill
+
+    @property
+    def only_prefills(self) -> bool:
+        """Whether there are workers, but none that would go on with what they have prefilled."""
+        return bool(self._prefill) and not self._workers
 
     @property
     def idle(self) -> bool:
@@ -62,11 +71,20 @@ class ModelSlot:
         others = self._workers.elect()
         decode = (entry for entry in self._workers.members() if entry.card.worker_type is WorkerType.Decode)
         self._prefill.elect(like=next(decode, self._workers.chosen))
+        self._tell_of_prefill_workers()
         if others:
             await self.close()
             self._builder = asyncio.create_task(self._build(), name="model-builder")
         elif self.served is not None:
             await self._set_members(self.served)
+
+    def _tell_of_prefill_workers(self) -> None:
+        news = _prefill_workers(len(self._prefill.members()))
+        if self.only_prefills:
+            news += ", and none that decodes"
+        if news != self._prefill_news:
+            self._prefill_news = news
+            logger.info("%s: %s", self._name, news)
 
     async def _set_members(self, served: ServedModel) -> None:
         served.set_members(self._workers.members())
@@ -91,3 +109,7 @@ class ModelSlot:
                     logger.info("serving the model %r", entry.card.name)
                     return
             await asyncio.sleep(_RETRY_S)
+
+
+def _prefill_workers(count: int) -> str:
+    return f"{count or 'no'} prefill worker{'s' if count > 1 else ''}"

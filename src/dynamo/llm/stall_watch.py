@@ -1,53 +1,59 @@
 """The inter-token deadline: ends the wait for a worker that has begun to answer and then falls silent."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from dynamo.errors import WorkerStalledError
 from dynamo.runtime.context import Context
 
+_LOOKS = 4  # in the time that is waited
+
 
 class StallWatch:
-    """Of one worker's answer. Costs a timestamp per output: its timer looks at that when it is due, and then again."""
+    """Of one worker's answer. Costs a flag per output, which a timer looks at now and then.
 
-    __slots__ = ("_context", "_timeout", "_timeout_s", "_timer", "last_s")
+    Silence is counted in looks: while this process itself is held up none is taken, and what has come meanwhile is read
+    before the next.
+    """
+
+    __slots__ = ("_context", "_interval_s", "_looks_left", "_timeout", "_timer", "heard")
 
     def __init__(self, context: Context, timeout: asyncio.Timeout, timeout_s: float) -> None:
-        """`timeout` is made to expire `timeout_s` seconds after `last_s`, the time that the reader was behind aside."""
+        """`timeout` is made to expire after a silence of `timeout_s` seconds, or up to a quarter more."""
         self._context = context
         self._timeout = timeout
-        self._timeout_s = timeout_s
-        self.last_s: float | None = None  # on time.monotonic(), the latest output; None: there was none yet
-        self._timer = self._look_again_in(timeout_s)
+        self._interval_s = timeout_s / _LOOKS
+        self._looks_left: int | None = None  # None: there was no output yet
+        self.heard = False  # an output came since the last look
+        self._timer = self._look_later()
 
     def close(self) -> None:
         self._timer.cancel()
 
     def flow_changed(self, _: Context) -> None:
         """Nothing can come while the reader is behind, so waiting begins anew when it has caught up."""
-        if self.last_s is not None:
-            self.last_s = time.monotonic()
+        self.heard = self.heard or self._looks_left is not None
 
-    def _look_again_in(self, delay_s: float) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(delay_s, self._look)
+    def _look_later(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(self._interval_s, self._look)
 
     def _look(self) -> None:
-        left_s = self._timeout_s
-        if self.last_s is not None and not self._context.is_paused():
-            left_s -= time.monotonic() - self.last_s
-        if left_s > 0:
-            self._timer = self._look_again_in(left_s)
-        else:
+        if self.heard:
+            self.heard, self._looks_left = False, _LOOKS
+        elif self._looks_left is not None:
+            self._looks_left = _LOOKS if self._context.is_paused() else self._looks_left - 1
+        if self._looks_left == 0:
             self._timeout.reschedule(asyncio.get_running_loop().time())
+        else:
+            self._timer = self._look_later()
 
 
 @asynccontextmanager
 async def watched(context: Context, timeout_s: float) -> AsyncIterator[StallWatch]:
-    """Raises WorkerStalledError, in place of what the block is waiting for, when `last_s` is too long ago.
+    """Raises WorkerStalledError, in place of what the block is waiting for, when nothing has been `heard` for too long.
 
-    Without limit where `timeout_s` is 0, and until `last_s` is set for the first time.
+    Without limit where `timeout_s` is 0, and until something is heard for the first time.
     """
     try:
         async with asyncio.timeout(None) as timeout:

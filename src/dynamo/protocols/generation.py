@@ -77,7 +77,7 @@ class PreprocessedRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     cache_salt: str | None = None  # KV blocks are shared only with requests that have the same
     dp_rank: int | None = None  # which data-parallel rank of the instance serves this; None: it chooses
     target: WorkerId | None = None  # the worker that the client asked for, by nvext.backend_instance_id
-    lost_by: list[int] = []  # instances that were lost with it: routers take others if they can
+    lost_by: list[int] = []  # instances that were lost with it: routers take others if they can, and add to it
     priority: Priority = 0
     session_id: str | None = None  # what the client says the request is part of
     explain_routing: bool = False  # asks the router for a RoutingReport

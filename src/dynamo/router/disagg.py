@@ -50,6 +50,7 @@ class DisaggConfig:
         env="DYN_MAX_LOCAL_PREFILL_RATIO",
         metavar="SHARE",
         minimum=0,
+        maximum=1,
         help="conditional, length: and if they are no more than this share of the prompt",
     )
     max_prefill_queue_tokens: int = option(

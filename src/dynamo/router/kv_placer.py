@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from dynamo.errors import DeadlineExceededError, NoInstancesError, RequestCancelledError
+from dynamo.errors import NoInstancesError, RequestCancelledError
 from dynamo.protocols.generation import PreprocessedRequest, WorkerId
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
@@ -27,6 +27,7 @@ from dynamo.router.subscriber import FeedSubscriber
 from dynamo.runtime.background import in_background
 from dynamo.runtime.client import Client
 from dynamo.runtime.context import Context
+from dynamo.runtime.deadline import in_time
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.event_feed import FeedItem
 from dynamo.runtime.instance import EndpointId
@@ -254,11 +255,9 @@ class KvPlacer:
         self._waiting[request_id] = future
         unfollow = context.on_stop(lambda _: _fail(future, RequestCancelledError("the request was cancelled")))
         try:
-            async with asyncio.timeout(context.remaining_s()):
-                return await future
-        except TimeoutError as error:
-            self.free(request_id)
-            raise DeadlineExceededError("the request's deadline passed while it waited for a worker") from error
+            async with in_time(context):
+                await future
+            return future.result()
         except BaseException:
             self.free(request_id)
             raise

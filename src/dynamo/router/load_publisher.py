@@ -3,17 +3,16 @@
 from collections.abc import AsyncIterator, Callable
 
 from dynamo.protocols.load import LOAD_ENDPOINT, WorkerLoad
+from dynamo.router.load_watcher import INTERVAL_S
 from dynamo.runtime.codec import encode_payload
 from dynamo.runtime.component import Endpoint
-
-INTERVAL_S = 1.0  # no longer than routers wait between two questions
 
 
 async def serve_load(endpoint: Endpoint, load: Callable[[], list[WorkerLoad]]) -> None:
     """Serves `load` beside `endpoint`, until the runtime shuts down. Raises what Endpoint.start() raises.
 
     `load` gives that of each data-parallel rank at the moment. It changes with every token, so it is not told at a
-    change but each second.
+    change but as often as routers would ask.
     """
 
     async def answer(request: object) -> AsyncIterator[list[WorkerLoad]]:

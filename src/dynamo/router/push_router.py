@@ -48,7 +48,8 @@ class PushRouter:
         """`serves`: whether an instance of the endpoint belongs to the model (several models may share an endpoint).
 
         `fetches`: whether it can take a request with a handoff. `lost_max`: how many workers may be lost with a request
-        and it goes to the next one still, as it may be what they die of; `on_lost` is called each time.
+        and it goes to the next one still, as it may be what they die of: those in its `lost_by` count, to which the
+        others are added. `on_lost` is called each time, also where it is the caller who goes on, without a handoff.
         """
         self._client = client
         self._placer = placer
@@ -99,10 +100,9 @@ class PushRouter:
     ) -> None:
         """Passes on the answer of the first worker that answers at all."""
         failed: dict[int, DynamoError] = {}
-        lost = 0
         has_handoff = tokens is not None and tokens.handoff is not None
         eligible = self._fetches if has_handoff else self._serves
-        lost_by = () if tokens is None else tokens.lost_by
+        lost_by = [] if tokens is None else tokens.lost_by
         while True:
             placement = await self._placed(
                 tokens, context, target, lambda: self._candidates(target, failed, eligible, lost_by)
@@ -114,14 +114,17 @@ class PushRouter:
             except DynamoError as error:
                 if target is not None or answer.begun or not error.retryable:
                     raise
+                if isinstance(error, HandoffLostError):
+                    raise  # the worker is well, and a handoff is good for one try
                 instance_id = placement.worker.instance_id
-                if not isinstance(error, HandoffLostError):
-                    self._client.avoid(instance_id)
+                self._client.avoid(instance_id)
                 if not _is_refusal(error):
-                    if has_handoff or lost == self._lost_max:
-                        raise  # a handoff is good for one try, and who has refused it has not tried
-                    lost += 1
+                    lost_by.append(instance_id)
+                    if len(lost_by) > self._lost_max:
+                        raise
                     self._on_lost()
+                    if has_handoff:
+                        raise  # who has refused one has not tried it
                 logger.warning("request %s: instance %x: %s", context.id(), instance_id, error)
                 failed[instance_id] = error
             finally:

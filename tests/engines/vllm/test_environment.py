@@ -30,6 +30,7 @@ def test_prepare_keeps_what_the_user_has_set() -> None:
         "NIXL_LOG_LEVEL": "TRACE",
         "PYTHONWARNINGS": "error",
         "TORCH_CPP_LOG_LEVEL": "INFO",
+        "TRANSFORMERS_VERBOSITY": "info",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stdout",
         "VLLM_WORKER_MULTIPROC_METHOD": "fork",
@@ -50,6 +51,7 @@ def test_prepare_fills_an_empty_environment() -> None:
         "NIXL_LOG_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -64,6 +66,7 @@ def test_who_asks_for_warnings_gets_all_of_them() -> None:
     assert environ["VLLM_LOGGING_LEVEL"] == "WARNING"
     assert environ["NIXL_LOG_LEVEL"] == "WARN"
     assert "TORCH_CPP_LOG_LEVEL" not in environ
+    assert "TRANSFORMERS_VERBOSITY" not in environ
     assert "FutureWarning" not in environ["PYTHONWARNINGS"]
 
 
@@ -74,12 +77,13 @@ def test_who_asks_for_warnings_gets_all_of_them() -> None:
 def test_vllm_is_quiet_before_it_sets_up_its_logs(
     environ: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vllm = logging.getLogger("vllm")
-    monkeypatch.setattr(vllm, "level", logging.NOTSET)
+    noisy = [logging.getLogger("vllm"), logging.getLogger("torch.utils.cpp_extension")]
+    for each in noisy:
+        monkeypatch.setattr(each, "level", logging.NOTSET)
 
     apply_log_level(environ)
 
-    assert vllm.level == expected
+    assert [each.level for each in noisy] == [expected, expected]
 
 
 def test_our_plugin_joins_a_list_of_allowed_ones_once() -> None:

@@ -1,5 +1,6 @@
 """The command line of `python -m dynamo.vllm`."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from dynamo.llm.model_source import resolve_model
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig as EngineConfig
+
+logger = logging.getLogger(__name__)
 
 PROG = "python -m dynamo.vllm"
 
@@ -69,6 +72,7 @@ def parse_command_line(argv: Sequence[str]) -> "tuple[VllmConfig, EngineConfig]"
     config = replace(config, model=str(directory), served_model_name=config.model_name())
     environment.prepare(os.environ)
     environment.apply_log_level(os.environ)
+    logger.info("loading vLLM")
     from dynamo.engines.vllm import engine_config  # takes seconds, and --help must not
 
     model_flags = ["--model", config.model_path(), "--served-model-name", config.model_name()]

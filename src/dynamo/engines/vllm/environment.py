@@ -21,6 +21,7 @@ _LOG_LEVELS = {
 }
 _QUIET = ("ERROR", "CRITICAL")
 _NIXL_LOG_LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}  # where its names are not vLLM's
+_TORCH_CPP_EXTENSION = "torch.utils.cpp_extension"  # warns where there is a compiler of CUDA, but no GPU
 FEW_CPUS = 4
 
 
@@ -46,6 +47,7 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     if level in _QUIET:
         ignored += ",ignore::FutureWarning"  # vLLM's own use of torch
         environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        environ.setdefault("TRANSFORMERS_VERBOSITY", level.lower())  # of fields in generation configs
     environ.setdefault("PYTHONWARNINGS", ignored)
     allowed = environ.get("VLLM_PLUGINS")
     if allowed and PLUGIN_NAME not in allowed.split(","):
@@ -63,10 +65,11 @@ def log_level(dyn_log: str) -> str:
 
 
 def apply_log_level(environ: Mapping[str, str]) -> None:
-    """For the time until vLLM does this itself: it warns already while it is imported."""
+    """For the time until vLLM does this itself: it warns already while it is imported, and torch with it."""
     level = logging.getLevelNamesMapping().get(environ.get("VLLM_LOGGING_LEVEL", "").upper())
     if level is not None:
         logging.getLogger("vllm").setLevel(level)
+        logging.getLogger(_TORCH_CPP_EXTENSION).setLevel(level)
 
 
 def bind_threads(environ: MutableMapping[str, str], cpus: Iterable[int], ranks: int = 1) -> None:

@@ -18,7 +18,7 @@ from dynamo.runtime.discovery.etcd_messages import TxnResponse
 
 logger = logging.getLogger(__name__)
 
-REGISTER_TIMEOUT_S = 10.0  # long enough for a new leader of etcd's to be elected
+REGISTER_TIMEOUT_S = 30.0  # longer than it takes to start etcd again, or to elect a new leader
 _WITHDRAW_TIMEOUT_S = 2.0
 _BACKOFF_MIN_S = 0.1
 

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from dynamo.errors import DeadlineExceededError
-from dynamo.frontend.deadline import in_time
 from dynamo.runtime.context import Context
+from dynamo.runtime.deadline import in_time
 from dynamo.testing import within
 
 
