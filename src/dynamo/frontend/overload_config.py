@@ -36,7 +36,8 @@ class OverloadConfig:
         flag="--active-decode-blocks-threshold",
         env="DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD",
         minimum=0,
-        help="a worker is busy when it uses more than this share of its KV blocks, 0 to 1; requests are refused while "
+        maximum=1,
+        help="a worker is busy when it uses more than this share of its KV blocks; requests are refused while "
         "all workers are busy (default: none ever is)",
     )
     active_prefill_tokens_threshold: int | None = option(

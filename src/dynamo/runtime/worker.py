@@ -92,7 +92,11 @@ def shutdown_on_signals(runtime: DistributedRuntime) -> Iterator[list[signal.Sig
     def on_signal(number: signal.Signals) -> None:
         if runtime.is_shutting_down:
             os._exit(128 + number)
-        logger.info("%s: shutting down", number.name)
+        logger.info(
+            "%s: shutting down; requests under way may go on for %g s, a second signal ends them now",
+            number.name,
+            runtime.config.shutdown_timeout_s,
+        )
         received.append(number)
         runtime.shutdown()
 
