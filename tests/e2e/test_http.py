@@ -174,6 +174,16 @@ async def test_offer_of_another_protocol_is_passed_over(stack: Stack) -> None:
     assert "Unsupported upgrade" not in stack.frontend.output
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("connection_header", ["upgrade, close", "close, HTTP2-Settings, Upgrade"])
+async def test_offer_with_the_last_request_of_a_connection(stack: Stack, version: str, connection_header: str) -> None:
+    head = f"GET /live HTTP/{version}\r\nhost: x\r\nconnection: {connection_header}\r\nupgrade: h2c\r\n\r\n"
+    async with connect(stack.url) as connection:
+        connection.send(head.encode())
+        assert (await connection.response()).status == 200
+        assert await connection.is_closed()
+
+
 @pytest.mark.parametrize(
     "nonsense",
     [

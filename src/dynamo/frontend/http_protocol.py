@@ -155,8 +155,13 @@ class HttpProtocol(HttpToolsProtocol):
         if len(kept) == len(self.headers):  # CONNECT: the parser takes that for an offer too
             self._refuse(400, InvalidRequestError("this server is no proxy"))
             return
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            kept.append((b"connection", b"close"))
         lines = [b"%s: %s\r\n" % header for header in kept]
-        request_line = b"%s %s HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
+        version = self.parser.get_http_version().encode()
+        request_line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version)
+        self.parser = httptools.HttpRequestParser(self)  # the other one has ended, if the request was its last one
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._parse(b"".join([request_line, *lines, b"\r\n", rest]))
 
     def _watch_silence(self) -> None:
