@@ -65,6 +65,21 @@ async def service() -> AsyncIterator[Service]:
         assert await collect(call(channel, "echo", "unharmed")) == ["unharmed"]
 
 
+async def test_caller_that_reads_nothing_of_what_it_asks_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pongs and refusals need no credit: what waits to be read would grow for as long as it asks."""
+    monkeypatch.setattr(limits, "UNREAD_BYTES_MAX", 1 << 20)
+    async with connected(service.listener.address) as peer:
+        peer.greet(service.listener.address)
+
+        async def ask() -> None:
+            while True:
+                peer.send(*(call_message(n, "e" * 1000) for n in range(32)))
+                await within(peer.writer.drain())
+
+        with pytest.raises(ConnectionError):
+            await ask()
+
+
 async def test_one_frame_per_step() -> None:
     streams, steps = 32, 10
     async with serving(TcpPlane(), Steps(streams).generate) as service, connected(service.listener.address) as peer:

@@ -45,6 +45,13 @@ class CalleeConnection(Connection):
         for call in tuple(self._calls.values()):
             call.kill()
 
+    def data_received(self, data: bytes) -> None:
+        if self._transport is not None and self._transport.get_write_buffer_size() > limits.UNREAD_BYTES_MAX:
+            logger.warning("closing a connection: the caller does not read the answers to what it asks for")
+            self._transport.abort()
+        else:
+            super().data_received(data)
+
     def on_message(self, message: Message) -> None:
         if not self._handshake.complete:
             self._introduce(message)

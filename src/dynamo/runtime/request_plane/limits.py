@@ -8,6 +8,7 @@ from dynamo.runtime.codec import Call
 
 HANDSHAKE_TIMEOUT_S = 5.0  # in which a caller has to show who it is
 CONNECTIONS_MAX = 4096  # of one listener
+UNREAD_BYTES_MAX = 64 << 20  # that a peer leaves unread while it asks for more: credit keeps items far below
 STREAMS_MAX = 16_384  # of one connection
 METADATA_BYTES_MAX = 64 << 10  # of one call; counted as characters, which are fewer
 _NAME_CHARS_MAX = 1024
