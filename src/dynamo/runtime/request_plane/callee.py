@@ -46,9 +46,10 @@ class CalleeConnection(Connection):
             call.kill()
 
     def data_received(self, data: bytes) -> None:
-        if self._transport is not None and self._transport.get_write_buffer_size() > limits.UNREAD_BYTES_MAX:
+        transport = None if self.writable.is_set() else self._transport
+        if transport is not None and transport.get_write_buffer_size() > limits.UNREAD_BYTES_MAX:
             logger.warning("closing a connection: the caller does not read the answers to what it asks for")
-            self._transport.abort()
+            transport.abort()
         else:
             super().data_received(data)
 
