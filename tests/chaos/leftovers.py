@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.load import loads
+from dynamo.errors import DynamoError
+from tests.e2e.load import Loads, loads
 from tests.e2e.raw_http import get
 
 from .fleet import Fleet, Frontend, Worker
@@ -41,13 +42,28 @@ async def complaints(fleet: Fleet, before: dict[str, Holdings]) -> list[str]:
     found: list[str] = []
     for component in ("backend", "prefill"):
         async with loads(fleet, component=component) as asked:
-            try:
-                await asked.until_idle(IDLE_S)
-            except TimeoutError:
-                found.append(f"{component} workers are still busy")
+            if (why := await _busy(asked)) is not None:
+                found.append(f"{component} workers are not idle: {why}")
     async with asyncio.TaskGroup() as group:
         asking = [group.create_task(_complaint(place, before[place.name])) for place in fleet.places]
     return found + [text for task in asking if (text := task.result())]
+
+
+async def _busy(asked: Loads) -> str | None:
+    """Why they do not come to rest in time; None if they do."""
+    why = "too much to do"
+    try:
+        async with asyncio.timeout(IDLE_S):
+            while True:
+                try:
+                    await asked.until_idle(IDLE_S)
+                except DynamoError as error:  # the entry of one that was killed lives for as long as its lease
+                    why = str(error)
+                    await asyncio.sleep(_POLL_S)
+                else:
+                    return None
+    except TimeoutError:
+        return why
 
 
 async def _complaint(place: Frontend | Worker, before: Holdings) -> str:
