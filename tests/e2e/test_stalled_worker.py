@@ -106,7 +106,7 @@ async def test_stopped_frontend_frees_what_it_has_asked_for(own: Deployment, tin
     )
     await until_served(url, 1)
     async with connect(url) as stream, loads(own) as asked:
-        stream.post(CHAT, chat(stream=True, max_tokens=5000))
+        stream.post(CHAT, chat(stream=True, max_tokens=800))
         await stream.head()
         await anext(stream.chunks())
         frontend.signal(signal.SIGSTOP)
