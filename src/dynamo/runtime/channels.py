@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dynamo.errors import DrainingError, UnreachableError
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import kept_up
 from dynamo.runtime.request_plane.base import Address, Channel, RequestPlane
 from dynamo.runtime.request_plane.connection import READ_FIRST_S
 
@@ -95,7 +95,7 @@ class Channels:
         if self._heartbeat.interval_s > 0:
             channel.beat(self._heartbeat.own_silence_max_s)  # so that the other side knows from the start
             if self._beating is None:
-                self._beating = in_background(self._beat(), "heartbeat")
+                self._beating = kept_up(self._beat, "heartbeat")
         return channel
 
     def _connection_tried(self, address: Address, task: asyncio.Task[Channel]) -> None:
