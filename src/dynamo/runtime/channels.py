@@ -44,12 +44,18 @@ class Channels:
         self._opening: dict[Address, asyncio.Task[Channel]] = {}
         self._retired: list[Channel] = []  # may have calls under way
         self._stalled: dict[Address, Channel] = {}  # at the last beat
+        self._quiet: dict[Address, Channel] = {}  # likewise
         self._beating: asyncio.Task[None] | None = None
 
     @property
-    def any_stalled(self) -> bool:
-        """Whether is_stalled() is worth asking."""
-        return bool(self._stalled)
+    def any_quiet(self) -> bool:
+        """Whether is_quiet() and is_stalled() are worth asking."""
+        return bool(self._quiet or self._stalled)
+
+    def is_quiet(self, address: Address) -> bool:
+        """Whether the instance is late with a sign of life: others are better to be asked, if there are any."""
+        channel = self._quiet.get(address)
+        return channel is not None and channel.quiet
 
     def is_stalled(self, address: Address) -> bool:
         """Whether the instance gives no sign of life, as far as there is a connection to it."""
@@ -114,6 +120,7 @@ class Channels:
                 await asyncio.sleep(READ_FIRST_S)
             for channel in silent:
                 channel.judge(beats_max)
+            self._quiet = {address: channel for address, channel in self._open.items() if channel.quiet}
             self._note_stalled()
 
     def _note_stalled(self) -> None:
