@@ -16,10 +16,11 @@ _REFILL_SHARE = 8  # it gets new ones when an eighth of what it should have is m
 class Session:
     """An engine's slots to fill, and its lookups."""
 
-    __slots__ = ("lookups", "number", "slots")
+    __slots__ = ("fills", "lookups", "number", "slots")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, fills: bool) -> None:
         self.number = number
+        self.fills = fills
         self.slots: dict[int, Block] = {}
         self.lookups: dict[int, Lookup] = {}
 
@@ -35,11 +36,11 @@ class Grants:
         self._sessions: dict[int, Session] = {}
         self._granted = 0
 
-    def attach(self, number: int) -> None:
+    def attach(self, number: int, *, fills: bool = True) -> None:
         """A new session. InvalidRequestError if there is one of this number."""
         if number in self._sessions:
             raise InvalidRequestError(f"session {number} is attached already")
-        self._sessions[number] = Session(number)
+        self._sessions[number] = Session(number, fills=fills)
 
     def session(self, number: int) -> Session:
         """The session of this number; InvalidRequestError if there is none."""
@@ -79,7 +80,8 @@ class Grants:
             return
         quota = max(1, min(self._grant_slots, len(self._pool.blocks) // _POOL_SHARE))
         refill = max(1, quota // _REFILL_SHARE)
-        short = [session for session in self._sessions.values() if quota - len(session.slots) >= refill]
+        filling = [session for session in self._sessions.values() if session.fills]
+        short = [session for session in filling if quota - len(session.slots) >= refill]
         allowed = max(1, len(self._pool.blocks) // 2) - self._granted  # the rest is for blocks
         missing = sum(quota - len(session.slots) for session in short)
         self._room.make(max(0, min(missing, allowed)) + reserve, now_s)

@@ -95,9 +95,9 @@ class BlockManager:
         self._pool.grow(count)
         self._sketch.grow(len(self._pool.blocks) + self._below)
 
-    def attach(self, session: int) -> None:
-        """An engine is there; Grant effects keep it supplied."""
-        self._grants.attach(session)
+    def attach(self, session: int, *, fills: bool = True) -> None:
+        """An engine is there; Grant effects keep it supplied, unless it only reads."""
+        self._grants.attach(session, fills=fills)
 
     def detach(self, session: int) -> None:
         """Nobody writes or reads there any more: its slots, pins and lookups are free."""
@@ -228,6 +228,17 @@ class BlockManager:
                 self._empty(self._tiers[tier])
                 self._tiers[tier].books.void_writes()
 
+    def drop(self, tier: StorageTier, block: Stored, now_s: float) -> bool:
+        """Nobody has asked for this block, but it is not what was written. Whether it has left the tier with that."""
+        self._now_s = now_s
+        below = self._tiers[tier]
+        if below.books.get(block.key) != block or below.books.remove(block.key) is None:
+            return False
+        below.name_removed(block.name)
+        below.counters.checksum_failures += 1
+        self._effects.append(Forget(tier, block))
+        return True
+
     def tick(self, now_s: float) -> None:
         """Time has passed: lookups whose time is up are answered."""
         self._now_s = now_s
@@ -261,6 +272,11 @@ class BlockManager:
         if tier is StorageTier.HOST:
             return (Stored(block.key, block.name) for block in self._pool.registered.values())
         return iter(self._tiers[tier].books if tier in self._tiers else ())
+
+    def on_host(self, key: bytes) -> Stored | None:
+        """The block of this key, if it can be read from host memory."""
+        block = self._pool.registered.get(key)
+        return None if block is None else Stored(block.key, block.name)
 
     def tier_figures(self) -> list[TierFigures]:
         """Of the host and each tier below."""
