@@ -156,6 +156,29 @@ async def test_a_tier_that_fails_is_lost_once_and_comes_back(
     assert caplog.text.count("the disk is back") == 1
 
 
+async def test_one_that_opens_well_and_fails_at_once_is_tried_ever_more_seldom(
+    storage: ScriptedStorage, outcomes: Recorder
+) -> None:
+    delays = Backoff(0.001, 0.064)
+    runner = TierRunner(storage, outcomes, backoff=delays)
+    runner.start()
+    for failures in range(1, 7):
+        await eventually(lambda: runner.is_open)
+        storage.error = ConnectionLostError("flaky")
+        runner.do(Fetch(DISK, copy(1)))
+        runner.pump()
+        await eventually(lambda: outcomes.count("lost") == failures)  # noqa: B023
+        storage.error = None
+    await eventually(lambda: runner.is_open)
+    assert delays.next_s() >= 0.032, "it has doubled each time"
+    storage.blocks[b"\1"] = block(1)
+    runner.do(Fetch(DISK, copy(1)))
+    runner.pump()
+    await eventually(lambda: outcomes.count("fetched READ") == 1)
+    assert delays.next_s() <= 0.001
+    await runner.close()
+
+
 async def test_a_tier_that_hangs_is_lost_when_its_time_is_up(
     runner: TierRunner, storage: ScriptedStorage, outcomes: Recorder
 ) -> None:

@@ -141,7 +141,6 @@ class TierRunner:
         self.reason = self._said = ""
         self.is_open = True
         self._outcomes.tier_opened(self.tier, blocks)
-        self._backoff.reset()
         self.pump()
 
     def _lose(self, error: DynamoError) -> None:
@@ -282,7 +281,9 @@ class TierRunner:
         """Raises DynamoError, whatever happens in there."""
         try:
             async with asyncio.timeout(self._call_timeout_s):
-                return await call
+                result = await call
+            self._backoff.reset()  # not when it is opened: one may open well, and fail whatever comes next
+            return result
         except TimeoutError:
             raise UnavailableError(f"it has not answered within {self._call_timeout_s:g} s") from None
         except DynamoError:
