@@ -72,8 +72,9 @@ class HostPool:
             self._policy.add(block.key)
 
     def pin(self, block: Block) -> None:
-        """One more reads it, or waits for it. New blocks have to be ranked before."""
+        """One more reads it, or waits for it."""
         if not block.pins and block.state is BlockState.REGISTERED:
+            self.rank()  # it may be new
             if block.leaving:
                 self._stays(block)
             else:
