@@ -46,7 +46,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
     onboard_timeout_ms: int = 1000  # how long a request may wait for blocks from below the host
 
 
-class Attach(msgspec.Struct, frozen=True, kw_only=True, tag=0):
+class Attach(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=0):
     """The first message of an engine: of its scheduler (no rank), or of a rank, which only maps the memory.
 
     An engine's connections have one owner. What it holds is free again when all of them are closed, and no sooner: as
@@ -88,7 +88,7 @@ class Discard(msgspec.Struct, frozen=True, array_like=True, tag=4):
     slots: list[int]
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True, tag=5):
+class Report(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=5):
     """What an engine's copies have cost since its last report."""
 
     onboarded_blocks: int = 0
@@ -98,38 +98,38 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag=5):
     dropped_offloads: int = 0  # blocks that were not kept, because no slot was granted in time
 
 
-class Follow(msgspec.Struct, frozen=True, kw_only=True, tag=6):
+class Follow(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=6):
     """The first message of the process around an engine: what is in the pool of this owner, from now on."""
 
     version: int
     owner: str
 
 
-class Inspect(msgspec.Struct, frozen=True, tag=7):
+class Inspect(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """The first message of who administers the service: all its pools."""
 
 
-class Clear(msgspec.Struct, frozen=True, kw_only=True, tag=8):
+class Clear(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=8):
     """Forgets what these tiers hold, of all pools or of those of one namespace."""
 
     tiers: list[StorageTier]
     namespace: bytes = b""
 
 
-class Verify(msgspec.Struct, frozen=True, kw_only=True, tag=9):
+class Verify(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=9):
     """Reads what the disk holds and compares checksums; drops what does not match."""
 
     namespace: bytes = b""
 
 
-class Stop(msgspec.Struct, frozen=True, tag=10):
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag=10):
     """The service is to end."""
 
 
 Request = Attach | LookUp | Release | Commit | Discard | Report | Follow | Inspect | Clear | Verify | Stop
 
 
-class Attached(msgspec.Struct, frozen=True, kw_only=True, tag=100):
+class Attached(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=100):
     """The pool's memory comes along, as a descriptor. Slot i begins at i * slot_bytes."""
 
     slots: int
@@ -162,7 +162,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=103):
     message: str
 
 
-class TierChanges(msgspec.Struct, frozen=True, kw_only=True, tag=104):
+class TierChanges(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=104):
     """What has come to a tier and left it, by name. The first of a follower tells all there is."""
 
     tier: StorageTier
@@ -211,13 +211,13 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
     late_lookups: int = 0  # that were answered with less than was under way
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True, tag=105):
+class Figures(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=105):
     """To followers, of their pool, about once a second; to who inspects, of all, once."""
 
     pools: list[PoolFigures]
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True, tag=106):
+class Done(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=106):
     """Clear, Verify or Stop is done."""
 
     checked: int = 0

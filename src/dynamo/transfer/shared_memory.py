@@ -8,6 +8,7 @@ import os
 from dynamo.errors import ConnectionLostError, InvalidRequestError, OverloadedError
 
 _MADV_REMOVE = 9
+_MADV_HUGEPAGE = 14
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -58,6 +59,10 @@ class SharedMemory:
         self.address = self._mapping.address
         self.size_bytes = size_bytes
         self.writable = True
+
+    def prefer_huge_pages(self) -> None:
+        """Tells the kernel that they would be of use, which it may heed or not."""
+        _madvise(self.address, _mapped_bytes(self.size_bytes), _MADV_HUGEPAGE)
 
     def __del__(self) -> None:
         if self.address and self._pid == os.getpid():  # a forked child's object goes, too

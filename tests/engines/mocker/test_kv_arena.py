@@ -2,7 +2,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dynamo.engines.mocker.kv_arena import KvArena, available_memory_bytes
+from dynamo.engines.mocker.kv_arena import KvArena
 from dynamo.transfer import Agent
 
 BLOCK_BYTES = 6016
@@ -50,7 +50,3 @@ async def test_what_was_written_is_right_and_all_else_is_wrong(arena: KvArena) -
 async def test_the_blocks_of_slots(arena: KvArena) -> None:
     blocks = arena.blocks([2, 0])
     assert (blocks.agent, len(blocks), blocks.size_bytes) == ("a", 2, 2 * BLOCK_BYTES)
-
-
-def test_there_is_memory() -> None:
-    assert available_memory_bytes() > 1 << 20

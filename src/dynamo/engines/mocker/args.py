@@ -8,13 +8,13 @@ from dynamo.config import option
 from dynamo.engines.config import DisaggregatedWorkerConfig
 from dynamo.engines.mocker.block_content import ALIGN_BYTES
 from dynamo.engines.mocker.handoff_config import HandoffConfig
-from dynamo.engines.mocker.kv_arena import available_memory_bytes
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.engines.mocker.transfer_model import BYTES_PER_TOKEN, TransferModel
 from dynamo.errors import ConfigError
 from dynamo.llm.model_card import model_context_length
 from dynamo.protocols.model_card import WorkerType
+from dynamo.runtime.free_memory import available_memory_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """Real memory for the KV blocks of one simulated engine."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from dynamo.engines.mocker.block_content import BlockContent
 from dynamo.transfer import Blocks, Region
@@ -73,11 +72,3 @@ class KvArena:
 
     def _at(self, slot: int) -> memoryview:
         return self._view[slot * self._block_bytes : (slot + 1) * self._block_bytes]
-
-
-def available_memory_bytes() -> int:
-    """What the machine could give to new programs, without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo does not say how much memory is available")
