@@ -48,6 +48,7 @@ class ServiceClient:
         """Does not connect yet."""
         self.connected = False
         self.generation = 0  # how many connections there have been
+        self.pool = ""  # names the memory whose slots are spoken of, see MappedPool.pool
         self._path = path
         self._attach = attach
         self._socket: socket.socket | None = None
@@ -190,6 +191,7 @@ class ServiceClient:
             case Attached():
                 self.connected = True
                 self.generation += 1
+                self.pool = reply.pool
                 self._said = ""
                 logger.info("connected to the block manager at %s", self._path)
             case Refused():
@@ -225,6 +227,7 @@ class MappedPool:
         self.slots = attached.slots
         self.slot_bytes = attached.slot_bytes
         self.address = memory.address
+        self.pool = attached.pool
         self._memory: Mapping | None = memory
         self._socket = sock
         self._socket.setblocking(False)

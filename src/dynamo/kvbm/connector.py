@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dynamo.clock import Clock
-from dynamo.kvbm.jobs import Done, Load, Save, Step
+from dynamo.kvbm.jobs import Done, Load, Step
 from dynamo.kvbm.known_keys import KnownKeys
 from dynamo.kvbm.offloads import Offloads
 from dynamo.protocols.kvbm import Found, Report
@@ -111,11 +110,17 @@ class Connector:
     """Of one engine. Its client's calls do not block, but for `poll`, which waits no longer than it is told."""
 
     def __init__(
-        self, client: Client, clock: Clock, *, ranks: int, onboard_timeout_ms: int, lookup_wait_s: float = 0.002
+        self,
+        client: Client,
+        now_s: Callable[[], float],
+        *,
+        ranks: int,
+        onboard_timeout_ms: int,
+        lookup_wait_s: float = 0.002,
     ) -> None:
         """`lookup_wait_s`: for how long a step may wait for answers, all lookups together."""
         self._client = client
-        self._clock = clock
+        self._now_s = now_s
         self._ranks = ranks
         self._onboard_timeout_ms = onboard_timeout_ms
         self._lookup_wait_s = self._patience_s = lookup_wait_s
@@ -129,7 +134,7 @@ class Connector:
         self._known = KnownKeys()
         self._offloads = Offloads(client, self._known, ranks)
         self._onboarded = (0, 0.0)  # blocks, seconds
-        self._reported_s = clock.now_s()
+        self._reported_s = self._now_s()
 
     @property
     def busy(self) -> bool:
@@ -243,7 +248,7 @@ class Connector:
         lookup = self._client.look_up(keys, self._onboard_timeout_ms)
         if lookup is None:
             return False
-        deadline_s = self._clock.now_s() + self._onboard_timeout_ms / 1e3 + DEADLINE_MARGIN_S
+        deadline_s = self._now_s() + self._onboard_timeout_ms / 1e3 + DEADLINE_MARGIN_S
         request.lookup = _Lookup(lookup, self._client.generation, request.local, limit, deadline_s)
         self._lookups += 1
         return True
@@ -255,7 +260,7 @@ class Connector:
         if not self._is_valid(lookup):
             self._drop_lookup(request)
             return 0
-        if (found is None or found.coming) and self._clock.now_s() < lookup.deadline_s:
+        if (found is None or found.coming) and self._now_s() < lookup.deadline_s:
             return None
         end = lookup.start + len(found.slots if found is not None else ())
         for key in request.sequence.keys(end, min(end + 1, lookup.end)):
@@ -271,13 +276,13 @@ class Connector:
 
     def _answer(self, lookup: int) -> Found | None:
         """The latest there is. For the first one it waits a little."""
-        client, clock = self._client, self._clock
+        client = self._client
         client.poll()
         found = client.answer(lookup)
         while found is None and self._patience_s > 0 and client.connected:
-            begun_s = clock.now_s()
+            begun_s = self._now_s()
             client.poll(self._patience_s)
-            self._patience_s -= max(clock.now_s() - begun_s, 1e-6)
+            self._patience_s -= max(self._now_s() - begun_s, 1e-6)
             found = client.answer(lookup)
         return found
 
@@ -303,7 +308,7 @@ class Connector:
             self._known.add(request.sequence.keys(request.local, request.local + blocks))
 
     def _report(self) -> None:
-        now_s = self._clock.now_s()
+        now_s = self._now_s()
         if now_s - self._reported_s < _REPORT_INTERVAL_S:
             return
         self._reported_s = now_s

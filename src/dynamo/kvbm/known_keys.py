@@ -6,7 +6,7 @@ KEYS_MAX = 1 << 16
 
 
 class KnownKeys:
-    """A bounded set that forgets what was longest of no use. It may be wrong: then a block is saved once more, or not."""
+    """A bounded set that forgets what was longest of no use. Where it is wrong, a block is saved twice, or not."""
 
     def __init__(self, keys_max: int = KEYS_MAX) -> None:
         self._keys: dict[bytes, None] = {}

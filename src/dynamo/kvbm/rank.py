@@ -2,15 +2,28 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from dynamo.clock import Clock
 from dynamo.errors import DynamoError
 from dynamo.kvbm.jobs import Copied, Done, Load, Save, Step
+from dynamo.kvbm.slot import HEADER_BYTES
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0  # after the memory could not be mapped
+
+
+@dataclass(frozen=True, slots=True)
+class RankPart:
+    """Where one rank's part of a block lies in its slot: ranks' parts follow each other behind the header."""
+
+    rank: int
+    size_bytes: int
+
+    @property
+    def start(self) -> int:
+        return HEADER_BYTES + self.rank * self.size_bytes
 
 
 class Pool(Protocol):
@@ -52,10 +65,12 @@ PoolT = TypeVar("PoolT", bound=Pool)
 class Rank(Generic[PoolT]):
     """Of one rank. A service that was started anew has other memory, which is mapped when it is first spoken of."""
 
-    def __init__(self, map_pool: Callable[[], PoolT], copier: Callable[[PoolT], Copier], clock: Clock) -> None:
+    def __init__(
+        self, map_pool: Callable[[], PoolT], copier: Callable[[PoolT], Copier], now_s: Callable[[], float]
+    ) -> None:
         self._map_pool = map_pool
         self._make_copier = copier
-        self._clock = clock
+        self._now_s = now_s
         self._pool: PoolT | None = None
         self._copier: Copier | None = None
         self._retry_s = float("-inf")
@@ -67,7 +82,7 @@ class Rank(Generic[PoolT]):
 
     def map(self) -> None:
         """Maps the pool's memory, if there is a service."""
-        self._retry_s = self._clock.now_s() + RETRY_S
+        self._retry_s = self._now_s() + RETRY_S
         try:
             pool = self._map_pool()
         except DynamoError as error:
@@ -125,7 +140,7 @@ class Rank(Generic[PoolT]):
     def _copier_of(self, pool: str) -> Copier | None:
         if self._pool is not None and self._pool.pool == pool:
             return self._copier
-        if self._clock.now_s() >= self._retry_s:
+        if self._now_s() >= self._retry_s:
             self.map()
         return self._copier if self._pool is not None and self._pool.pool == pool else None
 

@@ -1,7 +1,6 @@
 """vLLM's connector to the block manager: what vLLM calls, at its scheduler and at each rank."""
 
-import functools
-import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,9 @@ from dynamo.engines.vllm.kvbm_layout import cache_parts, check_cache, pool_spec
 from dynamo.engines.vllm.kvbm_scheduler import KvbmScheduler
 from dynamo.engines.vllm.kvbm_settings import owner_of_rank, settings_of
 from dynamo.errors import ConfigError
-from dynamo.kvbm.client import ServiceClient, map_pool
+from dynamo.kvbm.client import MappedPool, ServiceClient, map_pool
 from dynamo.kvbm.jobs import Done, Step
-from dynamo.kvbm.rank import Rank
+from dynamo.kvbm.rank import Copier, Rank, RankPart
 from dynamo.protocols.kvbm import KVBM_VERSION, Attach
 
 if TYPE_CHECKING:
@@ -53,8 +52,8 @@ class KvbmDone(KVConnectorWorkerMetadata):  # type: ignore[misc]
 
 
 class DynamoKvbmConnector(KVConnectorBase_V1):  # type: ignore[misc]
-    """Copies run beside the model's steps: what a step computes is saved during the next ones, and requests wait for
-    loads while others run.
+    """Copies run beside the model's steps: what a step computes is saved during later ones, and what a request needs is
+    loaded while others run.
     """
 
     _cache_hit_source = CacheHitSource.HOST
@@ -73,12 +72,12 @@ class DynamoKvbmConnector(KVConnectorBase_V1):  # type: ignore[misc]
             owner=owner_of_rank(settings.owner, parallel.data_parallel_index),
             pool=spec,
             options=settings.options,
-            rank=None if role is KVConnectorRole.SCHEDULER else parallel.rank,
+            rank=parallel.rank if role is KVConnectorRole.WORKER else None,
         )
-        self._scheduler: KvbmScheduler | None = None
-        self._ranks: Rank[Any] | None = None
+        self._scheduler_half: KvbmScheduler | None = None
+        self._rank_half: Rank[MappedPool] | None = None
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler = KvbmScheduler(
+            self._scheduler_half = KvbmScheduler(
                 ServiceClient(self._socket, self._attach),
                 block_tokens=spec.block_tokens,
                 ranks=spec.ranks,
@@ -90,15 +89,100 @@ class DynamoKvbmConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """A block that is not saved is only computed again."""
         return False
 
-    # At the ranks.
+    def shutdown(self) -> None:
+        if self._scheduler_half is not None:
+            self._scheduler_half.close()
+        if self._rank_half is not None:
+            self._rank_half.close()
+
+    # At a rank.
+
+    @property
+    def _rank(self) -> Rank[MappedPool]:
+        assert self._rank_half is not None
+        return self._rank_half
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         parts = cache_parts(self._kv_cache_config, kv_caches)
-        rank_bytes = self._attach.pool.rank_bytes
-        place = functools.partial(RankSlots, rank=self._attach.rank, rank_bytes=rank_bytes)
-        if parts[0].device.type == "cpu":
-            from dynamo.engines.vllm.kvbm_copier import cpu_copier as make
-        else:
-            from dynamo.engines.vllm.kvbm_cuda_copier import cuda_copier as make
-        self._rank = Rank(lambda: map_pool(self._socket, self._attach, _MAP_S), make)
-        self._rank.map()
+        spec, rank = self._attach.pool, self._attach.rank
+        assert rank is not None
+        part = RankPart(rank, spec.rank_bytes)
+
+        def copier(pool: MappedPool) -> Copier:
+            return _copier(parts, pool, part)
+
+        self._rank_half = Rank(lambda: map_pool(self._socket, self._attach, _MAP_S), copier, time.monotonic)
+        self._rank_half.map()
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        assert isinstance(kv_connector_metadata, KvbmStep)
+        self._rank.begin(kv_connector_metadata.step)
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        return None, self._rank.collect() or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._rank.take_broken_blocks()
+
+    def build_connector_worker_meta(self) -> KvbmDone | None:
+        done = self._rank.take_done()
+        return None if done is None else KvbmDone(done)
+
+    def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
+        """They have begun before the step."""
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Who waits for a load takes part in no step."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: "AttentionMetadata", **kwargs: Any
+    ) -> None:
+        """Whole blocks are saved, in a later step."""
+
+    def wait_for_save(self) -> None:
+        """Who is given a block that is being saved waits for that, see Step.fences."""
+
+    # At the scheduler.
+
+    @property
+    def _scheduler(self) -> KvbmScheduler:
+        assert self._scheduler_half is not None
+        return self._scheduler_half
+
+    def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
+        found = self._scheduler.find(request, num_computed_tokens)
+        return found, bool(found)
+
+    def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
+        self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KvbmStep:
+        return KvbmStep(self._scheduler.step(scheduler_output))
+
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        meta = connector_output.kv_connector_worker_meta
+        if isinstance(meta, KvbmDone):
+            self._scheduler.done(meta.done)
+
+    def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        self._scheduler.finished(request, block_ids)
+        return False, None
+
+    def has_pending_push_work(self) -> bool:
+        """While anything is being copied, steps without requests bring it to its end."""
+        return self._scheduler.busy
+
+    def reset_cache(self) -> bool:
+        """vLLM asks for this when the weights may have changed. The pool is of those that the engine began with."""
+        self._scheduler.stop_serving()
+        return True
+
+
+def _copier(parts: list[torch.Tensor], pool: MappedPool, part: RankPart) -> Copier:
+    if parts[0].device.type == "cpu":
+        from dynamo.engines.vllm.kvbm_copier import cpu_copier
+
+        return cpu_copier(parts, pool, part)
+    from dynamo.engines.vllm.kvbm_cuda_copier import cuda_copier
+
+    return cuda_copier(parts, pool, part)

@@ -11,13 +11,24 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from dynamo.kvbm.client import MappedPool
 from dynamo.kvbm.jobs import Copied, Load, Save
+from dynamo.kvbm.rank import RankPart
+from dynamo.transfer.memory import view_of
 
 logger = logging.getLogger(__name__)
 
 Bytes = NDArray[np.uint8]
+
+
+def cpu_copier(cache: Sequence[torch.Tensor], pool: MappedPool, part: RankPart) -> "CpuCopier":
+    """`cache` as kvbm_layout.cache_parts makes it."""
+    memory = np.frombuffer(view_of(pool.address, pool.slots * pool.slot_bytes, pool), np.uint8)
+    slots = memory.reshape(pool.slots, pool.slot_bytes)[:, part.start : part.start + part.size_bytes]
+    return CpuCopier([each.numpy() for each in cache], slots)
 
 
 class CpuCopier:

@@ -53,13 +53,14 @@ class RequestBlocks:
     def computed(self) -> int:
         """Blocks that are full of what was computed before the step that is being planned."""
         request = self.request
-        tokens = request.num_computed_tokens - request.num_output_placeholders
+        tokens: int = request.num_computed_tokens - request.num_output_placeholders
         return min(len(request.block_hashes), max(0, tokens) // self._block_tokens)
 
     @property
     def loadable(self) -> int:
         """Blocks before the one with the last token, which vLLM has to compute itself."""
-        return min(len(self.request.block_hashes), (self.request.num_tokens - 1) // self._block_tokens)
+        tokens: int = self.request.num_tokens - 1
+        return min(len(self.request.block_hashes), tokens // self._block_tokens)
 
     def keys(self, start: int, end: int) -> Sequence[bytes]:
         hashes: list[bytes] = self.request.block_hashes[start:end]

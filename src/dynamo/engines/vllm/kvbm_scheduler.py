@@ -1,12 +1,13 @@
 """The block manager's connector in vLLM's scheduler."""
 
+import functools
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dynamo.engines.vllm.kvbm_request import Adapters, RequestBlocks
 from dynamo.kvbm.connector import Client, Connector, Scheduled
 from dynamo.kvbm.jobs import Done, Step
-from dynamo.runtime.monotonic_clock import MonotonicClock
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -24,7 +25,7 @@ class KvbmScheduler:
         self._requests: dict[str, RequestBlocks] = {}
         self._serves = True
         client.poll(_CONNECT_S)  # so that the first request finds what is there
-        self._connector = Connector(client, MonotonicClock(), ranks=ranks, onboard_timeout_ms=onboard_timeout_ms)
+        self._connector = Connector(client, time.monotonic, ranks=ranks, onboard_timeout_ms=onboard_timeout_ms)
 
     @property
     def busy(self) -> bool:
@@ -71,10 +72,15 @@ class KvbmScheduler:
 
     def _scheduled(self, output: "SchedulerOutput") -> Iterator[Scheduled]:
         state = output.kv_connector_block_state
+
+        def blocks_of(request_id: str) -> list[int]:
+            blocks: list[int] = state.get_block_ids(request_id)[0]
+            return blocks
+
         for request_id in output.num_scheduled_tokens:
             blocks = self._requests.get(request_id)
             if blocks is not None and self._serves:
-                yield Scheduled(request_id, blocks.computed, lambda name=request_id: state.get_block_ids(name)[0])
+                yield Scheduled(request_id, blocks.computed, functools.partial(blocks_of, request_id))
 
     def _given(self, output: "SchedulerOutput") -> Iterator[int]:
         """The blocks that the step writes: those of requests that begin, without what their cache had, and new ones."""
