@@ -1,7 +1,7 @@
 """An engine and a service of the block manager whose blocks' contents can be looked at.
 
-The engine computes half a block per request and step, shares prefixes, preempts, and knows only as many blocks as it has.
-Copies are as late as fences allow. A block's content is its key once it is full.
+The engine computes half a block per request and step, shares prefixes, and preempts where it has too few blocks. Copies
+are as late as fences allow. A block's content is its key once it is full.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """What a worker tells its engine's processes about the block manager, in vLLM's own configuration."""
 
 import uuid
-from typing import Any
 
 import msgspec
 from vllm.config import KVTransferConfig
@@ -33,14 +32,31 @@ def owner_of_rank(owner: str, dp_rank: int) -> str:
     return f"{owner}-{dp_rank}"
 
 
-def child_config(settings: KvbmSettings) -> dict[str, Any]:
-    """Our connector's arguments of KVTransferConfig."""
-    return {
+def with_kvbm(other: KVTransferConfig | None, settings: KvbmSettings) -> KVTransferConfig:
+    """Our connector alone, or behind the one that hands prompts over: what a worker is handed, it does not look up.
+
+    A block that cannot be loaded is computed, unless the other one has said that loads which fail fail the request.
+    """
+    ours = {
         "kv_connector": CONNECTOR,
         "kv_connector_module_path": CONNECTOR_MODULE,
         "kv_role": "kv_both",
         "kv_connector_extra_config": {_KEY: msgspec.to_builtins(settings)},
     }
+    if other is None:
+        return KVTransferConfig(**ours, kv_load_failure_policy="recompute")
+    theirs = {
+        "kv_connector": other.kv_connector,
+        "kv_connector_module_path": other.kv_connector_module_path,
+        "kv_role": other.kv_role,
+        "kv_connector_extra_config": other.kv_connector_extra_config,
+    }
+    return KVTransferConfig(
+        kv_connector="MultiConnector",
+        kv_role=other.kv_role,
+        kv_load_failure_policy="fail" if other.is_kv_consumer else "recompute",
+        kv_connector_extra_config={**other.kv_connector_extra_config, _CHILDREN: [theirs, ours]},
+    )
 
 
 def settings_of(config: KVTransferConfig | None) -> KvbmSettings | None:
