@@ -73,6 +73,7 @@ class Rank(Generic[PoolT]):
         self._now_s = now_s
         self._pool: PoolT | None = None
         self._copier: Copier | None = None
+        self._tried = ""  # the memory that was last asked for
         self._retry_s = float("-inf")
         self._loads: dict[int, Load] = {}
         self._failed: list[int] = []  # jobs that could not begin
@@ -140,7 +141,8 @@ class Rank(Generic[PoolT]):
     def _copier_of(self, pool: str) -> Copier | None:
         if self._pool is not None and self._pool.pool == pool:
             return self._copier
-        if self._now_s() >= self._retry_s:
+        if pool != self._tried or self._now_s() >= self._retry_s:
+            self._tried = pool
             self.map()
         return self._copier if self._pool is not None and self._pool.pool == pool else None
 
