@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import time
+from array import array
 from collections import deque
 from pathlib import Path
 
@@ -286,8 +287,10 @@ def _first_reply(sock: socket.socket, deadline_s: float) -> tuple[Reply, list[in
     try:
         while True:
             sock.settimeout(max(0.001, deadline_s - time.monotonic()))
-            data, more, _, _ = socket.recv_fds(sock, _READ_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-            fds += more
+            space = socket.CMSG_SPACE(array("i").itemsize)
+            data, ancillary, _, _ = sock.recvmsg(_READ_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+            for _, kind, packed in ancillary:
+                fds += array("i", packed) if kind == socket.SCM_RIGHTS else ()
             if not data:
                 raise ConnectionLostError("the block manager has closed the connection")
             if replies := reader.feed(data):

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from dynamo.kvbm.jobs import Done, Load, Step
 from dynamo.kvbm.known_keys import KnownKeys
-from dynamo.kvbm.offloads import Offloads
+from dynamo.kvbm.saves import Saves
 from dynamo.protocols.kvbm import Found, Report
 
 LOOKUPS_MAX = 64  # under way at a time
@@ -132,14 +132,14 @@ class Connector:
         self._generation = client.generation
         self._next_job = 0
         self._known = KnownKeys()
-        self._offloads = Offloads(client, self._known, ranks)
+        self._saves = Saves(client, self._known, ranks)
         self._onboarded = (0, 0.0)  # blocks, seconds
         self._reported_s = self._now_s()
 
     @property
     def busy(self) -> bool:
         """Whether the engine has to make steps even if it has no requests."""
-        return bool(self._loading) or self._offloads.busy
+        return bool(self._loading) or self._saves.busy
 
     def add(self, sequence: BlockSequence) -> None:
         """A new request, before anything else about it."""
@@ -192,18 +192,18 @@ class Connector:
             self._generation = self._client.generation
             self._known.clear()
         self._given.update(given)
-        offloads = self._offloads
-        offloads.save_left(self._given)
+        saving = self._saves
+        saving.save_left(self._given)
         for each in scheduled:
             request = self._requests.get(each.request_id)
             if request is None:
                 continue
             # What it shares with a request that begins in the same step is computed only in that.
             if request.ran:
-                offloads.save(request.sequence, each.computed, each.blocks)
+                saving.save(request.sequence, each.computed, each.blocks)
             request.ran = True
-        saves = offloads.take_jobs(self._take_id)
-        step = Step(saves, offloads.fences(self._given), tuple(self._loads))
+        saves = saving.take_jobs(self._take_id)
+        step = Step(saves, saving.fences(self._given), tuple(self._loads))
         self._loads.clear()
         self._given.clear()
         self._report()
@@ -215,7 +215,7 @@ class Connector:
             failed, seconds = job in done.failed, done.seconds.get(job, 0.0)
             loading = self._loading.get(job)
             if loading is None:
-                self._offloads.done(job, ranks, failed, seconds)
+                self._saves.done(job, ranks, failed, seconds)
                 continue
             loading.ranks += ranks
             loading.failed |= failed
@@ -231,9 +231,9 @@ class Connector:
             return
         self._drop_lookup(request)
         if request.ran:
-            self._offloads.leave(request.sequence, computed, blocks)
+            self._saves.leave(request.sequence, computed, blocks)
         else:
-            self._offloads.forget(request_id)
+            self._saves.forget(request_id)
 
     def close(self) -> None:
         self._client.close()
@@ -312,7 +312,7 @@ class Connector:
         if now_s - self._reported_s < _REPORT_INTERVAL_S:
             return
         self._reported_s = now_s
-        onboarded, offloaded = self._onboarded, self._offloads.take_figures()
+        onboarded, offloaded = self._onboarded, self._saves.take_figures()
         if onboarded[0] or offloaded.blocks or offloaded.dropped:
             self._onboarded = (0, 0.0)
             self._client.report(

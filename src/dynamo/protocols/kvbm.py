@@ -209,6 +209,7 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
     offloaded_blocks: int = 0
     offload_s: float = 0.0
     dropped_offloads: int = 0
+    dropped_writes: int = 0  # blocks that were to go further down, and left host memory or the queue before
     late_lookups: int = 0  # that were answered with less than was under way
 
 

@@ -66,7 +66,7 @@ class _Job:
 
 
 @dataclass(slots=True)
-class OffloadFigures:
+class SaveFigures:
     """Since they were last taken."""
 
     blocks: int = 0
@@ -74,7 +74,7 @@ class OffloadFigures:
     dropped: int = 0
 
 
-class Offloads:
+class Saves:
     """Of one engine."""
 
     def __init__(self, slots: SlotSource, known: KnownKeys, ranks: int) -> None:
@@ -86,7 +86,7 @@ class Offloads:
         self._new: list[tuple[_Block, int]] = []  # with their slots, for the next jobs
         self._jobs: dict[int, _Job] = {}
         self._read_by: dict[int, int] = {}  # blocks that are being copied: the job
-        self._figures = OffloadFigures()
+        self._figures = SaveFigures()
 
     @property
     def busy(self) -> bool:
@@ -159,8 +159,8 @@ class Offloads:
             del self._jobs[job_id]
             self._finish(job)
 
-    def take_figures(self) -> OffloadFigures:
-        figures, self._figures = self._figures, OffloadFigures()
+    def take_figures(self) -> SaveFigures:
+        figures, self._figures = self._figures, SaveFigures()
         return figures
 
     def _candidates(self, sequence: Keyed, start: int, end: int, blocks: Sequence[int]) -> list[tuple[int, _Block]]:
