@@ -211,7 +211,7 @@ class BlockManager:
         self._now_s = now_s
         below = self._tiers[tier]
         self._empty(below)
-        below.state = "lost"
+        below.lost()
         self._offloading.lost(tier)
         self._onboarding.lost(tier)
 

@@ -74,7 +74,8 @@ class HostPool:
     def pin(self, block: Block) -> None:
         """One more reads it, or waits for it."""
         if not block.pins and block.state is BlockState.REGISTERED:
-            self.rank()  # it may be new
+            if self._fresh:  # it may be new
+                self.rank()
             if block.leaving:
                 self._stays(block)
             else:
