@@ -1,18 +1,24 @@
 """How the block manager's connector comes into vLLM's configuration, and what rules it out."""
 
 import dataclasses
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
+from dynamo.engines.vllm.args import VllmConfig, parse_command_line
 from dynamo.errors import ConfigError
+from dynamo.kvbm.namespace import model_fingerprint
 from dynamo.protocols.kvbm import KEY_BYTES, PoolOptions
 from dynamo.tokens import block_seed, sequence_hashes, token_array
+from dynamo.transfer import nixl_library
 
 if TYPE_CHECKING:
     from vllm.config import KVTransferConfig
+    from vllm.config import VllmConfig as EngineConfig
     from vllm.v1.request import Request
 
     from dynamo.engines.vllm.kvbm_request import RequestBlocks
@@ -72,6 +78,38 @@ def test_each_data_parallel_rank_is_an_owner() -> None:
     from dynamo.engines.vllm.kvbm_settings import owner_of_rank
 
     assert len({owner_of_rank("owner", 0), owner_of_rank("owner", 1), owner_of_rank("other", 0)}) == 3
+
+
+def parsed(*flags: str) -> "tuple[VllmConfig, EngineConfig]":
+    with mock.patch.dict(os.environ):  # vLLM writes to it
+        return parse_command_line([*flags, "--kvbm-host-gb", "1", "--kvbm-socket", "/run/kvbm.sock"])
+
+
+def test_flags_become_settings(smollm2_dir: Path) -> None:
+    from dynamo.engines.vllm.kvbm_settings import settings_of
+
+    made = [settings_of(parsed("--model", str(smollm2_dir))[1].kv_transfer_config) for _ in range(2)]
+    first, second = made
+    assert first is not None
+    assert second is not None
+    assert first.options.host_bytes == 1_000_000_000
+    assert first.model == second.model == model_fingerprint(smollm2_dir)
+    assert first.owner != second.owner
+
+
+@pytest.mark.skipif(not nixl_library.is_installed(), reason=f"NIXL is not installed: {nixl_library.INSTALL}")
+def test_prompts_are_handed_over_beside_it(smollm2_dir: Path) -> None:
+    from dynamo.engines.vllm.disagg import handoffs
+
+    config, engine = parsed("--model", str(smollm2_dir), "--disaggregation-mode", "decode")
+    handing = handoffs(engine.kv_transfer_config, config.worker_type, 60)
+    assert (handing.connector, handing.decodes, handing.lease_s) == ("NixlConnector", True, 60)
+
+
+def test_a_connector_of_the_users_own_excludes_it(smollm2_dir: Path) -> None:
+    own = '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'
+    with pytest.raises(ConfigError, match="--kvbm-host-gb"):
+        parsed("--model", str(smollm2_dir), "--kv-transfer-config", own)
 
 
 @dataclasses.dataclass
