@@ -1,7 +1,7 @@
 """An engine and a service of the block manager whose blocks' contents can be looked at.
 
 The engine computes half a block per request and step, shares prefixes, and preempts where it has too few blocks. Copies
-are as late as fences allow. A block's content is its key once it is full.
+are as late as fences allow, or at once. A block's content is its key once it is full.
 """
 
 import hashlib
@@ -46,6 +46,8 @@ class Service:
         self.connected = True
         self.generation = 0
         self.silent = False  # answers nothing
+        self.mappable = True
+        self.read_by_ranks: Callable[[], set[int]] = set  # slots
         self.reports: list[Report] = []
         self._slots = slots
         self._next_lookup = 0
@@ -76,7 +78,7 @@ class Service:
         return len(self.at_hand)
 
     def map(self) -> Memory:
-        if not self.connected:
+        if not self.connected or not self.mappable:
             raise ConnectionLostError("nobody there")
         return self.memory
 
@@ -122,7 +124,10 @@ class Service:
 
     def release(self, lookups: list[int]) -> None:
         for lookup in lookups:
-            del self.lookups[lookup]
+            pinned = set(self.lookups.pop(lookup).pinned)
+            for other in self.lookups.values():
+                pinned -= set(other.pinned)
+            assert not pinned & self.read_by_ranks(), "a block may be evicted while it is read"
 
     def commit(self, slots: list[int], keys: bytes, names: bytes) -> None:
         assert self.connected
@@ -149,6 +154,12 @@ class Service:
     def close(self) -> None:
         self.die()
 
+    def store(self, key: bytes) -> None:
+        """Another engine's."""
+        if self.free and key not in self.committed:
+            slot = self.committed[key] = self.free.popleft()
+            self.memory.slots[slot] = [key] * RANKS
+
     def evict(self) -> None:
         """All that nobody reads."""
         pinned = {slot for lookup in self.lookups.values() for slot in lookup.pinned}
@@ -170,18 +181,22 @@ class Service:
             self.at_hand.append(self.free.popleft())
 
 
-class LateCopier:
-    """Copies when it has to."""
+class ModelledCopier:
+    """Copies when it has to, or at once."""
 
     def __init__(self, rank: int, cache: list[bytes], memory: Memory) -> None:
         self._rank = rank
         self._cache = cache
         self._memory = memory
+        self.eager = False
         self._jobs: deque[Save | Load] = deque()
         self._done: list[Copied] = []
 
     def save(self, job: Save) -> None:
-        self._jobs.append(job)
+        if self.eager:
+            self._copy(job)
+        else:
+            self._jobs.append(job)
 
     def load(self, job: Load) -> None:
         for block in job.blocks:
@@ -194,9 +209,16 @@ class LateCopier:
 
     def progress(self) -> None:
         """One job."""
-        if not self._jobs:
-            return
-        job = self._jobs.popleft()
+        if self._jobs:
+            self._copy(self._jobs.popleft())
+
+    def reads(self, pool: str) -> set[int]:
+        """Of its slots."""
+        if pool != self._memory.pool:
+            return set()
+        return {slot for job in self._jobs if isinstance(job, Load) for slot in job.slots}
+
+    def _copy(self, job: Save | Load) -> None:
         for block, slot in zip(job.blocks, job.slots, strict=True):
             if isinstance(job, Save):
                 self._memory.slots[slot][self._rank] = self._cache[block]
@@ -248,9 +270,10 @@ class Engine:
         self.running: list[Request] = []
         self.loaded_blocks = 0
         self.caches = [[GARBAGE] * blocks for _ in range(RANKS)]
-        self.copiers: list[LateCopier | None] = [None] * RANKS
+        self.copiers: list[ModelledCopier | None] = [None] * RANKS
         self.connector = Connector(service, lambda: self.now_s, ranks=RANKS, onboard_timeout_ms=1000, lookup_wait_s=0.0)
         self.ranks = [Rank(service.map, self._copier(rank), lambda: self.now_s) for rank in range(RANKS)]
+        service.read_by_ranks = self._read_slots
         self._aborted_loads: list[Request] = []
         self._free = deque(range(blocks))
         self._users = [0] * blocks
@@ -283,9 +306,13 @@ class Engine:
         for request in [request for request in self.running if request.computed == len(request.tokens)]:
             self._finish(request)
 
-    def _copier(self, rank: int) -> Callable[[Memory], LateCopier]:
-        def make(memory: Memory) -> LateCopier:
-            copier = self.copiers[rank] = LateCopier(rank, self.caches[rank], memory)
+    def _read_slots(self) -> set[int]:
+        pool = self.service.pool
+        return {slot for copier in self.copiers if copier is not None for slot in copier.reads(pool)}
+
+    def _copier(self, rank: int) -> Callable[[Memory], ModelledCopier]:
+        def make(memory: Memory) -> ModelledCopier:
+            copier = self.copiers[rank] = ModelledCopier(rank, self.caches[rank], memory)
             return copier
 
         return make
@@ -336,6 +363,7 @@ class Engine:
                 self.connector.allocated(request.request_id, request.blocks, load)
                 if load:
                     request.loading = RANKS
+                    request.computed = 2 * len(request.blocks)  # vLLM says so already now
                     self.loaded_blocks += load
                     continue
                 given += fresh

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from .modelled_engine import RANKS, Engine, Request, Service
 
-SLOTS = 6
+SLOTS = 8
 BLOCKS = 5
 STEPS_MAX = 500
 
@@ -37,6 +37,21 @@ class Connected(RuleBasedStateMachine):
         if copier is not None:
             copier.progress()
 
+    @rule(rank=strategies.integers(0, RANKS - 1), eager=strategies.booleans())
+    def eagerness(self, rank: int, eager: bool) -> None:
+        copier = self.engine.copiers[rank]
+        if copier is not None:
+            copier.eager = eager
+
+    @rule(rank=strategies.integers(0, RANKS - 1))
+    def lose_memory(self, rank: int) -> None:
+        self.engine.ranks[rank].close()
+        self.engine.copiers[rank] = None
+
+    @rule(mappable=strategies.booleans())
+    def mapping(self, mappable: bool) -> None:
+        self.service.mappable = mappable
+
     @precondition(lambda self: self.engine.waiting)
     @rule(at=strategies.integers(0, 100))
     def abort_waiting(self, at: int) -> None:
@@ -46,6 +61,12 @@ class Connected(RuleBasedStateMachine):
     @rule(at=strategies.integers(0, 100))
     def abort_running(self, at: int) -> None:
         self.engine.abort(self.engine.running[at % len(self.engine.running)])
+
+    @precondition(lambda self: self.service.connected)
+    @rule(beginning=strategies.integers(0, 1), blocks=strategies.integers(1, 4))
+    def another_engine(self, beginning: int, blocks: int) -> None:
+        for key in Request("elsewhere", [beginning] * 8).keys(0, blocks):
+            self.service.store(key)
 
     @precondition(lambda self: self.service.connected)
     @rule()
@@ -84,7 +105,7 @@ class Connected(RuleBasedStateMachine):
         if not self.service.connected:
             self.service.start()
         for _ in range(STEPS_MAX):
-            self.service.silent = False
+            self.service.silent, self.service.mappable = False, True
             self.engine.now_s += 0.1
             self.engine.step()
             for copier in self.engine.copiers:

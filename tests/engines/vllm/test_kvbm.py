@@ -173,5 +173,6 @@ async def test_the_service_dies_and_another_takes_over(vllm: Running) -> None:
     await vllm.service.start()
     for number in (31, 30, 32, 33):  # the engine notices as it goes, and fills the new one
         await ask(vllm.engine, number)
+    await ask(vllm.other, 34)  # had nothing to do since, and notices only now
     assert await ask(vllm.other, 30) == before
     assert await ask(vllm.engine, 30) == before

@@ -17,7 +17,7 @@ UNTOLD = 0  # the name of a block that routers have none for
 
 
 class Adapters:
-    """Digests of LoRA adapters: vLLM's keys contain only the name that the user gave one."""
+    """Digests of LoRA adapters: vLLM's keys contain only their names and paths, and blocks on a disk live longer."""
 
     def __init__(self) -> None:
         self._digests: dict[tuple[str, str], bytes] = {}
