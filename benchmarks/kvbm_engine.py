@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dynamo.engines.vllm.engine import VllmEngine
 
 BLOCK_TOKENS = 32
+BLOCK_BYTES = 30 * 2 * 3 * 64 * 2 * BLOCK_TOKENS  # of SmolLM2: layers, keys and values, heads, their size, bfloat16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
-from benchmarks.kvbm_engine import BLOCK_TOKENS, Engine, engine
+from benchmarks.kvbm_engine import BLOCK_BYTES, BLOCK_TOKENS, Engine, engine
 from benchmarks.kvbm_prompts import turns
 from benchmarks.kvbm_service import block_manager
 
@@ -71,7 +71,7 @@ def _setups(directory: Path) -> dict[str, tuple[str, ...]]:
 
 
 async def _run(model: str, directory: Path, flags: Sequence[str], seed: int) -> Run:
-    device = ("--num-gpu-blocks-override", str(device_blocks()))
+    device = ("--kv-cache-memory-bytes", str(device_blocks() * BLOCK_BYTES))
     if not flags:
         async with engine(model, device) as served:
             return await _converse(served, seed)
