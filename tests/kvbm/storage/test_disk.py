@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,7 +26,7 @@ from dynamo.errors import (
 )
 from dynamo.kvbm import slot as slot_module
 from dynamo.kvbm.storage import seals, slab
-from dynamo.kvbm.storage.base import Outcome
+from dynamo.kvbm.storage.base import Copy, Outcome
 from dynamo.kvbm.storage.disk import DiskStorage
 from dynamo.testing import within
 from dynamo.testing.program import program
@@ -351,6 +352,45 @@ def test_a_header_that_is_right_is_left_alone() -> None:
     slot_module.seal(memoryview(bytes(image)), name=5, **named)  # type: ignore[arg-type] # which is read-only
     with pytest.raises(TypeError):
         slot_module.seal(memoryview(bytes(image)), name=6, **named)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("small_slabs")
+async def test_every_moment_of_a_write(pool: SmallPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed between two calls of the kernel leaves blocks that are right, and none that is not."""
+    disk = disk_of(pool, tmp_path / "written", 16)
+    await within(disk.open())
+    await written(pool, disk, 16)
+    path = slab_path(tmp_path / "written")
+    moments: list[bytes] = []
+
+    def kept(call: Callable[..., int]) -> Callable[..., int]:
+        def keep(*arguments: Any) -> int:
+            moved = call(*arguments)
+            moments.append(path.read_bytes())
+            return moved
+
+        return keep
+
+    over = [*copies([100, 101, 102], [9, 2, 3]), *copies([9], [5], first_slot=3)]
+    pool.fill(over)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", kept(os.pwrite))
+        patched.setattr(file, "_pwritev", kept(file._pwritev))
+        await within(disk.forget([stored(9, 9)]))
+        await within(disk.write(over))
+    await within(disk.close())
+    assert len(moments) >= 10
+    found: list[int] = []
+    for moment in moments:
+        path.write_bytes(moment)
+        again = disk_of(pool, tmp_path / "written", 16)
+        blocks = await within(again.open())
+        some = [Copy(slot=i, block=block) for i, block in enumerate(blocks)]
+        outcomes = await within(again.read(some))
+        assert pool.right(some, outcomes) == len(some)
+        found.append(len(some))
+        await within(again.close())
+    assert (min(found), found[0], found[-1]) == (12, 15, 16)
 
 
 # The filesystem
