@@ -16,6 +16,7 @@ from dynamo.engines.vllm.args import VllmConfig
 from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.overload_config import OverloadConfig
+from dynamo.kvbm.config import KvbmOptions, ServiceConfig
 from dynamo.llm.migration_config import MigrationConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
@@ -102,6 +103,20 @@ GIVEN = ServeConfig(
         router_session_ttl_secs=5.0,
         router_active_request_expiry_secs=60.0,
     ),
+)
+KVBM = KvbmOptions(
+    host_gb=1.5,
+    disk_gb=20.0,
+    disk_dir="/tmp/blocks",
+    object_url="s3://bucket/prefix",
+    peers=True,
+    policy="lru",
+    disk_filter="none",
+    disk_offload="on-evict",
+    onboard_timeout_ms=250,
+    linger_s=7.5,
+    socket="/tmp/kvbm/s",
+    start=False,
 )
 CANNOT_DIFFER = {"request_plane"}  # from its default: there is but one for several processes
 IN_THE_ENVIRONMENT = {"etcd.auth_password", "nats_server"}
@@ -203,11 +218,44 @@ def test_prefill_and_decode_workers() -> None:
         ({"decode_workers": -1}, "at least 0"),
         ({"workers": 0}, "at least 1"),
         ({"engine": "echo", "decode_workers": 1}, "echo cannot do"),
+        ({"engine": "echo", "kvbm": KvbmOptions(host_gb=1)}, "no KV cache"),
     ],
 )
 def test_workers_that_cannot_be(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         ServeConfig(**({"engine": "mocker"} | options))
+
+
+def test_a_block_manager_of_its_own() -> None:
+    for setting in settings(KvbmOptions):
+        assert attrgetter(setting.name)(KVBM) != setting.default, setting.name
+    made = commands(dataclasses.replace(GIVEN, engine="vllm", kvbm=KVBM))
+    assert list(made) == ["frontend", "kvbm", "worker-1", "worker-2"]
+    assert made["kvbm"][1:3] == ["-m", "dynamo.kvbm"]
+    service = parsed(ServiceConfig, made["kvbm"])
+    assert (service.socket_path, service.kvbm_linger_s) == (KVBM.socket_path, None)
+    assert (service.namespace, service.rpc_port, service.system_port) == ("mine", 0, -1)
+    assert parsed(VllmConfig, made["worker-2"]).kvbm == KVBM
+    assert (
+        parsed(VllmConfig, deployed(dataclasses.replace(GIVEN, engine="vllm", kvbm=KVBM)).further_worker()).kvbm == KVBM
+    )
+
+
+def test_block_managers_of_one_host_stay_apart() -> None:
+    sockets = set()
+    for port in (8000, 9000):
+        made = commands(ServeConfig(http_port=port, kvbm=KvbmOptions(host_gb=1)))
+        options = parsed(VllmConfig, made["worker-1"]).kvbm
+        assert options.socket_path == parsed(ServiceConfig, made["kvbm"]).socket_path
+        assert not options.start, "the deployment does"
+        sockets.add(options.socket_path)
+    assert len(sockets) == 2
+
+
+def test_a_simulated_engine_simulates_its_tiers() -> None:
+    made = commands(ServeConfig(engine="mocker", kvbm=KvbmOptions(host_gb=1)))
+    assert list(made) == ["frontend", "worker-1"]
+    assert parsed(MockerConfig, made["worker-1"]).kvbm.host_gb == 1
 
 
 def test_own_flags_of_the_workers_come_last() -> None:

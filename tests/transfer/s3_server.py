@@ -13,13 +13,24 @@ from dynamo.transfer import ObjectStore, open_store
 INSTALLED = importlib.util.find_spec("localbucket") is not None
 _BUCKET = "bucket"
 _SERVE = """
+import re
 import sys
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from xml.etree import ElementTree
 from localbucket import S3Handler
+class Handler(S3Handler):
+    def _post_request(self, bucket, key):
+        if "delete" not in self.query:  # of several objects at once, which it lacks
+            return super()._post_request(bucket, key)
+        result = ElementTree.Element("DeleteResult")
+        for name in re.findall("<Key>(.*?)</Key>", self._read_body().decode()):
+            self._object_path(bucket, name).unlink(missing_ok=True)
+            ElementTree.SubElement(ElementTree.SubElement(result, "Deleted"), "Key").text = name
+        self._send_xml(result)
 S3Handler.data_root = Path(sys.argv[1])
 ThreadingHTTPServer.request_queue_size = 64
-server = ThreadingHTTPServer(("127.0.0.1", 0), S3Handler)
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 print("port", server.server_port, flush=True)
 server.serve_forever()
 """

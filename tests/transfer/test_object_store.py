@@ -13,6 +13,7 @@ import pytest
 from dynamo.errors import ConfigError, ConnectionLostError, InvalidRequestError, NotFoundError
 from dynamo.testing import within
 from dynamo.transfer import ObjectStore, open_store
+from dynamo.transfer.objects import ShortObjectError
 from tests.transfer.s3_server import INSTALLED, S3Server, s3_server
 
 needs_obstore = pytest.mark.skipif(
@@ -48,12 +49,29 @@ async def test_objects_come_back(store: ObjectStore) -> None:
 
 
 @needs_obstore
+async def test_objects_are_listed_and_deleted(store: ObjectStore) -> None:
+    for key in ("kv/0123", "kv/deeper/4567", "kvv/0"):
+        await within(store.put(key, bytearray(1)))
+    assert sorted(await within(_listed(store, "kv"))) == ["kv/0123", "kv/deeper/4567"]
+    assert await within(_listed(store, "nothing")) == []
+    for _ in range(2):
+        await within(store.delete("kv/0123"))
+    assert await within(_listed(store, "kv")) == ["kv/deeper/4567"]
+    with pytest.raises(NotFoundError):
+        await within(store.get_ranges("kv/0123", [0], [1]))
+
+
+async def _listed(store: ObjectStore, directory: str) -> list[str]:
+    return [key async for page in store.keys(directory) for key in page]
+
+
+@needs_obstore
 async def test_what_is_not_there(store: ObjectStore) -> None:
     await within(store.put("short", bytearray(10)))
     with pytest.raises(NotFoundError):
         await within(store.get_ranges("absent", [0], [1]))
     for start, length in ((10, 1), (20, 5)):
-        with pytest.raises(InvalidRequestError, match="has 10 bytes"):
+        with pytest.raises(ShortObjectError, match="has 10 bytes"):
             await within(store.get_ranges("short", [start], [length]))
     for key in ("../above", "a//b"):
         with pytest.raises(InvalidRequestError):
@@ -69,8 +87,9 @@ async def test_servers_that_are_gone(server: S3Server) -> None:
     await server.process.exit_code()
     with pytest.raises(ConnectionLostError):
         await within(store.get_ranges("a", [0], [4]), 20)
-    with pytest.raises(ConnectionLostError):
-        await within(store.put("a", bytearray(4)), 20)
+    for use in (store.put("a", bytearray(4)), store.delete("a"), _listed(store, "a")):
+        with pytest.raises(ConnectionLostError):
+            await within(use, 20)
 
 
 @needs_obstore
@@ -91,8 +110,11 @@ async def test_servers_that_refuse() -> None:
         )
         with pytest.raises(InvalidRequestError):
             await within(store.get_ranges("a", [0], [4]))
-        with pytest.raises(InvalidRequestError):
-            await within(store.put("a", bytearray(4)))
+        for use in (store.put("a", bytearray(4)), store.delete("a")):
+            with pytest.raises(InvalidRequestError):
+                await within(use)
+        with pytest.raises(ConnectionLostError):  # obstore does not say what was wrong with a list
+            await within(_listed(store, "a"))
 
 
 @needs_obstore

@@ -44,6 +44,12 @@ class Store:
         await self._pass()
         self.objects[key] = bytes(data)
 
+    async def delete(self, key: str) -> None:
+        self.objects.pop(key, None)
+
+    async def keys(self, directory: str) -> AsyncIterator[Sequence[str]]:
+        yield [key for key in self.objects if key.startswith(f"{directory}/")]
+
     async def _pass(self) -> None:
         self.under_way += 1
         self.under_way_max = max(self.under_way_max, self.under_way)

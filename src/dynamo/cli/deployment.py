@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from dynamo.config import as_flags, option, settings
+from dynamo.config import as_flags, group, option, settings
 from dynamo.engines.make import DISAGGREGATED_ENGINES, ENGINES
 from dynamo.errors import ConfigError
 from dynamo.frontend.config import FrontendConfig
+from dynamo.kvbm.config import KvbmOptions
+from dynamo.kvbm.launch import service_command
+from dynamo.kvbm.socket_path import default_socket
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 
 _NOT_THE_FRONTENDS = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # the workers listen there
+_SIMULATED_TIERS = ("mocker",)  # need no block manager
 _BY_ENVIRONMENT = ("nats_server",)  # may hold a password, and command lines can be read by all
 
 
@@ -33,6 +37,7 @@ class ServeConfig(FrontendConfig):
     model_name: str | None = option(
         None, flag="--model-name", help="name to serve it under (default: MODEL's last part)"
     )
+    kvbm: KvbmOptions = group(KvbmOptions)
 
     def __post_init__(self) -> None:
         """Raises ConfigError for workers that cannot be, or cannot serve."""
@@ -45,6 +50,8 @@ class ServeConfig(FrontendConfig):
             raise ConfigError("--prefill-workers needs --decode-workers: somebody has to go on with the prompts")
         if self.decode_workers and self.engine not in DISAGGREGATED_ENGINES:
             raise ConfigError(f"--engine {self.engine} cannot do prefill and decode apart")
+        if self.kvbm.is_enabled and self.engine not in DISAGGREGATED_ENGINES:
+            raise ConfigError(f"--engine {self.engine} has no KV cache that --kvbm-host-gb could keep")
 
     def aggregated_workers(self) -> int:
         """How many workers do all of each request."""
@@ -80,6 +87,8 @@ class Deployment:
     def commands(self) -> dict[str, list[str]]:
         """Each process's command line, by a name for the process."""
         commands = {"frontend": self._frontend()}
+        if self.config.kvbm.is_enabled and self.config.engine not in _SIMULATED_TIERS:
+            commands["kvbm"] = service_command(self._kvbm().socket_path, self._shared(), None)
         for position, (name, role) in enumerate(self.workers()):
             commands[name] = self._worker(position, role)
         return commands
@@ -90,7 +99,7 @@ class Deployment:
         config = replace(self.config, namespace=self.namespace)
         usual = {s.name for s in settings(RuntimeConfig) if attrgetter(s.name)(config) == s.default}
         flags = as_flags(RuntimeConfig, config, without={*usual, *_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT})
-        return [*self._engine(role), *flags, *self.worker_flags]
+        return [*self._engine(role), *flags, *self._kvbm_flags(), *self.worker_flags]
 
     def environ(self) -> dict[str, str]:
         """What the processes' environment has beside this one's: secrets, which no command line may tell."""
@@ -114,7 +123,8 @@ class Deployment:
             rpc_port=_port(c.rpc_port, position),
             rpc_advertise=_address(c.advertised(), position),
         )
-        return [*self._engine(role), *as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT), *self.worker_flags]
+        flags = as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT)
+        return [*self._engine(role), *flags, *self._kvbm_flags(), *self.worker_flags]
 
     def _engine(self, role: WorkerType) -> list[str]:
         """The beginning of a worker's command line: what it runs."""
@@ -124,6 +134,14 @@ class Deployment:
         if role is not WorkerType.Aggregated:
             command += ["--disaggregation-mode", role.value]
         return command
+
+    def _kvbm(self) -> KvbmOptions:
+        """The deployment's own block manager, which is one of its processes."""
+        socket = self.config.kvbm.socket or str(default_socket().with_name(f"kvbm-{self.namespace}.sock"))
+        return replace(self.config.kvbm, socket=socket, start=False)
+
+    def _kvbm_flags(self) -> list[str]:
+        return as_flags(KvbmOptions, self._kvbm()) if self.config.kvbm.is_enabled else []
 
     def _shared(self) -> ServeConfig:
         """The configuration with what this deployment adds to it."""

@@ -12,6 +12,7 @@ from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.vllm.args import VllmConfig
 from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.overload_config import OverloadConfig
+from dynamo.kvbm.config import KvbmOptions, ServiceConfig
 from dynamo.llm.router_service import RouterConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
@@ -23,14 +24,16 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("KV routing: frontend, dynamo serve, router", KvRouterConfig, ()),
     ("Disaggregation: frontend, dynamo serve; dynamo config sets them live", DisaggConfig, ()),
     ("Overload: frontend, dynamo serve", OverloadConfig, ()),
+    ("Block manager: workers with a KV cache, dynamo serve", KvbmOptions, ()),
     ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig, DisaggConfig, OverloadConfig)),
     ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
-    ("dynamo serve", ServeConfig, (FrontendConfig,)),
+    ("dynamo serve", ServeConfig, (FrontendConfig, KvbmOptions)),
     ("dynamo run", RunConfig, ()),
     ("dynamo simulate", SimulationConfig, (KvRouterConfig,)),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),
-    ("python -m dynamo.vllm", VllmConfig, (WorkerConfig,)),
-    ("python -m dynamo.mocker", MockerConfig, (WorkerConfig,)),
+    ("python -m dynamo.vllm", VllmConfig, (WorkerConfig, KvbmOptions)),
+    ("python -m dynamo.mocker", MockerConfig, (WorkerConfig, KvbmOptions)),
+    ("python -m dynamo.kvbm", ServiceConfig, (RuntimeConfig,)),
     ("python -m dynamo.echo", EchoConfig, (WorkerConfig,)),
 )
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamo.config import option
+from dynamo.config import group, option
 from dynamo.errors import ConfigError
+from dynamo.kvbm.config import KvbmOptions
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.instance import EndpointId
@@ -63,6 +64,7 @@ class DisaggregatedWorkerConfig(WorkerConfig):
         aliases={"agg": WorkerType.Aggregated.value},
         help="do all of each request; only prefill prompts; or decode what others have prefilled",
     )
+    kvbm: KvbmOptions = group(KvbmOptions)
 
     @property
     def worker_type(self) -> WorkerType:

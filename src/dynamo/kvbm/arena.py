@@ -3,10 +3,10 @@
 import os
 from collections.abc import Callable
 
-from dynamo.errors import InvalidRequestError
+from dynamo.errors import InvalidRequestError, OverloadedError
 from dynamo.runtime.free_memory import available_memory_bytes
 from dynamo.transfer.memory import view_of
-from dynamo.transfer.shared_memory import SharedMemory
+from dynamo.transfer.shared_memory import Mapping, anonymous_file
 
 MARGIN_BYTES = 512 << 20  # that the machine keeps for everything else
 
@@ -16,22 +16,33 @@ class HostArena:
 
     Pages that nobody has asked the kernel for would be asked for by an engine's first access, and where there are none
     left, that kills it. So nobody is given a slot that is not ready.
+
+    It outlives this object for those who have mapped it: an engine that copies a block while the service ends copies the
+    right one.
     """
 
     def __init__(
         self, slots: int, slot_bytes: int, *, available_bytes: Callable[[], int] = available_memory_bytes
     ) -> None:
         """Takes address space only. Raises InvalidRequestError for no slots, OverloadedError for too many."""
+        self.fd = -1
         if slots < 1:
             raise InvalidRequestError("a pool needs memory for one block at least")
         self.slots = slots
         self.slot_bytes = slot_bytes
         self.ready = 0
         self._available_bytes = available_bytes
-        shared = SharedMemory(slots * slot_bytes)
-        shared.prefer_huge_pages()
-        self.fd = shared.fd
-        self.memory = view_of(shared.address, shared.size_bytes, shared)
+        try:
+            self.fd = anonymous_file("dynamo-kvbm", self.memory_bytes)
+            mapping = Mapping(self.fd, self.memory_bytes, writable=True)
+        except (OSError, OverflowError) as error:
+            raise OverloadedError(f"no address space for {self.memory_bytes} bytes: {error}") from error
+        mapping.prefer_huge_pages()
+        self.memory = view_of(mapping.address, mapping.size_bytes, mapping)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
     @property
     def memory_bytes(self) -> int:

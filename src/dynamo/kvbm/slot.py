@@ -41,9 +41,14 @@ class SlotHeader:
 
 
 def seal(slot: memoryview, *, namespace: bytes, key: bytes, name: int, payload_bytes: int) -> None:
-    """Writes the header of a block whose bytes are in the slot. For threads: it reads all of them."""
+    """Writes the header of a block whose bytes are in the slot. For threads: it reads all of them.
+
+    A header that is right is left alone: it may be on its way to another tier.
+    """
     checksum = _checksum(slot, namespace, key, name, payload_bytes)
-    _HEADER.pack_into(slot, 0, _MAGIC, namespace, key, name, payload_bytes, checksum)
+    header = _HEADER.pack(_MAGIC, namespace, key, name, payload_bytes, checksum)
+    if slot[: len(header)] != header:
+        slot[: len(header)] = header
 
 
 def is_intact(slot: memoryview, *, namespace: bytes, key: bytes, payload_bytes: int) -> bool:

@@ -1,12 +1,12 @@
 """Object stores by obstore: S3 and what speaks like it, Google's, Azure's, a directory, this process's memory."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
 from dynamo.errors import ConfigError, ConnectionLostError, DynamoError, InvalidRequestError, NotFoundError
-from dynamo.transfer.objects import ObjectStore
+from dynamo.transfer.objects import ObjectStore, ShortObjectError
 
 _RETRIES_MAX = 3
 _RETRY_TIMEOUT_S = 10.0
@@ -29,9 +29,10 @@ def open_store(url: str, **options: str) -> ObjectStore:
         if url.startswith(("file:", "memory:")):
             store = from_url(url, **options)
         else:
+            without_tls = options.get("endpoint", "").startswith("http:")
             store = from_url(
                 url,
-                client_options={"allow_http": options.get("endpoint", "").startswith("http:")},
+                client_options={"allow_http": True} if without_tls else None,  # else as AWS_ALLOW_HTTP has it
                 retry_config={"max_retries": _RETRIES_MAX, "retry_timeout": timedelta(seconds=_RETRY_TIMEOUT_S)},
                 **options,
             )
@@ -61,6 +62,21 @@ class _Obstore:
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
             raise self._failure(key, error) from error
 
+    async def delete(self, key: str) -> None:
+        try:
+            await self._obstore.delete_async(self._store, key)
+        except FileNotFoundError:
+            return
+        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
+            raise self._failure(key, error) from error
+
+    async def keys(self, directory: str) -> AsyncIterator[Sequence[str]]:
+        try:
+            async for page in self._obstore.list(self._store, directory):
+                yield [found["path"] for found in page]
+        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
+            raise self._failure(directory, error) from error
+
     async def _why_unread(self, key: str, end: int, error: Exception) -> DynamoError:
         """For a range that an object does not have each store has another error."""
         if isinstance(error, self._obstore.exceptions.GenericError):
@@ -69,7 +85,7 @@ class _Obstore:
             except (self._obstore.exceptions.BaseError, OSError) as other:
                 return self._failure(key, other)
             if found["size"] < end:
-                return InvalidRequestError(f"{key!r} has {found['size']} bytes, not {end}")
+                return ShortObjectError(f"{key!r} has {found['size']} bytes, not {end}")
         return self._failure(key, error)
 
     def _failure(self, key: str, error: Exception) -> DynamoError:

@@ -6,7 +6,7 @@ under a key that says what it holds: any process finds it without an index, and 
 
 import asyncio
 import ctypes
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,15 +24,27 @@ _TICK_S = 0.02  # how long requests go on that nobody waits for any more
 Requests = Iterator[Coroutine[Any, Any, None]]
 
 
+class ShortObjectError(InvalidRequestError):
+    """The object ends before the bytes that were asked for."""
+
+
 class ObjectStore(Protocol):
-    """Both methods raise NotFoundError, InvalidRequestError or ConnectionLostError; a call that is cancelled ends."""
+    """The methods raise NotFoundError, InvalidRequestError or ConnectionLostError; a call that is cancelled ends."""
 
     async def get_ranges(self, key: str, starts: list[int], lengths: list[int]) -> Sequence[memoryview]:
-        """These bytes of an object."""
+        """These bytes of an object. Raises ShortObjectError when it has not all of them."""
         ...
 
     async def put(self, key: str, data: bytearray) -> None:
         """The whole object, in place of the one that may be there. The data is the store's from now on."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """The object, if it is there."""
+        ...
+
+    def keys(self, directory: str) -> AsyncIterator[Sequence[str]]:
+        """Of all objects below it, page by page."""
         ...
 
 
@@ -111,7 +123,7 @@ class ObjectLink:
         ranges = await self._store.get_ranges(key, starts, lengths)
         for part, data in zip(parts, ranges, strict=True):
             if len(data) != part.length:
-                raise InvalidRequestError(f"{key!r} ends in the midst of the blocks")
+                raise ShortObjectError(f"{key!r} ends in the midst of the blocks")
             ctypes.memmove(part.address, Memory(data).address, part.length)
             job.done_bytes += part.length
 

@@ -28,6 +28,10 @@ class Mapping:
             raise OSError(number, os.strerror(number))
         self.address = address
 
+    def prefer_huge_pages(self) -> None:
+        """Tells the kernel that they would be of use, which it may heed or not."""
+        _madvise(self.address, _mapped_bytes(self.size_bytes), _MADV_HUGEPAGE)
+
     def __del__(self) -> None:
         if self.address:
             _munmap(self.address, _mapped_bytes(self.size_bytes))
@@ -50,9 +54,7 @@ class SharedMemory:
         if size_bytes < 0:
             raise InvalidRequestError(f"{size_bytes} bytes cannot be allocated")
         try:
-            self.fd = os.memfd_create("dynamo-transfer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(self.fd, _mapped_bytes(size_bytes))
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+            self.fd = anonymous_file("dynamo-transfer", size_bytes)
             self._mapping = Mapping(self.fd, size_bytes, writable=True)
         except (OSError, OverflowError) as error:
             raise OverloadedError(f"{size_bytes} bytes of shared memory are not to be had: {error}") from error
@@ -60,15 +62,23 @@ class SharedMemory:
         self.size_bytes = size_bytes
         self.writable = True
 
-    def prefer_huge_pages(self) -> None:
-        """Tells the kernel that they would be of use, which it may heed or not."""
-        _madvise(self.address, _mapped_bytes(self.size_bytes), _MADV_HUGEPAGE)
-
     def __del__(self) -> None:
         if self.address and self._pid == os.getpid():  # a forked child's object goes, too
             _madvise(self.address, _mapped_bytes(self.size_bytes), _MADV_REMOVE)
         if self.fd >= 0:
             os.close(self.fd)
+
+
+def anonymous_file(name: str, size_bytes: int) -> int:
+    """The descriptor of a file of zeros that is never smaller. Raises OSError, OverflowError."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, _mapped_bytes(size_bytes))
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def mapped(fd: int, size_bytes: int, *, writable: bool) -> Mapping:

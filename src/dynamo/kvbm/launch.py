@@ -1,0 +1,90 @@
+"""Starting the host's block manager where there is none."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dynamo.config import as_flags
+from dynamo.errors import ConnectionLostError, UnavailableError
+from dynamo.kvbm.config import KvbmOptions
+from dynamo.kvbm.socket_path import connect, private_directory
+from dynamo.runtime.config import RuntimeConfig
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 20.0
+_POLL_S = 0.05
+_RIVAL_S = 5.0
+_NOT_THE_SERVICES = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # the worker listens there
+_BY_ENVIRONMENT = ("nats_server",)  # may hold a password
+
+
+def service_command(socket: Path, config: RuntimeConfig, linger_s: float | None) -> list[str]:
+    """`linger_s`: how long it goes on without engines. None: until it is told to end."""
+    flags = as_flags(RuntimeConfig, config, without=(*_NOT_THE_SERVICES, *_BY_ENVIRONMENT))
+    flags += ["--rpc-port", "0", "--kvbm-socket", str(socket)]
+    if linger_s is not None:
+        flags += ["--system-port", "-1", "--kvbm-linger", str(linger_s)]
+    return [sys.executable, "-m", "dynamo.kvbm", *flags]
+
+
+def ensure_service(options: KvbmOptions, config: RuntimeConfig, timeout_s: float = START_TIMEOUT_S) -> Path:
+    """The socket of a service that accepts connections; it outlives this process. Blocks for up to `timeout_s`.
+
+    Starts one if there is none, unless `options` say that somebody else does.
+
+    Raises ConfigError for a socket that cannot be, UnavailableError when no service comes up.
+    """
+    path = options.socket_path
+    private_directory(path)
+    if _accepts(path):
+        return path
+    deadline_s = time.monotonic() + timeout_s
+    if not options.start:
+        _wait(path, deadline_s)
+        return path
+    log = path.with_suffix(".log")
+    started = _spawn(service_command(path, config, options.linger_s), log)
+    logger.info("started a block manager at %s, which logs to %s", path, log)
+    try:
+        while started.poll() is None and time.monotonic() < deadline_s:
+            if _accepts(path):
+                return path
+            time.sleep(_POLL_S)
+        _wait(path, min(deadline_s, time.monotonic() + _RIVAL_S))  # another worker's may have been there first
+    except UnavailableError as error:
+        raise UnavailableError(f"{error}; {log} may say why") from None
+    return path
+
+
+def _wait(path: Path, deadline_s: float) -> None:
+    while not _accepts(path):
+        if time.monotonic() >= deadline_s:
+            raise UnavailableError(f"no block manager has come up at {path}")
+        time.sleep(_POLL_S)
+
+
+def _spawn(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    """In a session of its own: neither Ctrl-C nor the end of the worker's group is meant for it."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own command
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def _accepts(path: Path) -> bool:
+    try:
+        connect(path, 1.0).close()
+    except ConnectionLostError:
+        return False
+    return True
