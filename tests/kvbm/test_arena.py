@@ -69,6 +69,15 @@ def test_it_outlives_the_service_for_who_has_mapped_it() -> None:
     os.close(other)
 
 
+def test_it_can_be_given_back() -> None:
+    arena = HostArena(3, SLOT_BYTES)
+    arena.grow(3)
+    view = arena.slot(1)
+    arena.give_back()
+    assert resident_blocks(arena.fd) == 0
+    assert bytes(view) == bytes(SLOT_BYTES)
+
+
 @pytest.mark.parametrize(("slots", "error"), [(0, InvalidRequestError), (2**60, OverloadedError)])
 def test_sizes_that_cannot_be(slots: int, error: type[Exception]) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))

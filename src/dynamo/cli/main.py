@@ -9,6 +9,7 @@ _COMMANDS = {
     "serve": ("dynamo.cli.serve", "start a frontend and workers on this host, and keep them running"),
     "run": ("dynamo.cli.run", "chat with a model in the terminal"),
     "config": ("dynamo.cli.config", "look at the settings of running frontends, and change them"),
+    "kvbm": ("dynamo.cli.kvbm", "look after the block manager of this host: KV blocks beyond the engines' memory"),
     "keys": ("dynamo.cli.keys", "make a key for the OpenAI API"),
     "simulate": ("dynamo.cli.simulate", "compare routers on a recorded trace, in virtual time"),
     "doctor": ("dynamo.cli.doctor", "say what is installed and whether this host lets it work"),

@@ -1,6 +1,7 @@
 """Host memory for the slots of one pool, which engines map too."""
 
 import os
+import secrets
 from collections.abc import Callable
 
 from dynamo.errors import InvalidRequestError, OverloadedError
@@ -17,8 +18,8 @@ class HostArena:
     Pages that nobody has asked the kernel for would be asked for by an engine's first access, and where there are none
     left, that kills it. So nobody is given a slot that is not ready.
 
-    It outlives this object for those who have mapped it: an engine that copies a block while the service ends copies the
-    right one.
+    It outlives this object for those who have mapped it: an engine that copies a block while the service ends copies
+    the right one.
     """
 
     def __init__(
@@ -28,17 +29,18 @@ class HostArena:
         self.fd = -1
         if slots < 1:
             raise InvalidRequestError("a pool needs memory for one block at least")
+        self.name = secrets.token_hex(8)  # no other has it
         self.slots = slots
         self.slot_bytes = slot_bytes
         self.ready = 0
         self._available_bytes = available_bytes
         try:
             self.fd = anonymous_file("dynamo-kvbm", self.memory_bytes)
-            mapping = Mapping(self.fd, self.memory_bytes, writable=True)
+            self._mapping = Mapping(self.fd, self.memory_bytes, writable=True)
         except (OSError, OverflowError) as error:
             raise OverloadedError(f"no address space for {self.memory_bytes} bytes: {error}") from error
-        mapping.prefer_huge_pages()
-        self.memory = view_of(mapping.address, mapping.size_bytes, mapping)
+        self._mapping.prefer_huge_pages()
+        self.memory = view_of(self._mapping.address, self._mapping.size_bytes, self._mapping)
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -63,3 +65,7 @@ class HostArena:
                 return 0
         self.ready += count
         return count
+
+    def give_back(self) -> None:
+        """The machine has the memory again, whoever may still have a view of it. For when nobody uses the slots."""
+        self._mapping.give_back()

@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import time
+from array import array
 from collections import deque
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class ServiceClient:
         """Does not connect yet."""
         self.connected = False
         self.generation = 0  # how many connections there have been
+        self.pool = ""  # names the memory whose slots are spoken of, see MappedPool.pool
         self._path = path
         self._attach = attach
         self._socket: socket.socket | None = None
@@ -190,6 +192,7 @@ class ServiceClient:
             case Attached():
                 self.connected = True
                 self.generation += 1
+                self.pool = reply.pool
                 self._said = ""
                 logger.info("connected to the block manager at %s", self._path)
             case Refused():
@@ -225,6 +228,7 @@ class MappedPool:
         self.slots = attached.slots
         self.slot_bytes = attached.slot_bytes
         self.address = memory.address
+        self.pool = attached.pool
         self._memory: Mapping | None = memory
         self._socket = sock
         self._socket.setblocking(False)
@@ -283,8 +287,10 @@ def _first_reply(sock: socket.socket, deadline_s: float) -> tuple[Reply, list[in
     try:
         while True:
             sock.settimeout(max(0.001, deadline_s - time.monotonic()))
-            data, more, _, _ = socket.recv_fds(sock, _READ_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-            fds += more
+            space = socket.CMSG_SPACE(array("i").itemsize)
+            data, ancillary, _, _ = sock.recvmsg(_READ_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+            for _, kind, packed in ancillary:
+                fds += array("i", packed) if kind == socket.SCM_RIGHTS else ()
             if not data:
                 raise ConnectionLostError("the block manager has closed the connection")
             if replies := reader.feed(data):

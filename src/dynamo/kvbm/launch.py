@@ -4,13 +4,16 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from dynamo.config import as_flags
-from dynamo.errors import ConnectionLostError, UnavailableError
+from dynamo.errors import DynamoError, UnavailableError
+from dynamo.kvbm.admin import ask
 from dynamo.kvbm.config import KvbmOptions
-from dynamo.kvbm.socket_path import connect, private_directory
+from dynamo.kvbm.socket_path import private_directory
+from dynamo.protocols.kvbm import Inspect
 from dynamo.runtime.config import RuntimeConfig
 
 logger = logging.getLogger(__name__)
@@ -18,6 +21,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 20.0
 _POLL_S = 0.05
 _RIVAL_S = 5.0
+_ANSWER_S = 2.0
 _NOT_THE_SERVICES = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # the worker listens there
 _BY_ENVIRONMENT = ("nats_server",)  # may hold a password
 
@@ -32,7 +36,7 @@ def service_command(socket: Path, config: RuntimeConfig, linger_s: float | None)
 
 
 def ensure_service(options: KvbmOptions, config: RuntimeConfig, timeout_s: float = START_TIMEOUT_S) -> Path:
-    """The socket of a service that accepts connections; it outlives this process. Blocks for up to `timeout_s`.
+    """The socket of a service that answers; it outlives this process. Blocks for up to `timeout_s`.
 
     Starts one if there is none, unless `options` say that somebody else does.
 
@@ -40,7 +44,7 @@ def ensure_service(options: KvbmOptions, config: RuntimeConfig, timeout_s: float
     """
     path = options.socket_path
     private_directory(path)
-    if _accepts(path):
+    if _answers(path):
         return path
     deadline_s = time.monotonic() + timeout_s
     if not options.start:
@@ -51,7 +55,7 @@ def ensure_service(options: KvbmOptions, config: RuntimeConfig, timeout_s: float
     logger.info("started a block manager at %s, which logs to %s", path, log)
     try:
         while started.poll() is None and time.monotonic() < deadline_s:
-            if _accepts(path):
+            if _answers(path):
                 return path
             time.sleep(_POLL_S)
         _wait(path, min(deadline_s, time.monotonic() + _RIVAL_S))  # another worker's may have been there first
@@ -61,7 +65,7 @@ def ensure_service(options: KvbmOptions, config: RuntimeConfig, timeout_s: float
 
 
 def _wait(path: Path, deadline_s: float) -> None:
-    while not _accepts(path):
+    while not _answers(path):
         if time.monotonic() >= deadline_s:
             raise UnavailableError(f"no block manager has come up at {path}")
         time.sleep(_POLL_S)
@@ -71,7 +75,7 @@ def _spawn(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
     """In a session of its own: neither Ctrl-C nor the end of the worker's group is meant for it."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        return subprocess.Popen(  # noqa: S603 - our own command
+        process = subprocess.Popen(  # noqa: S603 - our own command
             command,
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
@@ -80,11 +84,14 @@ def _spawn(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
         )
     finally:
         os.close(descriptor)
+    threading.Thread(target=process.wait, name="kvbm-service", daemon=True).start()  # so that it leaves no zombie
+    return process
 
 
-def _accepts(path: Path) -> bool:
+def _answers(path: Path) -> bool:
+    """Not only whether it accepts: one that was just killed may seem to, and one that hangs does."""
     try:
-        connect(path, 1.0).close()
-    except ConnectionLostError:
+        ask(path, Inspect(), _ANSWER_S)
+    except DynamoError:
         return False
     return True

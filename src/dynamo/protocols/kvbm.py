@@ -135,6 +135,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1
     slots: int
     slot_bytes: int
     memory_bytes: int
+    pool: str = ""  # names this memory: a service that was started anew has another
 
 
 class Granted(msgspec.Struct, frozen=True, array_like=True, tag=101):
@@ -208,6 +209,7 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
     offloaded_blocks: int = 0
     offload_s: float = 0.0
     dropped_offloads: int = 0
+    dropped_writes: int = 0  # blocks that were to go further down, and left host memory or the queue before
     late_lookups: int = 0  # that were answered with less than was under way
 
 

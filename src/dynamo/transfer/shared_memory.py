@@ -32,6 +32,10 @@ class Mapping:
         """Tells the kernel that they would be of use, which it may heed or not."""
         _madvise(self.address, _mapped_bytes(self.size_bytes), _MADV_HUGEPAGE)
 
+    def give_back(self) -> None:
+        """The machine has the file's memory again. Whoever has mapped it finds zeros."""
+        _madvise(self.address, _mapped_bytes(self.size_bytes), _MADV_REMOVE)
+
     def __del__(self) -> None:
         if self.address:
             _munmap(self.address, _mapped_bytes(self.size_bytes))
@@ -64,7 +68,7 @@ class SharedMemory:
 
     def __del__(self) -> None:
         if self.address and self._pid == os.getpid():  # a forked child's object goes, too
-            _madvise(self.address, _mapped_bytes(self.size_bytes), _MADV_REMOVE)
+            self._mapping.give_back()
         if self.fd >= 0:
             os.close(self.fd)
 
