@@ -187,7 +187,9 @@ class Fleet:
 
     def _frontend(self, number: int) -> Frontend:
         port = _free_port()
-        flags = ["--http-port", str(port), "--router-mode", "kv", "--no-access-log"]
+        # Among so many faults a request may well be lost with more than the three workers that it has by default, after
+        # which it is given up: it may be what kills them.
+        flags = ["--http-port", str(port), "--router-mode", "kv", "--no-access-log", "--migration-limit", "10"]
 
         async def start() -> Program:
             return await self._ready("dynamo.frontend", flags)

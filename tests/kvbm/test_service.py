@@ -43,9 +43,10 @@ def engine(
     owner: str = "engine",
     disk: Path | None = None,
     store: Path | None = None,
+    peers: bool = False,
     slots: int = 64,
 ) -> TestEngine:
-    options = PoolOptions(host_bytes=slots * SLOT_BYTES, disk_filter="none")
+    options = PoolOptions(host_bytes=slots * SLOT_BYTES, disk_filter="none", peers=peers)
     if disk is not None:
         options = msgspec.structs.replace(options, disk_bytes=256 * SLOT_BYTES, disk_dir=str(disk))
     if store is not None:
@@ -151,6 +152,24 @@ async def test_what_went_to_an_object_store_any_service_finds(path: Path, tmp_pa
         await until_ready(path.with_name("other"), StorageTier.OBJECT)
         assert await there.read(NUMBERS) == [content(number) for number in NUMBERS]
         there.close()
+
+
+async def test_what_another_host_holds_is_read_from_there(path: Path, tmp_path: Path) -> None:
+    flags = ("--file-kv", str(tmp_path))
+    elsewhere = path.with_name("elsewhere")
+    async with service(elsewhere, *flags), service(path, *flags):
+        far, near = engine(elsewhere, peers=True), engine(path, peers=True)
+        for socket in (path, elsewhere):
+            await until_ready(socket, StorageTier.PEER)
+        await far.store(NUMBERS)
+        found: list[bytes] = []
+        async with asyncio.timeout(10):
+            while not found:  # until discovery has told
+                found = await near.read(NUMBERS)
+        assert found == [content(number) for number in NUMBERS]
+        assert tier(await figures(path), StorageTier.PEER).fetched_blocks == len(NUMBERS)
+        far.close()
+        near.close()
 
 
 async def test_a_client_that_does_not_read_is_cut_off(path: Path) -> None:

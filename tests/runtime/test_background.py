@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import in_background, kept_up
 
 
 async def _fails() -> None:
@@ -26,3 +26,25 @@ async def test_an_end_that_is_wanted_is_not(caplog: pytest.LogCaptureFixture) ->
     waiting.cancel()
     await asyncio.wait([waiting, in_background(asyncio.sleep(0), "another")])
     assert not caplog.records
+
+
+async def test_work_that_must_go_on_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
+    begun = 0
+
+    async def work() -> None:
+        nonlocal begun
+        begun += 1
+        if begun < 3:
+            await _fails()
+
+    await kept_up(work, "the task", pause_s=0)
+    assert begun == 3
+    assert [record.getMessage() for record in caplog.records] == ["the task was ended by a defect and begins anew"] * 2
+
+
+async def test_work_that_must_go_on_can_be_cancelled() -> None:
+    task = kept_up(lambda: asyncio.Event().wait(), "the task")  # type: ignore[arg-type,return-value]
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()

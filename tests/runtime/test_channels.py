@@ -87,7 +87,25 @@ async def test_silent_worker(first: tuple[Message, ...]) -> None:
         await eventually(lambda: channel.usable)
         assert not channels.is_stalled(address)  # at once, not after the next beat
         assert await channels.get(address) is channel
-        await eventually(lambda: not channels.any_stalled)
+        await eventually(lambda: not channels.any_quiet)
+
+
+async def test_quiet_before_it_is_stalled() -> None:
+    worker = MuteWorker()
+    async with (
+        listening(worker.serve) as address,
+        watched(address, Heartbeat(interval_s=0.02, stall_s=60)) as (
+            channels,
+            channel,
+        ),
+    ):
+        assert not channel.quiet
+        await eventually(lambda: channels.is_quiet(address))
+        assert channel.usable  # if there is no other
+        worker.wakes.set()
+        await eventually(lambda: not channel.quiet)
+        assert not channels.is_quiet(address)  # at once, not after the next beat
+        await eventually(lambda: not channels.any_quiet)
 
 
 async def test_only_the_silent_one_is_stalled() -> None:

@@ -496,6 +496,7 @@ class SilentChannel:
 
     def __init__(self, speaks: bool) -> None:
         self.stalled = False
+        self.quiet = False
         self._speaks = speaks
 
     @property
@@ -518,10 +519,11 @@ class SilentChannel:
         """There is nothing to close."""
 
 
-async def test_stalled_instances_are_out_of_the_rotation() -> None:
+async def announcing(*names: str) -> MemoryDiscovery:
+    """With an instance at each of these addresses, numbered from 0."""
     discovery = MemoryDiscovery(MemoryStore())
     endpoint = EndpointId.parse(PATH)
-    for number, name in enumerate(("mute", "fine", "mute too")):
+    for number, name in enumerate(names):
         instance = Instance(
             instance_id=number,
             namespace=endpoint.namespace,
@@ -530,9 +532,14 @@ async def test_stalled_instances_are_out_of_the_rotation() -> None:
             address=Address(inproc=name),
         )
         await discovery.register(instance.key, instance.encode())
+    return discovery
+
+
+async def test_stalled_instances_are_out_of_the_rotation() -> None:
+    discovery = await announcing("mute", "fine", "mute too")
     plane = SilentPlane("fine")
     channels = Channels(plane, Heartbeat(interval_s=0.01, stall_s=0.05))
-    client = Client(endpoint, discovery, channels)
+    client = Client(EndpointId.parse(PATH), discovery, channels)
     assert client.available_ids() == [0, 1, 2]
     for instance in client.instances():
         await channels.get(instance.address)
@@ -545,6 +552,26 @@ async def test_stalled_instances_are_out_of_the_rotation() -> None:
     plane.channels["mute"].stalled = True
     client.avoid(1)
     assert client.available_ids() == [1]  # it may be well; of the others it is known that they are not
+    await within(client.close())
+    await within(channels.close())
+    await within(discovery.close())
+
+
+async def test_quiet_instances_are_asked_only_if_there_are_no_others() -> None:
+    discovery = await announcing("a", "b", "c")
+    plane = SilentPlane("a", "b", "c")
+    channels = Channels(plane, Heartbeat(interval_s=0.01, stall_s=60))
+    client = Client(EndpointId.parse(PATH), discovery, channels)
+    for instance in client.instances():
+        await channels.get(instance.address)
+    plane.channels["a"].quiet = True
+    await eventually(lambda: client.available_ids() == [1, 2])
+    client.avoid(1)
+    assert client.available_ids() == [2]
+    plane.channels["c"].quiet = True
+    await eventually(lambda: client.available_ids() == [0, 2])  # rather than one that could not be reached
+    plane.channels["a"].quiet = False  # something has come
+    assert client.available_ids() == [0]
     await within(client.close())
     await within(channels.close())
     await within(discovery.close())

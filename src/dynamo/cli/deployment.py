@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 
 from dynamo.config import as_flags, group, option, settings
 from dynamo.engines.make import DISAGGREGATED_ENGINES, ENGINES
@@ -87,8 +88,8 @@ class Deployment:
     def commands(self) -> dict[str, list[str]]:
         """Each process's command line, by a name for the process."""
         commands = {"frontend": self._frontend()}
-        if self.config.kvbm.is_enabled and self.config.engine not in _SIMULATED_TIERS:
-            commands["kvbm"] = service_command(self._kvbm().socket_path, self._shared(), None)
+        if (socket := self.kvbm_socket()) is not None:
+            commands["kvbm"] = service_command(Path(socket), self._shared(), None)
         for position, (name, role) in enumerate(self.workers()):
             commands[name] = self._worker(position, role)
         return commands
@@ -99,7 +100,13 @@ class Deployment:
         config = replace(self.config, namespace=self.namespace)
         usual = {s.name for s in settings(RuntimeConfig) if attrgetter(s.name)(config) == s.default}
         flags = as_flags(RuntimeConfig, config, without={*usual, *_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT})
-        return [*self._engine(role), *flags, *self._kvbm_flags(), *self.worker_flags]
+        return [*self._engine(role), *flags, *self._kvbm_flags(brief=True), *self.worker_flags]
+
+    def kvbm_socket(self) -> str | None:
+        """Where the deployment's block manager listens, if it has one."""
+        if not self.config.kvbm.is_enabled or self.config.engine in _SIMULATED_TIERS:
+            return None
+        return str(self._kvbm().socket_path)
 
     def environ(self) -> dict[str, str]:
         """What the processes' environment has beside this one's: secrets, which no command line may tell."""
@@ -140,8 +147,13 @@ class Deployment:
         socket = self.config.kvbm.socket or str(default_socket().with_name(f"kvbm-{self.namespace}.sock"))
         return replace(self.config.kvbm, socket=socket, start=False)
 
-    def _kvbm_flags(self) -> list[str]:
-        return as_flags(KvbmOptions, self._kvbm()) if self.config.kvbm.is_enabled else []
+    def _kvbm_flags(self, *, brief: bool = False) -> list[str]:
+        """`brief`: without what is the default."""
+        if not self.config.kvbm.is_enabled:
+            return []
+        options = self._kvbm()
+        usual = {s.name for s in settings(KvbmOptions) if attrgetter(s.name)(options) == s.default} if brief else ()
+        return as_flags(KvbmOptions, options, without=usual)
 
     def _shared(self) -> ServeConfig:
         """The configuration with what this deployment adds to it."""

@@ -147,7 +147,18 @@ async def _announce(deployment: Deployment, children: Sequence[Child], status: S
     status.print(
         f"\nready: {model} on {url} ({_describe(deployment)})\n"
         f"try:\n\n  curl {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n\n"
-        f"Further workers join with\n\n  {shlex.join(deployment.further_worker())}\n\nCtrl-C stops everything.\n"
+        f"Further workers join with\n\n  {shlex.join(deployment.further_worker())}\n\n{_inspection(deployment)}"
+        "Ctrl-C stops everything.\n"
+    )
+
+
+def _inspection(deployment: Deployment) -> str:
+    """How to look at the tiers, where there are any."""
+    socket = deployment.kvbm_socket()
+    if socket is None:
+        return ""
+    return (
+        f"What is kept beyond the devices is shown by\n\n  dynamo kvbm inspect --kvbm-socket {shlex.quote(socket)}\n\n"
     )
 
 

@@ -138,7 +138,6 @@ class BlockManager:
         record = owner.lookups[lookup] = Lookup(session=session, id=lookup, keys=tuple(keys), deadline_s=deadline_s)
         self.figures.lookups += 1
         self._sketch.record(record.keys)
-        self._pool.rank()
         self._find_on_host(record, now_s)
         self._onboarding.begin(record, now_s)
 
@@ -162,7 +161,7 @@ class BlockManager:
         if len(set(lookups)) != len(lookups) or not owner.lookups.keys() >= set(lookups):
             raise InvalidRequestError(f"not all of these lookups of session {session} are open, or not once each")
         self._now_s = now_s
-        self._pool.rank()
+        self._pool.rank()  # what came before is older than what was used until now
         for lookup in lookups:
             self._onboarding.end(owner.lookups.pop(lookup))
 
@@ -212,7 +211,7 @@ class BlockManager:
         self._now_s = now_s
         below = self._tiers[tier]
         self._empty(below)
-        below.state = "lost"
+        below.lost()
         self._offloading.lost(tier)
         self._onboarding.lost(tier)
 

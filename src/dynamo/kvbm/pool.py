@@ -72,8 +72,10 @@ class HostPool:
             self._policy.add(block.key)
 
     def pin(self, block: Block) -> None:
-        """One more reads it, or waits for it. New blocks have to be ranked before."""
+        """One more reads it, or waits for it."""
         if not block.pins and block.state is BlockState.REGISTERED:
+            if self._fresh:  # it may be new
+                self.rank()
             if block.leaving:
                 self._stays(block)
             else:

@@ -8,6 +8,7 @@ from dynamo.errors import ConfigError
 from dynamo.kvbm.arena import HostArena
 from dynamo.kvbm.engine_sessions import Engine
 from dynamo.kvbm.layout import PoolLayout
+from dynamo.kvbm.pinned_blocks import PinnedBlocks
 from dynamo.kvbm.pool_shell import PoolShell
 from dynamo.kvbm.slot import slot_bytes
 from dynamo.kvbm.tiers import PoolTiers
@@ -122,6 +123,8 @@ class Pools:
             tiers.release()
             raise
         self._pools[spec.namespace] = pool
+        if tiers.peers is not None:
+            tiers.peers.serve(PinnedBlocks(pool))
         pool.start()
         logger.info("a new pool: %s, %d slots of %d bytes", spec.description, arena.slots, arena.slot_bytes)
         return pool

@@ -54,7 +54,7 @@ async def serve(config: ServiceConfig) -> None:
     ProcessMetrics(registry)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_stopped_by_signals(stop))
-        tiers = await stack.enter_async_context(Tiers())
+        tiers = await stack.enter_async_context(Tiers(config))
         pools = Pools(tiers.make, config.kvbm_linger_s)
         stack.push_async_callback(pools.close)
         registry.register(kvbm_metrics(pools.figures))

@@ -28,12 +28,9 @@ class LowerTier:
         self.reads, self.finds, self.writes = TierCost(), TierCost(), TierCost()
         self.counters = TierCounters()
         self.state = "opening"
+        self.is_ready = False
         self.names = NameChanges(spec.tier) if spec.tier is StorageTier.DISK else None  # of others nobody is told
         self.takes_writes = spec.tier is not StorageTier.PEER
-
-    @property
-    def is_ready(self) -> bool:
-        return self.state == "ready"
 
     @property
     def is_known(self) -> bool:
@@ -42,9 +39,13 @@ class LowerTier:
 
     def opened(self) -> None:
         """It can be used: what it was before says nothing."""
-        self.state = "ready"
+        self.state, self.is_ready = "ready", True
         for cost in (self.reads, self.finds, self.writes):
             cost.recovered()
+
+    def lost(self) -> None:
+        """It cannot be used."""
+        self.state, self.is_ready = "lost", False
 
     def name_added(self, name: int) -> None:
         """A block of this name is in its books now."""

@@ -78,6 +78,7 @@ class Migration:
                 continue
             sequence.lost_by.append(leg.worker.instance_id)
             if len(sequence.lost_by) > self._config.migration_limit or sequence.pinned:
+                logger.warning("request %s: given up, lost with %d workers", context.id(), len(sequence.lost_by))
                 raise failure
             if sequence.within_grammar:
                 raise CannotResumeError("the worker was lost within constrained output: ask anew") from failure

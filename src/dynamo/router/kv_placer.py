@@ -24,7 +24,7 @@ from dynamo.router.routing import RoutingDecision, RoutingRequest, WorkerLimits
 from dynamo.router.routing_report import routing_report
 from dynamo.router.scheduler import KvScheduler
 from dynamo.router.subscriber import FeedSubscriber
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import kept_up
 from dynamo.runtime.client import Client
 from dynamo.runtime.context import Context
 from dynamo.runtime.deadline import in_time
@@ -75,7 +75,7 @@ class KvPlacer:
         self._loads = LoadWatcher(
             loads, self._serves, self._on_ask, self._on_load, self._on_told, event_plane=runtime.event_plane
         )
-        self._sweeper = in_background(self._sweep(), f"sweep-{endpoint}")
+        self._sweeper = kept_up(self._sweep, f"sweep-{endpoint}")
 
     async def close(self) -> None:
         """Ends all subscriptions. Requests that wait get NoInstancesError; those under way go on."""

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from dynamo.errors import DynamoError
 from dynamo.protocols.load import WorkerLoad
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import kept_up
 from dynamo.runtime.client import Client
 from dynamo.runtime.codec import PAYLOAD_ERRORS, payload_decoder
 from dynamo.runtime.event_plane.base import EventPlane
@@ -50,7 +50,7 @@ class LoadWatcher:
         self._told_s: dict[int, float] = {}  # when an instance has told unasked, by the event loop's clock
         self._decode = payload_decoder(list[WorkerLoad])
         self._broadcasts = (event_plane or DirectPlane()).subscribe(client.endpoint, self._on_broadcast, lambda: None)
-        self._task = in_background(self._run(), f"loads-{client.endpoint}")
+        self._task = kept_up(self._run, f"loads-{client.endpoint}")
 
     async def close(self) -> None:
         self._broadcasts.close()

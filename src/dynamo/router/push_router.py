@@ -121,6 +121,7 @@ class PushRouter:
                 if not _is_refusal(error):
                     lost_by.append(instance_id)
                     if len(lost_by) > self._lost_max:
+                        logger.warning("request %s: given up, lost with %d workers", context.id(), len(lost_by))
                         raise
                     self._on_lost()
                     if has_handoff:

@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from dynamo.errors import ConnectionLostError, DynamoError
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import kept_up
 from dynamo.runtime.backoff import Backoff
 from dynamo.runtime.client import Client
 from dynamo.runtime.codec import PAYLOAD_ERRORS, payload_decoder
@@ -146,7 +146,7 @@ class FeedSubscriber:
         self._decode = payload_decoder(Broadcast)
         plane = event_plane or DirectPlane()
         self._broadcasts = plane.subscribe(client.endpoint, self._on_broadcast, self._on_broadcasts_lost)
-        self._follower = in_background(self._follow(), f"follow-{client.endpoint}")
+        self._follower = kept_up(self._follow, f"follow-{client.endpoint}")
 
     def has_feed(self, instance_id: int) -> bool:
         """Whether the state is the instance's, and hears of every change."""

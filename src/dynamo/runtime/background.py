@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+_PAUSE_S = 1.0
 
 
 def in_background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -13,6 +15,22 @@ def in_background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[No
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(_report)
     return task
+
+
+def kept_up(
+    work: Callable[[], Coroutine[Any, Any, None]], name: str, *, pause_s: float = _PAUSE_S
+) -> asyncio.Task[None]:
+    """As in_background(), for work that must go on: after an error, which is logged, it begins anew."""
+    return asyncio.create_task(_keep_up(work, name, pause_s), name=name)
+
+
+async def _keep_up(work: Callable[[], Coroutine[Any, Any, None]], name: str, pause_s: float) -> None:
+    while True:
+        try:
+            return await work()
+        except Exception:  # the task's boundary: a process without this work is worse than one with a defect
+            logger.exception("%s was ended by a defect and begins anew", name)
+        await asyncio.sleep(pause_s)
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dynamo.errors import DrainingError, UnreachableError
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import kept_up
 from dynamo.runtime.request_plane.base import Address, Channel, RequestPlane
 from dynamo.runtime.request_plane.connection import READ_FIRST_S
 
@@ -44,12 +44,18 @@ class Channels:
         self._opening: dict[Address, asyncio.Task[Channel]] = {}
         self._retired: list[Channel] = []  # may have calls under way
         self._stalled: dict[Address, Channel] = {}  # at the last beat
+        self._quiet: dict[Address, Channel] = {}  # likewise
         self._beating: asyncio.Task[None] | None = None
 
     @property
-    def any_stalled(self) -> bool:
-        """Whether is_stalled() is worth asking."""
-        return bool(self._stalled)
+    def any_quiet(self) -> bool:
+        """Whether is_quiet() and is_stalled() are worth asking."""
+        return bool(self._quiet or self._stalled)
+
+    def is_quiet(self, address: Address) -> bool:
+        """Whether the instance is late with a sign of life: others are better to be asked, if there are any."""
+        channel = self._quiet.get(address)
+        return channel is not None and channel.quiet
 
     def is_stalled(self, address: Address) -> bool:
         """Whether the instance gives no sign of life, as far as there is a connection to it."""
@@ -95,7 +101,7 @@ class Channels:
         if self._heartbeat.interval_s > 0:
             channel.beat(self._heartbeat.own_silence_max_s)  # so that the other side knows from the start
             if self._beating is None:
-                self._beating = in_background(self._beat(), "heartbeat")
+                self._beating = kept_up(self._beat, "heartbeat")
         return channel
 
     def _connection_tried(self, address: Address, task: asyncio.Task[Channel]) -> None:
@@ -114,6 +120,7 @@ class Channels:
                 await asyncio.sleep(READ_FIRST_S)
             for channel in silent:
                 channel.judge(beats_max)
+            self._quiet = {address: channel for address, channel in self._open.items() if channel.quiet}
             self._note_stalled()
 
     def _note_stalled(self) -> None:

@@ -122,16 +122,17 @@ class Client:
         return [self._instances[i] for i in self._ids]
 
     def available_ids(self) -> list[int]:
-        """The live instances but for those that are stalled or just could not be reached.
+        """The live instances but for those that are stalled or quiet, or just could not be reached.
 
-        If that leaves nobody: all that are not stalled.
+        If that leaves nobody: those that were not unreachable; then all that are not stalled.
         """
-        if not self._avoid_until_s and not self._channels.any_stalled:
+        if not self._avoid_until_s and not self._channels.any_quiet:
             return list(self._ids)
         now_s = time.monotonic()
         self._avoid_until_s = {i: t for i, t in self._avoid_until_s.items() if t > now_s and i in self._instances}
         awake = [i for i in self._ids if not self.is_stalled(i)]
-        return [i for i in awake if i not in self._avoid_until_s] or awake
+        reached = [i for i in awake if i not in self._avoid_until_s]
+        return [i for i in reached if not self._channels.is_quiet(self._instances[i].address)] or reached or awake
 
     def is_stalled(self, instance_id: int) -> bool:
         """Whether the instance gives no sign of life: it would be refused any call."""

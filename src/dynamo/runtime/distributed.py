@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from dynamo.config import parse
 from dynamo.errors import DrainingError, NotFoundError, UnavailableError, WorkerStalledError
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import kept_up
 from dynamo.runtime.channels import NO_HEARTBEAT, Channels
 from dynamo.runtime.client import Client
 from dynamo.runtime.component import Endpoint, Namespace
@@ -191,7 +191,7 @@ class DistributedRuntime:
             canary_interval_s=config.canary_interval_s,
             stall_s=config.engine_stall_timeout_s,
         )
-        self._watchdogs.append(in_background(watchdog.run(), f"watchdog-{endpoint}"))
+        self._watchdogs.append(kept_up(watchdog.run, f"watchdog-{endpoint}"))
 
     async def register(self, key: str, value: bytes) -> Registration:
         """Makes a discovery entry that lives until this runtime begins to close; raises what serve() raises."""

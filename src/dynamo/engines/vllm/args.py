@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from dynamo.config import build_parser, option, parse_known
 from dynamo.engines.config import DisaggregatedWorkerConfig
 from dynamo.engines.vllm import environment
+from dynamo.kvbm.namespace import model_fingerprint
 from dynamo.llm.model_source import resolve_model
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig as EngineConfig
+
+    from dynamo.engines.vllm.kvbm_settings import KvbmSettings
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,20 @@ def parse_command_line(argv: Sequence[str]) -> "tuple[VllmConfig, EngineConfig]"
 
     model_flags = ["--model", config.model_path(), "--served-model-name", config.model_name()]
     flags = [*model_flags, *rest]
-    return config, engine_config.parse(PROG, flags, config.worker_type, config.kv_handoff_timeout_s)
+    kvbm = _kvbm_settings(config) if config.kvbm.is_enabled else None
+    return config, engine_config.parse(PROG, flags, config.worker_type, config.kv_handoff_timeout_s, kvbm)
+
+
+def _kvbm_settings(config: VllmConfig) -> "KvbmSettings":
+    from dynamo.engines.vllm.kvbm_settings import KvbmSettings, new_owner
+
+    return KvbmSettings(
+        socket=str(config.kvbm.socket_path),
+        options=config.kvbm.pool_options(),
+        owner=new_owner(),
+        model=model_fingerprint(Path(config.model_path())),
+        model_name=config.model_name(),
+    )
 
 
 def _print_engine_help() -> None:

@@ -49,8 +49,10 @@ def handoffs(config: KVTransferConfig | None, role: WorkerType, handoff_timeout_
     """What a worker of this role takes and gives, with the connector that vLLM was configured with."""
     if role is WorkerType.Aggregated or config is None:
         return Handoffs()
+    beside = config.get_from_extra_config("connectors", [])  # with the block manager's, it is the first of two
+    connector = beside[0]["kv_connector"] if beside else config.kv_connector
     return Handoffs(
-        connector=config.kv_connector or "",
+        connector=connector or "",
         prefills=role is WorkerType.Prefill,
         decodes=role is WorkerType.Decode,
         lease_s=config.get_from_extra_config(_LEASE, handoff_timeout_s),

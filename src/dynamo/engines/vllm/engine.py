@@ -129,6 +129,11 @@ class VllmEngine:
     async def abort(self, request_id: str) -> None:
         await self._running().abort(request_id)
 
+    async def clear_device_cache(self) -> None:
+        """Forgets the blocks on the device that no request uses. Tiers below it keep what they have."""
+        if not await self._running().reset_prefix_cache():
+            raise InternalError("vLLM keeps its cache while requests use it")
+
     def load(self) -> list[WorkerLoad]:
         return [recorder.load() for recorder in self._recorders]
 

@@ -13,7 +13,8 @@ from prometheus_client.registry import Collector
 from dynamo.engines.vllm.args import VllmConfig, parse_command_line
 from dynamo.engines.vllm.side_channel import side_channel
 from dynamo.engines.worker import Worker, run_workers
-from dynamo.errors import ConfigError
+from dynamo.errors import ConfigError, UnavailableError
+from dynamo.kvbm.launch import ensure_service
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.request_plane.tcp import reachable
@@ -37,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # importing vLLM takes long enough to change one's mind
         return 130
     try:
+        if config.kvbm.is_enabled:
+            ensure_service(config.kvbm, config)
         with _side_channel(config, engine_config):
             return run_workers(config, [_worker(config, engine_config)])
-    except ConfigError as error:
+    except (ConfigError, UnavailableError) as error:
         logger.error("%s", error)
         return 1
     finally:

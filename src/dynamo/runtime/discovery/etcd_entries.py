@@ -8,7 +8,7 @@ import asyncio
 import logging
 
 from dynamo.errors import ConfigError
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import kept_up
 from dynamo.runtime.backoff import Backoff
 from dynamo.runtime.discovery.etcd_client import EtcdClient
 from dynamo.runtime.discovery.etcd_entry import EtcdEntry, revision_of
@@ -50,7 +50,7 @@ class EtcdEntries:
     def start(self) -> None:
         """From here on there is a lease, and its renewals say whether etcd answers; idempotent."""
         if self._keeper is None:
-            self._keeper = in_background(self._keep(), "etcd-entries")
+            self._keeper = kept_up(self._keep, "etcd-entries")
 
     async def add(self, key: str, value: bytes) -> tuple[EtcdEntry, int]:
         """Writes an entry; gives it and the revision of etcd that has it. Raises what Discovery.register() raises."""

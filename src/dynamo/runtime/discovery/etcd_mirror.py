@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import kept_up
 from dynamo.runtime.backoff import Backoff
 from dynamo.runtime.discovery.base import Delete, Event, Put, Watch
 from dynamo.runtime.discovery.etcd_client import EtcdClient
@@ -48,7 +48,7 @@ class EtcdMirror:
             watch.publish(put)
         self._watches.append(watch)
         if self._follower is None:
-            self._follower = in_background(self._follow(), "etcd-mirror")
+            self._follower = kept_up(self._follow, "etcd-mirror")
         return watch
 
     async def reached(self, revision: int) -> None:

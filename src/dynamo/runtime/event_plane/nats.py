@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from dynamo.errors import ConnectionLostError
-from dynamo.runtime.background import in_background
+from dynamo.runtime.background import kept_up
 from dynamo.runtime.backoff import Backoff
 from dynamo.runtime.event_plane.base import OnMessage, Part
 from dynamo.runtime.event_plane.nats_connection import NatsConnection, NatsSubscription
@@ -90,7 +90,7 @@ class NatsPlane:
 
     def _start(self) -> None:
         if self._task is None and not self._closed:
-            self._task = in_background(self._run(), f"nats-{self._servers}")
+            self._task = kept_up(self._run, f"nats-{self._servers}")
 
     async def _run(self) -> None:
         backoff = Backoff(self._backoff_min_s, BACKOFF_MAX_S)

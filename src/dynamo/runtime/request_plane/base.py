@@ -33,6 +33,11 @@ class Channel(Protocol):
         ...
 
     @property
+    def quiet(self) -> bool:
+        """Whether the other side owes a sign of life for two beats or longer: it may be about to be judged."""
+        ...
+
+    @property
     def stalled(self) -> bool:
         """Whether the other side was judged to be silent, and has given no sign of life since."""
         ...

@@ -40,6 +40,7 @@ from dynamo.runtime.request_plane.handshake import Handshake
 from dynamo.runtime.request_plane.limits import check_metadata, check_name
 from dynamo.runtime.request_plane.reply import WINDOW_BYTES, Reply
 
+_QUIET_BEATS = 2
 _BACKLOG_BYTES_MAX = 32 << 20  # what may wait for a worker that reads too slowly, or has stopped to
 
 
@@ -57,6 +58,10 @@ class CallerConnection(Connection):
     @property
     def usable(self) -> bool:
         return self._transport is not None and not self._draining and not self._stalled
+
+    @property
+    def quiet(self) -> bool:
+        return self._silent_beats > _QUIET_BEATS and self._transport is not None
 
     @property
     def stalled(self) -> bool:

@@ -1,0 +1,76 @@
+"""The connector, with a clock at each of its hooks: the CPU time that it takes from an engine's own threads."""
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dynamo.engines.vllm.kvbm_connector import DynamoKvbmConnector
+
+DIRECTORY = "DYN_BENCH_HOOKS"  # the environment variable that says where the figures go
+_HOOKS = (
+    "on_new_request",
+    "get_num_new_matched_tokens",
+    "update_state_after_alloc",
+    "build_connector_meta",
+    "update_connector_output",
+    "request_finished",
+    "has_pending_push_work",
+    "take_events",
+    "bind_connector_metadata",
+    "handle_preemptions",
+    "start_load_kv",
+    "wait_for_layer_load",
+    "save_kv_layer",
+    "wait_for_save",
+    "get_transfer_results",
+    "get_block_ids_with_load_errors",
+    "build_connector_worker_meta",
+)
+_WRITE_EVERY = 50  # calls
+
+
+class HookFigures(msgspec.Struct):
+    """Of one process since its start."""
+
+    role: str
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    calls: int = 0
+
+
+class TimedKvbmConnector(DynamoKvbmConnector):
+    """Loaded by vLLM in the connector's place."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._figures = HookFigures(role.name.lower())
+        self._path = Path(os.environ[DIRECTORY]) / f"{os.getpid()}.json"
+        for name in _HOOKS:
+            setattr(self, name, self._timed(getattr(self, name)))
+
+    def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(hook)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            figures = self._figures
+            cpu_s, wall_s = time.thread_time(), time.perf_counter()
+            try:
+                return hook(*args, **kwargs)
+            finally:
+                figures.cpu_s += time.thread_time() - cpu_s
+                figures.wall_s += time.perf_counter() - wall_s
+                figures.calls += 1
+                if figures.calls % _WRITE_EVERY == 0:
+                    self._path.write_bytes(msgspec.json.encode(figures))
+
+        return timed
+
+
+def read_figures(directory: Path) -> dict[str, HookFigures]:
+    """By role, of all processes that have written there."""
+    found = (msgspec.json.decode(path.read_bytes(), type=HookFigures) for path in directory.glob("*.json"))
+    return {figures.role: figures for figures in found}
