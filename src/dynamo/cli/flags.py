@@ -29,7 +29,7 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
     ("dynamo serve", ServeConfig, (FrontendConfig, KvbmOptions)),
     ("dynamo run", RunConfig, ()),
-    ("dynamo simulate", SimulationConfig, (KvRouterConfig,)),
+    ("dynamo simulate", SimulationConfig, (KvRouterConfig, KvbmOptions)),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),
     ("python -m dynamo.vllm", VllmConfig, (WorkerConfig, KvbmOptions)),
     ("python -m dynamo.mocker", MockerConfig, (WorkerConfig, KvbmOptions)),

@@ -7,7 +7,7 @@ from pathlib import Path
 from dynamo.config import build_parser, from_namespace
 from dynamo.errors import DynamoError
 from dynamo.simulator.config import SimulationConfig
-from dynamo.simulator.report import table
+from dynamo.simulator.report import COLUMNS, TIER_COLUMNS, table
 from dynamo.simulator.simulation import simulate
 from dynamo.simulator.trace import best_hit_ratio, distinct_blocks, read_trace
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _compare(trace: Path, config: SimulationConfig) -> None:
     requests = read_trace(trace, limit=config.limit, block_size=config.trace_block_size)
-    config.engine(requests)  # says what is wrong before anything is shown
+    config.engine(requests), config.tiers()  # say what is wrong before anything is shown
     print(
         f"{len(requests):,} requests, {sum(request.prompt_tokens for request in requests):,} prompt tokens in"
         f" {distinct_blocks(requests):,} different blocks;"
@@ -40,4 +40,4 @@ def _compare(trace: Path, config: SimulationConfig) -> None:
     for mode in config.modes():
         print(f"simulating {mode} ...", file=sys.stderr, flush=True)
         summaries.append(simulate(config, mode, requests))
-    print(table(summaries))
+    print(table(summaries, COLUMNS + TIER_COLUMNS if config.kvbm.is_enabled else COLUMNS))

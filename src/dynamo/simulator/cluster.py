@@ -5,6 +5,7 @@ from functools import partial
 
 from dynamo.clock import VirtualClock
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.tiers_config import TiersConfig
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.protocols.generation import PreprocessedRequest, SamplingOptions, StopConditions
 from dynamo.simulator.event_loop import EventLoop
@@ -27,8 +28,9 @@ class Cluster:
         *,
         event_latency_s: float = EVENT_LATENCY_S,
         trace_block_size: int = BLOCK_SIZE,
+        tiers: TiersConfig | None = None,
     ) -> None:
-        """`event_latency_s`: after which time the router knows of a change in a cache."""
+        """`event_latency_s`: after which time the router knows of a change in a cache. `tiers`: of each worker."""
         self._trace_block_size = trace_block_size
         self._loop = EventLoop(VirtualClock())
         self._journal = Journal(router, workers, engine.block_size)
@@ -41,6 +43,7 @@ class Cluster:
             started=self._journal.started,
             step_ended=self._journal.step_ended,
             event_latency_s=event_latency_s,
+            tiers=tiers,
         )
 
     def run(self, requests: Sequence[TraceRequest], times_s: Sequence[float]) -> RunRecord:
@@ -49,6 +52,7 @@ class Cluster:
             self._loop.at(time_s, partial(self._arrive, request_id, request))
         self._loop.run()
         self._journal.record.preemptions = self._pool.preemptions
+        self._journal.record.reused_blocks = self._pool.reused_blocks
         return self._journal.record
 
     def _arrive(self, request_id: int, request: TraceRequest, now_s: float) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from dynamo.config import group, option
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.tiers_config import SimulatedTierOptions, TiersConfig
+from dynamo.engines.mocker.transfer_model import BYTES_PER_TOKEN
 from dynamo.errors import ConfigError
 from dynamo.router.config import KvRouterConfig
 from dynamo.simulator.arrivals import Arrivals
@@ -49,7 +51,11 @@ class SimulationConfig:
     event_latency_s: float = option(
         0.001, flag="--event-latency", metavar="SECONDS", help="until the router knows of a change in a cache"
     )
+    kv_bytes_per_token: int = option(
+        BYTES_PER_TOKEN, flag="--kv-bytes-per-token", help="size of the KV cache; the default is Llama 3.1 8B's"
+    )
     kv_router: KvRouterConfig = group(KvRouterConfig)
+    kvbm: SimulatedTierOptions = group(SimulatedTierOptions)
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what cannot be simulated."""
@@ -63,6 +69,8 @@ class SimulationConfig:
             raise ConfigError(f"--trace-block-size must be at least 1, not {self.trace_block_size}")
         if not 0 <= self.event_latency_s < float("inf"):
             raise ConfigError(f"--event-latency must be a number of at least 0, not {self.event_latency_s}")
+        if self.kv_bytes_per_token < 1:
+            raise ConfigError(f"--kv-bytes-per-token must be at least 1, not {self.kv_bytes_per_token}")
         self.modes()
 
     def modes(self) -> list[SimulatedMode]:
@@ -72,6 +80,10 @@ class SimulationConfig:
             if name not in tuple(SimulatedMode):
                 raise ConfigError(f"--router-mode: {name!r} is not one of {', '.join(SimulatedMode)}")
         return [SimulatedMode(name) for name in names]
+
+    def tiers(self) -> TiersConfig | None:
+        """Of each worker. Raises ConfigError for tiers that could hold nothing."""
+        return self.kvbm.tiers(self.block_size, self.kv_bytes_per_token)
 
     def engine(self, requests: Sequence[TraceRequest]) -> SchedulerConfig:
         """The size of each worker, which any of these requests fits in.

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from dynamo.protocols.disagg import PrefillReason
+from dynamo.protocols.kv_events import Tier
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,3 +72,4 @@ class RunRecord:
     requests: list[RequestRecord]
     gaps: TokenGaps = field(default_factory=TokenGaps)
     preemptions: int = 0
+    reused_blocks: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))  # by where they were found

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from dynamo.protocols.kv_events import Tier
 from dynamo.simulator.record import RunRecord
 
 
@@ -31,6 +32,9 @@ class Summary:
     latency_p99_s: float
     requests_spread: float
     prefill_spread: float  # of prompt tokens that were not cached
+    device_blocks: int = 0  # that were used again, and from where
+    host_blocks: int = 0
+    disk_blocks: int = 0
 
 
 def summarize(record: RunRecord, mode: str) -> Summary:
@@ -64,6 +68,9 @@ def summarize(record: RunRecord, mode: str) -> Summary:
         latency_p99_s=percentile(latency_s, 99),
         requests_spread=_spread(placed, record.workers),
         prefill_spread=_spread(prefilled, record.workers),
+        device_blocks=record.reused_blocks[Tier.DEVICE],
+        host_blocks=record.reused_blocks[Tier.HOST],
+        disk_blocks=record.reused_blocks[Tier.DISK],
     )
 
 
@@ -80,7 +87,7 @@ class Column:
     text: Callable[[Summary], str]
 
 
-COLUMNS: Sequence[Column] = (
+COLUMNS: tuple[Column, ...] = (
     Column("router", lambda s: s.mode),
     Column("workers", lambda s: str(s.workers)),
     Column("req/s", lambda s: f"{s.rate_per_s:.1f}"),
@@ -96,6 +103,12 @@ COLUMNS: Sequence[Column] = (
     Column("requests max/mean", lambda s: f"{s.requests_spread:.2f}"),
     Column("prefill max/mean", lambda s: f"{s.prefill_spread:.2f}"),
     Column("done/s", lambda s: f"{s.completed_per_s:.1f}"),
+)
+
+TIER_COLUMNS: tuple[Column, ...] = (
+    Column("blocks from device", lambda s: str(s.device_blocks)),
+    Column("from host", lambda s: str(s.host_blocks)),
+    Column("from disk", lambda s: str(s.disk_blocks)),
 )
 
 

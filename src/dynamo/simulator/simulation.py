@@ -30,5 +30,6 @@ def run(config: SimulationConfig, mode: SimulatedMode, requests: Sequence[TraceR
         TimingModel(),
         event_latency_s=config.event_latency_s,
         trace_block_size=config.trace_block_size,
+        tiers=config.tiers(),
     )
     return cluster.run(requests, times_s)

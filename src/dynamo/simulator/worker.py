@@ -8,6 +8,7 @@ from dynamo.protocols.generation import PreprocessedRequest
 from dynamo.simulator.event_loop import EventLoop
 
 StepObserver = Callable[["SimulatedWorker", StepResult, float], None]
+CacheListener = Callable[["SimulatedWorker", float], None]
 
 
 class SimulatedWorker:
@@ -20,16 +21,22 @@ class SimulatedWorker:
         loop: EventLoop,
         step_ended: StepObserver,
         step_began: StepObserver | None = None,
+        tiers_changed: CacheListener | None = None,
     ) -> None:
-        """`step_ended` and `step_began` are called with this worker, what the step does and the time, seconds."""
+        """`step_ended` and `step_began` are called with this worker, what the step does and the time, seconds.
+
+        `tiers_changed`: with this worker and the time, when its tiers may have changed between steps.
+        """
         self.index = index
         self.scheduler = scheduler
         self.step_began_s = 0.0
         self._loop = loop
         self._step_ended = step_ended
         self._step_began = step_began
+        self._tiers_changed = tiers_changed
         self._step: StepResult | None = None  # under way
         self._waking = False
+        self._alarm_s: float | None = None  # when the tiers are looked after, should there be no step then
 
     def submit(self, request: PreprocessedRequest, now_s: float) -> SequenceState:
         """Queues a request; raises what Scheduler.add() raises."""
@@ -55,6 +62,7 @@ class SimulatedWorker:
     def _begin(self, now_s: float) -> None:
         self._waking = False
         self.step_began_s = now_s
+        self.scheduler.advance(now_s)
         self._step = step = self.scheduler.step()
         self._loop.at(now_s + step.duration_s, self._end)
         if self._step_began is not None:
@@ -63,8 +71,27 @@ class SimulatedWorker:
     def _end(self, now_s: float) -> None:
         step = self._step
         assert step is not None
+        self.scheduler.advance(now_s)
         self._step_ended(self, step, now_s)
         if self.scheduler.has_work:
             self._begin(now_s)
         else:
             self._step = None
+            self._set_alarm(now_s)
+
+    def _set_alarm(self, now_s: float) -> None:
+        next_s = self.scheduler.next_s
+        if next_s is not None and (self._alarm_s is None or next_s < self._alarm_s):
+            self._alarm_s = max(now_s, next_s)
+            self._loop.at(self._alarm_s, self._alarm)
+
+    def _alarm(self, now_s: float) -> None:
+        if now_s != self._alarm_s:  # another one was set in its place
+            return
+        self._alarm_s = None
+        if self._step is None and not self._waking:
+            self.scheduler.advance(now_s)
+            if self._tiers_changed is not None:
+                self._tiers_changed(self, now_s)
+            self._wake(now_s)
+            self._set_alarm(now_s)

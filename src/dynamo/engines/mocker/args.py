@@ -4,11 +4,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamo.config import option
+from dynamo.config import group, option
 from dynamo.engines.config import DisaggregatedWorkerConfig
 from dynamo.engines.mocker.block_content import ALIGN_BYTES
 from dynamo.engines.mocker.handoff_config import HandoffConfig
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.tiers_config import SimulatedTierOptions, TiersConfig
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.engines.mocker.transfer_model import BYTES_PER_TOKEN, TransferModel
 from dynamo.errors import ConfigError
@@ -84,6 +85,7 @@ class MockerConfig(DisaggregatedWorkerConfig):
     )
     engine_type: str = option("vllm", flag="--engine-type", choices=("vllm",), help="whose scheduling to simulate")
     watermark: float | None = option(None, flag="--watermark", help="accepted as upstream's, without effect")
+    kvbm: SimulatedTierOptions = group(SimulatedTierOptions)
 
     def scheduler_config(self, model_dir: Path) -> SchedulerConfig:
         """Raises ConfigError for sizes that don't go together."""
@@ -108,6 +110,12 @@ class MockerConfig(DisaggregatedWorkerConfig):
     def timing_model(self) -> TimingModel:
         """Raises ConfigError when --speedup-ratio is not possible."""
         return TimingModel(speedup_ratio=self.speedup_ratio)
+
+    def tiers_config(self) -> TiersConfig | None:
+        """None where there are no tiers. Raises ConfigError for tiers that could hold nothing."""
+        if self.kvbm.is_enabled and not self.enable_prefix_caching:
+            raise ConfigError("--kvbm-host-gb needs prefix caching: without it no block is ever looked for")
+        return self.kvbm.tiers(self.block_size, self.kv_bytes_per_token, speedup_ratio=self.speedup_ratio)
 
     def handoff_config(self, num_engines: int = 1) -> HandoffConfig:
         """Raises ConfigError for figures that are not possible, or real memory that is not there."""

@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.cache_events import CacheEvents
 from dynamo.engines.mocker.handoff_config import HandoffConfig
 from dynamo.engines.mocker.mailbox import Mailbox
-from dynamo.engines.mocker.pacing import Pacer
+from dynamo.engines.mocker.pacing import Pacer, whole_ticks
 from dynamo.engines.mocker.roles import make_role
 from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler import Scheduler
@@ -19,6 +21,7 @@ from dynamo.errors import ConfigError, ConnectionLostError, DynamoError, Unavail
 from dynamo.llm.model_source import resolve_model
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.kv_events import KvEventBatch
+from dynamo.protocols.kvbm import PoolFigures
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import RuntimeLimits
 from dynamo.runtime.context import Context
@@ -46,10 +49,11 @@ def _create(config: MockerConfig, *, num_engines: int) -> list["MockerEngine"]:
     handoffs, metrics = config.handoff_config(num_engines), KvTransferMetrics()
     model_dir = resolve_model(config.model_path, weights=False)
     scheduler_config, timing = config.scheduler_config(model_dir), config.timing_model()
+    tiers = config.tiers_config()
     sampler = Sampler(load_vocabulary(model_dir), config.seed)
     return [
         MockerEngine(
-            Scheduler(scheduler_config, timing, sampler),
+            Scheduler(scheduler_config, timing, sampler, tiers=tiers),
             startup_time_s=config.startup_time_s,
             handoffs=handoffs,
             metrics=metrics,
@@ -92,7 +96,7 @@ class MockerEngine:
     def publish_kv_events(self, sink: KvEventSink) -> bool:
         if not self._scheduler.config.enable_prefix_caching:
             return False
-        self._scheduler.pool.observer = self._cache_events
+        self._scheduler.tell(self._cache_events)
         self._kv_events = sink
         return True
 
@@ -151,6 +155,11 @@ class MockerEngine:
     def load(self) -> list[WorkerLoad]:
         return [self._scheduler.load()]
 
+    def pool_figures(self, number: int) -> PoolFigures | None:
+        """What its tiers hold and have done, as worker `number` of its process; None where it has none."""
+        tiers = self._scheduler.tiers
+        return None if tiers is None else tiers.figures(number)
+
     async def failed(self) -> str:
         await self._failed.wait()
         return _STOPPED
@@ -166,6 +175,7 @@ class MockerEngine:
         scheduler, pacer, role = self._scheduler, self._pacer, self._role
         pacer.restart()
         while True:
+            scheduler.advance(time.monotonic())
             if not scheduler.has_work:
                 await self._wait_for_work()
                 pacer.restart()
@@ -186,8 +196,19 @@ class MockerEngine:
 
     async def _wait_for_work(self) -> None:
         while not self._scheduler.has_work:
+            self._publish_events()
             self._arrival.clear()
+            await self._arrival_until(self._scheduler.next_s)
+            self._scheduler.advance(time.monotonic())
+
+    async def _arrival_until(self, time_s: float | None) -> None:
+        """Returns then, or at an arrival."""
+        if time_s is None:
             await self._arrival.wait()
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(whole_ticks(time_s - time.monotonic())):
+                await self._arrival.wait()
 
     def _stepping_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():

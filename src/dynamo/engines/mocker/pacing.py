@@ -48,11 +48,11 @@ async def sleep_until(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Returns at that time, or a tick later; never before, and not before the event loop has had a turn."""
-    await sleep(_whole_ticks(end_s - now_s()))
+    await sleep(whole_ticks(end_s - now_s()))
     while (left_s := end_s - now_s()) > 0:  # timers can go off a little early
-        await sleep(_whole_ticks(left_s))
+        await sleep(whole_ticks(left_s))
 
 
-def _whole_ticks(left_s: float) -> float:
-    """Rounded up: uvloop rounds to the nearest tick, which may be 0, and waiting would become spinning."""
+def whole_ticks(left_s: float) -> float:
+    """So long, rounded up: uvloop rounds to the nearest tick, which may be 0, and waiting would become spinning."""
     return max(0, math.ceil(left_s / TIMER_S)) * TIMER_S

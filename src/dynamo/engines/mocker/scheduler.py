@@ -4,13 +4,17 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from dynamo.engines.mocker.block_pool import BlockPool, CacheObserver
+from dynamo.engines.mocker.cache_events import CacheEvents
 from dynamo.engines.mocker.intake import sequence_of
 from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.sequence import SequenceState
+from dynamo.engines.mocker.tiers import Onboarded, Tiers
+from dynamo.engines.mocker.tiers_config import TiersConfig
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.errors import OverloadedError
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.kv_events import Tier
 from dynamo.protocols.load import WorkerLoad
 from dynamo.tokens import hash_array
 
@@ -38,21 +42,34 @@ class Scheduler:
     is held then, blocks and all, until release(). One with a handoff gets all its blocks when its turn comes, but
     what of its prompt is not in the cache is received: it stands aside until received(), and decodes from the next step
     on. Neither gives way to others: where they hold what the oldest needs, it has to wait for them.
+
+    With tiers below the device's memory, a sequence whose next blocks lie there gets all its blocks likewise, stands
+    aside until they have come, gives way to nobody, and then is prefilled before any other is admitted.
     """
 
     def __init__(
-        self, config: SchedulerConfig, timing: TimingModel, sampler: Sampler, observer: CacheObserver | None = None
+        self,
+        config: SchedulerConfig,
+        timing: TimingModel,
+        sampler: Sampler,
+        observer: CacheObserver | None = None,
+        tiers: TiersConfig | None = None,
     ) -> None:
+        """With `tiers`, advance() is to be called before each step(), and at next_s."""
         self.config = config
         self.preemptions = 0
+        self.reused_blocks = dict.fromkeys(Tier, 0)  # by where they were found, preempted sequences included
         self._timing = timing
         self._sampler = sampler
         self.pool = BlockPool(config.num_blocks, observer)
+        self.tiers = None if tiers is None else Tiers(tiers, self.pool, config.block_size)
         self._waiting: deque[SequenceState] = deque()
         self._prefilling: SequenceState | None = None  # gives way before all that decode
         self._decoding: list[SequenceState] = []  # oldest first
         self._receiving: set[SequenceState] = set()
         self._arrived: list[SequenceState] = []  # have received all; decode from the next step on
+        self._onboarding: set[SequenceState] = set()  # wait for blocks from a tier below
+        self._onboarded: deque[SequenceState] = deque()  # have them; their prefill comes next
         self._held: set[SequenceState] = set()  # prefilled for somebody else
         self._finished: list[SequenceState] = []  # in this step
         self._stuck = False  # nobody waiting can be admitted before something is released
@@ -84,6 +101,10 @@ class Scheduler:
             self._receiving.remove(sequence)
         elif sequence in self._arrived:
             self._arrived.remove(sequence)
+        elif sequence in self._onboarding:
+            self._stop_onboarding(sequence)
+        elif sequence in self._onboarded:
+            self._onboarded.remove(sequence)
         elif sequence.blocks:
             self._decoding.remove(sequence)
         else:
@@ -105,6 +126,23 @@ class Scheduler:
             self._held.remove(sequence)
             self._release(sequence)
 
+    def tell(self, observer: CacheEvents) -> None:
+        """Has it told what the device and the tiers hold. To be called before anything is added."""
+        self.pool.observer = observer
+        if self.tiers is not None:
+            self.tiers.observer = observer
+
+    def advance(self, now_s: float) -> None:
+        """It is that late, in seconds, and the last step is over: so the tiers know what has been copied by now."""
+        if self.tiers is not None:
+            for onboarded in self.tiers.advance(now_s):
+                self._onboard(onboarded)
+
+    @property
+    def next_s(self) -> float | None:
+        """When advance() is to be called if there is no work until then; None: it need not be."""
+        return None if self.tiers is None else self.tiers.next_s
+
     @property
     def held(self) -> int:
         """Sequences that were prefilled for somebody else and are not released yet."""
@@ -112,14 +150,15 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything before received(), release() or abort() are called again."""
-        return bool(self._decoding or self._prefilling or self._arrived or (self._waiting and not self._stuck))
+        """Whether a step would do anything before received(), release(), abort() or advance() are called again."""
+        begun = self._decoding or self._prefilling or self._arrived or self._onboarded
+        return bool(begun or (self._waiting and not self._stuck))
 
     def load(self) -> WorkerLoad:
-        """How busy the engine is. Who receives is waiting; what is held is in use."""
+        """How busy the engine is. Who stands aside is waiting; what is held is in use."""
         return WorkerLoad(
             running_requests=len(self._decoding) + (self._prefilling is not None),
-            waiting_requests=len(self._waiting) + len(self._receiving) + len(self._arrived),
+            waiting_requests=len(self._waiting) + self._aside,
             kv_used_blocks=self.pool.used,
             kv_total_blocks=self.pool.num_blocks,
             generated_tokens=self._generated_tokens,
@@ -201,9 +240,11 @@ class Scheduler:
         """Computes up to `budget` prompt tokens; returns how many."""
         left = budget
         while left:
-            sequence = self._prefilling or self._admit(left)
+            sequence = self._next_prompt(left)
             if sequence is None:
                 break
+            if sequence in self._onboarding:
+                continue
             if sequence.remote:
                 receiving[sequence] = self._receive(sequence)
                 continue
@@ -218,10 +259,21 @@ class Scheduler:
                 outputs[sequence] = self._start_decoding(sequence)
         return budget - left
 
+    def _next_prompt(self, budget: int) -> SequenceState | None:
+        """Whose turn it is; None when nobody's prompt can be begun, or gone on with, in this step."""
+        if self._prefilling is not None:
+            return self._prefilling
+        if not self._onboarded:
+            return self._admit(budget)
+        oldest = self._onboarded[0]
+        return self._onboarded.popleft() if self._fits(oldest.length - oldest.computed, budget) else None
+
+    def _fits(self, new_tokens: int, budget: int) -> bool:
+        return self.config.enable_chunked_prefill or new_tokens <= budget
+
     def _admit(self, budget: int) -> SequenceState | None:
         """Takes the next waiting sequence with all the blocks for its prompt; None when there is no room."""
-        running = len(self._decoding) + len(self._receiving) + len(self._arrived)
-        if not self._waiting or running >= self.config.max_num_seqs:
+        if not self._waiting or len(self._decoding) + self._aside >= self.config.max_num_seqs:
             return None
         sequence = self._waiting[0]
         block_size = self.config.block_size
@@ -230,16 +282,41 @@ class Scheduler:
         reused = hashes[: self.pool.match(hashes)]
         computed = len(reused) * block_size
         to_compute = 0 if sequence.remote else sequence.length - computed
-        if not self.config.enable_chunked_prefill and to_compute > budget:
+        if not self._fits(to_compute, budget):
             return None
         blocks = -(-sequence.length // block_size)
         if not self.pool.allocate(blocks - len(reused), reused):
             return None
         self._waiting.popleft()
         sequence.blocks, sequence.shared_blocks, sequence.computed = blocks, len(reused), computed
-        if sequence.cached_tokens is None:
+        self.reused_blocks[Tier.DEVICE] += len(reused)
+        if self.tiers is not None and not sequence.remote and self.tiers.look_up(sequence, hashes[len(reused) :]):
+            self._onboarding.add(sequence)
+        elif sequence.cached_tokens is None:
             sequence.cached_tokens = computed
         return sequence
+
+    @property
+    def _aside(self) -> int:
+        """Sequences that have their blocks and wait for what is to be in them, or for the step that uses it."""
+        return len(self._receiving) + len(self._arrived) + len(self._onboarding) + len(self._onboarded)
+
+    def _onboard(self, onboarded: Onboarded) -> None:
+        """What the tiers had for a sequence, which may be nothing after all, is in its blocks."""
+        sequence = onboarded.sequence
+        self._onboarding.remove(sequence)
+        self._onboarded.append(sequence)
+        sequence.computed += (onboarded.host + onboarded.disk) * self.config.block_size
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+        self._share(sequence, sequence.computed)
+        self.reused_blocks[Tier.HOST] += onboarded.host
+        self.reused_blocks[Tier.DISK] += onboarded.disk
+
+    def _stop_onboarding(self, sequence: SequenceState) -> None:
+        assert self.tiers is not None
+        self._onboarding.remove(sequence)
+        self.tiers.give_up(sequence)
 
     def _receive(self, sequence: SequenceState) -> int:
         """Sets a sequence aside that has just been admitted; how many tokens it lacks.
@@ -276,6 +353,8 @@ class Scheduler:
         if self.config.enable_prefix_caching and full_blocks > shared:
             hashes = sequence.hashes(full_blocks, self.config.block_size)
             self.pool.share(hashes[shared:], hashes[shared - 1] if shared else None)
+            if self.tiers is not None:
+                self.tiers.computed(hashes[shared:])
             sequence.shared_blocks = full_blocks
 
     def _retire(self) -> None:

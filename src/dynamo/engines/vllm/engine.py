@@ -14,6 +14,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from dynamo.engines.base import EngineInfo, KvEventSink
+from dynamo.engines.kvbm_follower import KvbmFollower
 from dynamo.engines.vllm.engine_thread import EngineThread
 from dynamo.engines.vllm.failures import DEATH, request_failure, translated
 from dynamo.engines.vllm.handoffs import Handoffs, ReceivedHandoff, TransferParams
@@ -38,18 +39,26 @@ _SHUTDOWN_GRACE_S = 2.0
 class VllmEngine:
     """Tokens in, tokens out: text, chat templates and stop strings are the frontend's business."""
 
-    def __init__(self, config: EngineConfig, handoffs: Handoffs | None = None) -> None:
-        """`config` as dynamo.engines.vllm.args.parse_command_line makes it; without `handoffs` there are none."""
+    def __init__(
+        self, config: EngineConfig, handoffs: Handoffs | None = None, kvbm: KvbmFollower | None = None
+    ) -> None:
+        """`config` as dynamo.engines.vllm.args.parse_command_line makes it; without `handoffs` there are none.
+
+        `kvbm`: of the block manager that its connector attaches to.
+        """
         self._config = config
         count_resumed(config)
         self._handoffs = handoffs or Handoffs()
         self.kv_transfers = KvTransferMetrics(knows_held=False)
+        self._kvbm = kvbm
         self._recorders: list[LoadRecorder] = []
         self._kv_events: KvEventPlane | None = None
         self._thread: EngineThread[AsyncLLM] = EngineThread(self._build, _shut_down)
         self._llm: AsyncLLM | None = None
 
     def publish_kv_events(self, sink: KvEventSink) -> bool:
+        if self._kvbm is not None:
+            sink = self._kvbm.tell(sink, self._config.parallel_config.data_parallel_size)
         plane = KvEventPlane(sink)
         if not plane.configure(self._config):
             return False
@@ -69,6 +78,8 @@ class VllmEngine:
         if self._kv_events is not None:
             assert info.limits.kv_block_size is not None
             self._kv_events.start(self._llm.get_kv_event_sources(), info.limits.kv_block_size)
+        if self._kvbm is not None:
+            self._kvbm.start()
         return info
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
@@ -139,6 +150,8 @@ class VllmEngine:
 
     async def cleanup(self) -> None:
         try:
+            if self._kvbm is not None:
+                await self._kvbm.close()
             if self._kv_events is not None:
                 await self._kv_events.close()
         finally:
