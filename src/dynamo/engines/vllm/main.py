@@ -6,14 +6,17 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client.registry import Collector
 
+from dynamo.engines.kvbm_follower import KvbmFollower
 from dynamo.engines.vllm.args import VllmConfig, parse_command_line
 from dynamo.engines.vllm.side_channel import side_channel
 from dynamo.engines.worker import Worker, run_workers
 from dynamo.errors import ConfigError, UnavailableError
+from dynamo.kvbm.figures import kvbm_metrics
 from dynamo.kvbm.launch import ensure_service
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.parent import follow_parent
@@ -59,10 +62,16 @@ def _side_channel(config: VllmConfig, engine_config: "EngineConfig") -> Abstract
 def _worker(config: VllmConfig, engine_config: "EngineConfig") -> Worker:
     from dynamo.engines.vllm.disagg import handoffs  # after the environment is set, and not for --help
     from dynamo.engines.vllm.engine import VllmEngine
+    from dynamo.engines.vllm.kvbm_settings import owner_of_rank, settings_of
 
     handed = handoffs(engine_config.kv_transfer_config, config.worker_type, config.kv_handoff_timeout_s)
-    engine = VllmEngine(engine_config, handed)
+    kvbm = settings_of(engine_config.kv_transfer_config)
+    # All data-parallel ranks have one pool, and come and go together: to follow one of them is enough.
+    follower = KvbmFollower(Path(kvbm.socket), owner_of_rank(kvbm.owner, 0)) if kvbm is not None else None
+    engine = VllmEngine(engine_config, handed, follower)
     metrics: list[Collector] = [KvEventMetrics(engine.kv_event_figures)]
+    if follower is not None:
+        metrics.append(kvbm_metrics(follower.figures))
     if config.worker_type is not WorkerType.Aggregated:
         metrics.append(engine.kv_transfers)
     return Worker(engine=engine, model_path=config.model_path(), model_name=config.model_name(), metrics=metrics)
