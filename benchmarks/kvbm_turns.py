@@ -11,11 +11,11 @@ from benchmarks.kvbm_prompts import turns
 from benchmarks.kvbm_service import block_manager
 
 CONVERSATIONS, TURNS = 20, 6
-QUESTION_TOKENS, ANSWER_TOKENS = 200, 16
+QUESTION_TOKENS, ANSWER_TOKENS = 100, 12
 DEVICE_SHARE = 4  # how many times the device's cache all conversations need
 AT_ONCE = 2
-_HOST_ONLY = ("--kvbm-host-gb", "1.2")  # for all of them
-_SMALL_HOST = ("--kvbm-host-gb", "0.3", "--kvbm-disk-gb", "4", "--kvbm-disk-filter", "none")
+_HOST_ONLY = ("--kvbm-host-gb", "0.6")  # for all of them
+_SMALL_HOST = ("--kvbm-host-gb", "0.1", "--kvbm-disk-gb", "4", "--kvbm-disk-filter", "none")
 
 
 @dataclass(frozen=True, slots=True)
