@@ -127,7 +127,7 @@ def test_tiers() -> None:
     slot = tiers.manager.slot_bytes
     assert slot > 64 * 1024
     assert (tiers.host_blocks, tiers.disk_blocks) == (1_000_000_000 // slot, 2_000_000_000 // slot)
-    assert parse(MockerConfig, [], prog="").tiers_config() is None
+    assert config_of().tiers_config() is None
 
 
 def test_tiers_need_prefix_caching() -> None:
