@@ -8,6 +8,7 @@ from dynamo.config import parse
 from dynamo.engines.mocker import args
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.scheduler_config import SchedulerConfig
+from dynamo.engines.mocker.tiers_config import SimulatedTierOptions
 from dynamo.engines.mocker.transfer_model import TransferModel
 from dynamo.errors import ConfigError
 from dynamo.protocols.model_card import WorkerType
@@ -115,3 +116,20 @@ def test_what_is_not_simulated_is_said(model_dir: Path, caplog: pytest.LogCaptur
 def test_an_impossible_speedup_is_refused() -> None:
     with pytest.raises(ConfigError, match="speedup"):
         config_of("--speedup-ratio", "-1").timing_model()
+
+
+def test_tiers() -> None:
+    config = parse(
+        MockerConfig, ["--kvbm-host-gb", "1", "--kvbm-disk-gb", "2", "--kv-bytes-per-token", "1024"], prog=""
+    )
+    tiers = config.tiers_config()
+    assert tiers is not None
+    slot = tiers.manager.slot_bytes
+    assert slot > 64 * 1024
+    assert (tiers.host_blocks, tiers.disk_blocks) == (1_000_000_000 // slot, 2_000_000_000 // slot)
+    assert config_of().tiers_config() is None
+
+
+def test_tiers_need_prefix_caching() -> None:
+    with pytest.raises(ConfigError, match="prefix caching"):
+        MockerConfig(kvbm=SimulatedTierOptions(host_gb=1.0), enable_prefix_caching=False).tiers_config()

@@ -15,6 +15,7 @@ from dynamo.engines.mocker.transfer_model import TransferModel
 from dynamo.kvbm.manager import ManagerConfig
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.kv_events import BlockRemoved, BlockStored, Tier
+from dynamo.protocols.kvbm import StorageTier
 from dynamo.tokens import hashes_to_bytes, sequence_hashes, token_array
 
 MakeRequest = Callable[..., PreprocessedRequest]
@@ -164,3 +165,17 @@ def test_prefill_for_others_uses_the_tiers_too(request_of: MakeRequest) -> None:
     worker.run(request_of(range(100, 129), max_tokens=2))
     outputs, _ = worker.run(msgspec.structs.replace(request_of(range(24), max_tokens=2), prefill_only=True))
     assert cached(outputs) == 20
+
+
+def test_figures(request_of: MakeRequest) -> None:
+    worker = Worker()
+    worker.run(request_of(range(24), max_tokens=2))
+    worker.run(request_of(range(100, 129), max_tokens=2))
+    worker.run(request_of(range(24), max_tokens=2))
+    assert worker.scheduler.tiers is not None
+    figures = worker.scheduler.tiers.figures(3)
+    [host] = figures.tiers
+    assert (host.tier, host.state, host.blocks) == (StorageTier.HOST, "ready", figures.offloaded_blocks)
+    assert figures.onboarded_blocks == host.hits == 5
+    assert figures.onboard_s == pytest.approx(5 * HOST_S)
+    assert figures.dropped_offloads == 0
