@@ -15,7 +15,7 @@ from dynamo.protocols.kvbm import Attach, PoolOptions
 from dynamo.testing.waiting import eventually, within
 from tests.kvbm.scripted_service import attach
 
-MakePools = Callable[[float | None], Pools]
+MakePools = Callable[..., Pools]
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ async def make_pools() -> AsyncIterator[MakePools]:
     def tiers(options: PoolOptions, layout: PoolLayout, arena: HostArena) -> PoolTiers:
         return PoolTiers(storages=[], release=lambda: None)
 
-    def make(linger_s: float | None) -> Pools:
-        made.append(Pools(tiers, linger_s))
+    def make(linger_s: float | None, first_engine_s: float = 0.0) -> Pools:
+        made.append(Pools(tiers, linger_s, first_engine_s=first_engine_s))
         return made[-1]
 
     yield make
@@ -104,5 +104,7 @@ async def test_an_engine_that_is_back_finds_its_pool(make_pools: MakePools) -> N
 
 async def test_nobody_ever_came(make_pools: MakePools) -> None:
     await within(make_pools(0.01).abandoned())
+    with pytest.raises(TimeoutError):
+        await within(make_pools(0.01, 60.0).abandoned(), 0.1)  # the first engine may take long to load
     with pytest.raises(TimeoutError):
         await within(make_pools(None).abandoned(), 0.05)

@@ -309,8 +309,6 @@ async def test_without_engines_it_ends(path: Path) -> None:
         await asyncio.to_thread(here.close)
         assert await process.exit_code() == 0
         await eventually(lambda: not path.exists())
-    async with service(path, "--kvbm-linger", "0.3") as never_used:
-        assert await never_used.exit_code() == 0
 
 
 async def test_it_is_told_to_end(path: Path) -> None:

@@ -54,11 +54,12 @@ class KvbmOptions:
         help="which blocks leave a full tier",
     )
     disk_filter: str = option(
-        "frequency",
+        "none",
         flag="--kvbm-disk-filter",
         env="DYN_KVBM_DISK_FILTER",
         choices=("frequency", "none"),
-        help="which blocks go to the disk: those that were asked for more than once, or all",
+        help="which blocks go to the disk: all, or those that were asked for again while host memory had them, which"
+        " spares the disk",
     )
     disk_offload: str = option(
         "write-through",

@@ -37,7 +37,7 @@ class ManagerConfig:
 
     slot_bytes: int
     policy: str = "tinylfu"  # of the host; the disk uses the same
-    disk_filter: str = "frequency"
+    disk_filter: str = "none"
     disk_offload: str = "write-through"
     grant_slots: int = 64  # that an engine has at hand, as far as a sixteenth of the pool goes
     onboard_timeout_s: float = 1.0  # upper bound for waits that lookups ask for

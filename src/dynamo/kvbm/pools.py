@@ -18,6 +18,7 @@ from dynamo.runtime.background import in_background
 logger = logging.getLogger(__name__)
 
 POOLS_MAX = 16
+FIRST_ENGINE_S = 1800.0  # how long a service waits for its first one, which may have a large model to load
 NAMESPACE_BYTES = 16
 MakeTiers = Callable[[PoolOptions, PoolLayout, HostArena], PoolTiers]
 
@@ -25,8 +26,10 @@ MakeTiers = Callable[[PoolOptions, PoolLayout, HostArena], PoolTiers]
 class Pools:
     """One for each namespace, made when its first engine attaches. One that no engine has used for long is closed."""
 
-    def __init__(self, make_tiers: MakeTiers, linger_s: float | None) -> None:
-        """`linger_s`: how long a pool is kept without engines; None: for ever."""
+    def __init__(
+        self, make_tiers: MakeTiers, linger_s: float | None, *, first_engine_s: float = FIRST_ENGINE_S
+    ) -> None:
+        """`linger_s`: how long a pool is kept without engines; None: for ever. The first may take `first_engine_s`."""
         self._make_tiers = make_tiers
         self._linger_s = linger_s
         self._pools: dict[bytes, PoolShell] = {}
@@ -35,7 +38,7 @@ class Pools:
         self._closing: set[asyncio.Task[None]] = set()
         self._abandoned = asyncio.Event()
         self._lingering: asyncio.TimerHandle | None = None
-        self._linger()
+        self._linger(first_engine_s)
 
     def engine(self, attach: Attach) -> Engine:
         """The engine of this owner, in the pool that it asks for; both are made if need be.
@@ -137,9 +140,10 @@ class Pools:
             loop = asyncio.get_running_loop()
             self._idle[name] = loop.call_later(self._linger_s, self._drop, name)
 
-    def _linger(self) -> None:
+    def _linger(self, at_least_s: float = 0.0) -> None:
         if self._linger_s is not None and not self._engines:
-            self._lingering = asyncio.get_running_loop().call_later(self._linger_s, self._abandoned.set)
+            delay_s = max(self._linger_s, at_least_s)
+            self._lingering = asyncio.get_running_loop().call_later(delay_s, self._abandoned.set)
 
     def _stop_lingering(self, namespace: bytes) -> None:
         if (handle := self._idle.pop(namespace, None)) is not None:

@@ -41,7 +41,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
     object_url: str = ""
     peers: bool = False
     policy: str = "tinylfu"
-    disk_filter: str = "frequency"  # or none: every block goes to the disk
+    disk_filter: str = "none"  # or frequency: what was asked for again goes to the disk
     disk_offload: str = "write-through"  # or on-evict
     onboard_timeout_ms: int = 1000  # how long a request may wait for blocks from below the host
 
