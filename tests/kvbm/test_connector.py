@@ -121,7 +121,30 @@ def test_a_service_that_hangs_is_waited_for_once() -> None:
     running.now_s += 2.0
     running.step()
     assert running.running == [request]
+    other = Request("second", [1] * 7)
+    running.add(other)
+    running.step()
+    assert running.running == [request, other], "nobody waits for what others have waited for in vain"
+    running.service.silent = False
+    finish(running)
     assert not running.service.lookups
+    evict_device(running)
+    run(running, Request("again", PROMPT))
+    assert running.loaded_blocks == 3
+
+
+def test_what_was_found_is_read_in_the_memory_where_it_was_found() -> None:
+    running = engine()
+    run(running, Request("first", PROMPT))
+    service, connector = running.service, running.connector
+    request = Request("again", PROMPT)
+    connector.add(request)
+    assert connector.find("again", 0, 3) == 3
+    before = service.pool
+    service.start()
+    connector.allocated("again", [5, 6, 7], 3)
+    (load,) = connector.step([], []).loads
+    assert load.pool == before
 
 
 def test_a_request_that_finds_nothing_does_not_ask_again() -> None:
