@@ -174,6 +174,17 @@ def test_an_aborted_request_gives_back_what_it_found() -> None:
     assert not running.service.lookups
 
 
+def test_what_was_left_behind_is_forgotten_when_the_cache_may_be_wiped() -> None:
+    running = engine(slots=1)
+    run(running, Request("first", PROMPT))
+    running.connector.forget_left()
+    running.service.evict()
+    for cache in running.caches:
+        cache[:] = [b"wiped"] * len(cache)
+    saves = [save for _ in range(3) for save in running.connector.step([], []).saves]
+    assert not saves
+
+
 def test_what_no_slot_was_granted_for_is_counted() -> None:
     running = engine(slots=1)
     run(running, Request("first", PROMPT))

@@ -238,6 +238,10 @@ class Connector:
         else:
             self._saves.forget(request_id)
 
+    def forget_left(self) -> None:
+        """The cache may be wiped from now on: what no request holds is not saved any more."""
+        self._saves.forget_left()
+
     def close(self) -> None:
         self._client.close()
 
