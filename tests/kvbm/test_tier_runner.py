@@ -252,7 +252,7 @@ async def test_what_is_not_open_cannot_be_cleared(storage: ScriptedStorage, outc
     storage.error = ConnectionLostError("gone")
     runner = TierRunner(storage, outcomes)
     runner.start()
-    await eventually(lambda: storage.opened)
+    await eventually(lambda: storage.opened > 0)
     with pytest.raises(UnavailableError, match="gone"):
         await runner.clear()
     await runner.close()
