@@ -121,7 +121,30 @@ def test_a_service_that_hangs_is_waited_for_once() -> None:
     running.now_s += 2.0
     running.step()
     assert running.running == [request]
+    other = Request("second", [1] * 7)
+    running.add(other)
+    running.step()
+    assert running.running == [request, other], "nobody waits for what others have waited for in vain"
+    running.service.silent = False
+    finish(running)
     assert not running.service.lookups
+    evict_device(running)
+    run(running, Request("again", PROMPT))
+    assert running.loaded_blocks == 3
+
+
+def test_what_was_found_is_read_in_the_memory_where_it_was_found() -> None:
+    running = engine()
+    run(running, Request("first", PROMPT))
+    service, connector = running.service, running.connector
+    request = Request("again", PROMPT)
+    connector.add(request)
+    assert connector.find("again", 0, 3) == 3
+    before = service.pool
+    service.start()
+    connector.allocated("again", [5, 6, 7], 3)
+    (load,) = connector.step([], []).loads
+    assert load.pool == before
 
 
 def test_a_request_that_finds_nothing_does_not_ask_again() -> None:
@@ -149,6 +172,17 @@ def test_an_aborted_request_gives_back_what_it_found() -> None:
     assert running.service.lookups  # somebody still reads there
     finish(running)
     assert not running.service.lookups
+
+
+def test_what_was_left_behind_is_forgotten_when_the_cache_may_be_wiped() -> None:
+    running = engine(slots=1)
+    run(running, Request("first", PROMPT))
+    running.connector.forget_left()
+    running.service.evict()
+    for cache in running.caches:
+        cache[:] = [b"wiped"] * len(cache)
+    saves = [save for _ in range(3) for save in running.connector.step([], []).saves]
+    assert not saves
 
 
 def test_what_no_slot_was_granted_for_is_counted() -> None:

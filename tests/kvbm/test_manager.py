@@ -411,3 +411,16 @@ def test_unknown_policies_are_config_errors() -> None:
     for wrong in (config(policy="x"), config(disk_filter="x"), config(disk_offload="x")):
         with pytest.raises(ConfigError):
             BlockManager(wrong, [], 4)
+
+
+def test_a_disk_that_hangs_is_not_waited_for_for_long() -> None:
+    """Its reads do not even fail."""
+    world = world_with(config(), 64, 64, holds=64)
+    waited = []
+    for number in range(30):
+        answer = world.look_up(1, number, number, wait_s=0.5)
+        assert answer is not None
+        waited.append(answer.coming > 0)
+        world.wait(0.6)
+    assert waited[0]
+    assert sum(waited[10:]) <= 3, "one block now and then, to see whether it is back"

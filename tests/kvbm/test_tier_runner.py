@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from dynamo.errors import ConnectionLostError, OverloadedError
+from dynamo.errors import ConnectionLostError, OverloadedError, UnavailableError
 from dynamo.kvbm.effects import Fetch, Find, Forget, Write
 from dynamo.kvbm.storage.base import Copy, Outcome, Stored
 from dynamo.kvbm.tier_runner import BATCH_BLOCKS, CALLS_MAX, TierRunner
@@ -245,3 +245,14 @@ async def test_closing_ends_what_is_under_way(storage: ScriptedStorage, outcomes
     async with asyncio.timeout(5):
         await runner.close()
     assert (storage.under_way, storage.closed) == (0, 1)
+
+
+async def test_what_is_not_open_cannot_be_cleared(storage: ScriptedStorage, outcomes: Recorder) -> None:
+    """It would come back with all that it holds."""
+    storage.error = ConnectionLostError("gone")
+    runner = TierRunner(storage, outcomes)
+    runner.start()
+    await eventually(lambda: storage.opened > 0)
+    with pytest.raises(UnavailableError, match="gone"):
+        await runner.clear()
+    await runner.close()

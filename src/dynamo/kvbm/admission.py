@@ -52,6 +52,10 @@ class TierCost:
         self.latency_s += _NEWEST * (seconds - self.latency_s)
         self.block_s += _NEWEST * (seconds / beside - self.block_s)
 
+    def overdue(self, seconds: float) -> None:
+        """A block that was asked for so long ago has not arrived yet."""
+        self.latency_s = max(self.latency_s, self.latency_s + _NEWEST * (seconds - self.latency_s))
+
     def failed(self, now_s: float) -> None:
         """The tier is in trouble. Failures while it is being left alone are of the same trouble."""
         if self.is_paused(now_s):

@@ -49,7 +49,7 @@ class Arrivals:
             tier.books.end_read(key, good=True)
             return None
         block.key = key
-        arrival = Arrival(block=block, tier=of, stored=stored, beside=len(self) + 1)
+        arrival = Arrival(block=block, tier=of, stored=stored, begun_s=now_s, beside=len(self) + 1)
         self._by_slot[block.index] = self._by_key[key] = arrival
         self._effects.append(Fetch(of, Copy(block.index, stored)))
         return arrival

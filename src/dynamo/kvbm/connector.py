@@ -78,6 +78,7 @@ class Scheduled:
 @dataclass(slots=True)
 class _Lookup:
     id: int
+    pool: str  # the memory whose slots it finds
     generation: int
     start: int  # the block that it begins with
     end: int  # the one behind it
@@ -126,6 +127,7 @@ class Connector:
         self._lookup_wait_s = self._patience_s = lookup_wait_s
         self._requests: dict[str, _Request] = {}
         self._lookups = 0  # under way
+        self._unanswered: _Lookup | None = None  # whose time is up: while it stays so, the service is as good as gone
         self._loading: dict[int, _Loading] = {}
         self._loads: list[Load] = []  # for the next step
         self._given: set[int] = set()  # blocks that the next step or its loads write anew
@@ -178,7 +180,7 @@ class Connector:
         first = request.local - lookup.start
         slots = lookup.found.slots[first : first + load]
         end = request.local + len(slots)
-        job = Load(self._take_id(), self._client.pool, request_id, tuple(blocks[request.local : end]), tuple(slots))
+        job = Load(self._take_id(), lookup.pool, request_id, tuple(blocks[request.local : end]), tuple(slots))
         self._loading[job.id] = _Loading(request, lookup, job)
         self._loads.append(job)
         request.lookup = None
@@ -187,6 +189,7 @@ class Connector:
     def step(self, scheduled: Iterable[Scheduled], given: Iterable[int]) -> Step:
         """What the ranks are to do before the next step, which writes into blocks that were `given` anew."""
         self._client.poll()
+        self._hangs()  # lets go of what it has answered too late
         self._patience_s = self._lookup_wait_s
         if self._client.generation != self._generation:
             self._generation = self._client.generation
@@ -235,6 +238,10 @@ class Connector:
         else:
             self._saves.forget(request_id)
 
+    def forget_left(self) -> None:
+        """The cache may be wiped from now on: what no request holds is not saved any more."""
+        self._saves.forget_left()
+
     def close(self) -> None:
         self._client.close()
 
@@ -243,13 +250,15 @@ class Connector:
         return self._next_job
 
     def _look_up(self, request: _Request, limit: int) -> bool:
-        """False: there is no service."""
+        """False: there is no service, or none that answers."""
+        if self._hangs():
+            return False
         keys = b"".join(request.sequence.keys(request.local, limit))
         lookup = self._client.look_up(keys, self._onboard_timeout_ms)
         if lookup is None:
             return False
         deadline_s = self._now_s() + self._onboard_timeout_ms / 1e3 + DEADLINE_MARGIN_S
-        request.lookup = _Lookup(lookup, self._client.generation, request.local, limit, deadline_s)
+        request.lookup = _Lookup(lookup, self._client.pool, self._client.generation, request.local, limit, deadline_s)
         self._lookups += 1
         return True
 
@@ -260,8 +269,13 @@ class Connector:
         if not self._is_valid(lookup):
             self._drop_lookup(request)
             return 0
-        if (found is None or found.coming) and self._now_s() < lookup.deadline_s:
+        if (found is None or found.coming) and self._now_s() < lookup.deadline_s and not self._hangs():
             return None
+        if found is None and self._unanswered is None:
+            self._unanswered, request.lookup = lookup, None
+            self._lookups -= 1
+            request.asked = True
+            return 0
         end = lookup.start + len(found.slots if found is not None else ())
         for key in request.sequence.keys(end, min(end + 1, lookup.end)):
             self._known.discard(key)  # it was evicted: save it again, once it is computed
@@ -270,6 +284,17 @@ class Connector:
         self._drop_lookup(request)
         request.asked = True
         return 0
+
+    def _hangs(self) -> bool:
+        """Whether the service leaves a lookup unanswered whose time is up. Nobody else waits for it then."""
+        lookup = self._unanswered
+        if lookup is None:
+            return False
+        if self._is_valid(lookup) and self._client.answer(lookup.id) is None:
+            return True
+        self._unanswered = None
+        self._release(lookup)
+        return False
 
     def _is_valid(self, lookup: _Lookup) -> bool:
         return self._client.connected and lookup.generation == self._client.generation

@@ -84,6 +84,7 @@ class Arrival:
     block: Block
     tier: StorageTier
     stored: Stored
+    begun_s: float
     beside: int  # blocks under way when it began, itself included
     waiting: list[tuple[Lookup, int]] = field(default_factory=list)
     is_wanted: bool = True  # not if host memory was cleared since

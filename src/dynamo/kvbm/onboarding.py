@@ -89,6 +89,8 @@ class Onboarding:
             if lookup.asking is not None:
                 question = self._questions[lookup.asking]
                 self._tiers[question.tier].finds.took(now_s - question.asked_at_s, 1)
+            if (arrival := self._arrivals.get(lookup.keys[lookup.ready])) is not None:
+                self._tiers[arrival.tier].reads.overdue(now_s - arrival.begun_s)
             self._cut(lookup, lookup.ready)
 
     def found(self, number: int, blocks: int, now_s: float) -> None:

@@ -11,7 +11,7 @@ from dynamo.kvbm.slot import HEADER_BYTES
 
 logger = logging.getLogger(__name__)
 
-RETRY_S = 1.0  # after the memory could not be mapped
+RETRY_S = 10.0  # after a pool's memory could not be mapped: the engine's step waits for each attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,13 @@ class Rank(Generic[PoolT]):
 
     def map(self) -> None:
         """Maps the pool's memory, if there is a service."""
-        self._retry_s = self._now_s() + RETRY_S
         try:
             pool = self._map_pool()
         except DynamoError as error:
             logger.warning("the block manager's memory cannot be had: %s", error)
             return
+        finally:
+            self._retry_s = self._now_s() + RETRY_S
         self._drop()
         self._pool, self._copier = pool, self._make_copier(pool)
 

@@ -116,6 +116,11 @@ class Saves:
         """The request is at its end, and its blocks hold nothing."""
         self._begun.pop(request_id, None)
 
+    def forget_left(self) -> None:
+        """What requests have left behind may be overwritten from now on without a word."""
+        self._figures.dropped += len(self._left)
+        self._left.clear()
+
     def save_left(self, given: set[int]) -> None:
         """Begins with what is left, as far as slots go. Blocks in `given` are lost after this step."""
         if not self._left:

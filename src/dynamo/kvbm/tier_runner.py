@@ -107,13 +107,13 @@ class TierRunner:
             self._start(self._write(batch))
 
     async def clear(self) -> None:
-        """Raises DynamoError."""
+        """Raises DynamoError, also while the tier is not open: nobody could say what it will come back with."""
+        self._check_open()
         await self._call(self._storage.clear())
 
     async def read_into(self, copies: Sequence[Copy]) -> list[Outcome]:
         """A read that the manager does not know of. Raises DynamoError."""
-        if not self.is_open:
-            raise UnavailableError(f"the {self.tier} is not used: {self.reason}")
+        self._check_open()
         return await self._call(self._storage.read(copies))
 
     async def close(self) -> None:
@@ -276,6 +276,10 @@ class TierRunner:
         finally:
             self._forgetting = set()
             self._busy.difference_update(block.key for block in blocks)
+
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise UnavailableError(f"the {self.tier} is not used: {self.reason or 'it is being opened'}")
 
     async def _call(self, call: Awaitable[T]) -> T:
         """Raises DynamoError, whatever happens in there."""

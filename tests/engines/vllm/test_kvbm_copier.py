@@ -148,6 +148,17 @@ def test_a_copy_that_fails_is_told_and_the_next_goes_on() -> None:
     copier.close()
 
 
+def test_it_copies_where_it_may_not_choose_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pid: int, cpus: set[int]) -> None:
+        raise PermissionError("not here")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refused)
+    copier = CpuCopier([np.zeros((1, BLOCKS, 64), np.uint8)], np.zeros((SLOTS, 64), np.uint8))
+    copier.save(Save(1, "", (0,), (0,)))
+    assert [each.ok for each in done(copier, 1)] == [True]
+    copier.close()
+
+
 def test_closing_finishes_what_has_begun() -> None:
     slots = np.zeros((SLOTS, 64), np.uint8)
     copier = CpuCopier([np.full((1, BLOCKS, 64), 7, np.uint8)], slots)

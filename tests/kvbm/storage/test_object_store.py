@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import signal
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -248,6 +249,40 @@ async def test_a_store_that_does_not_answer(
     assert store.under_way == 0
     store.hangs_at = ""
     assert await within(storage.find(keys)) > 0
+
+
+class Halting(Store):
+    """The first block is asked for twice and fails then; the second time the others wait for `go`."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self.first = first
+        self.go = threading.Event()
+
+    async def _pass(self, key: str) -> None:
+        await super()._pass(key)
+        if self.asked.count(key) < 2:
+            return
+        if key == self.first:
+            raise ConnectionLostError("gone")
+        await asyncio.to_thread(self.go.wait)
+
+
+async def test_a_read_that_fails_has_ended_for_all_its_blocks(pool: SmallPool) -> None:
+    """Their slots are others' from then on."""
+    store = Halting(name(pool, 0))
+    storage = storage_of(pool, store)
+    await within(storage.open())
+    await written(pool, storage, 2)
+    del store.objects[name(pool, 0)]
+    store.asked.clear()
+    reading = asyncio.create_task(storage.read(without_places(copies(range(2)))))
+    await eventually(lambda: store.asked.count(name(pool, 1)) == 2)
+    asyncio.get_running_loop().call_later(0.2, store.go.set)
+    with pytest.raises(ConnectionLostError):
+        await within(reading)
+    assert store.go.is_set(), "a block was still being read"
+    await within(storage.close())
 
 
 async def test_who_is_cancelled(pool: SmallPool, storage: ObjectStorage, store: Store) -> None:

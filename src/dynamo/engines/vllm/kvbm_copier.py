@@ -3,6 +3,7 @@
 NumPy copies without the interpreter's lock and in one thread, whatever the engine has set for OpenMP.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -74,7 +75,8 @@ class CpuCopier:
         self._thread.join()
 
     def _run(self) -> None:
-        os.sched_setaffinity(0, _cpus())
+        with contextlib.suppress(OSError):  # it is slower then, but must run: steps wait for it
+            os.sched_setaffinity(0, _cpus())
         while (job := self._next()) is not None:
             begun_s = time.monotonic()
             ok = self._copy(job)

@@ -59,6 +59,7 @@ class KvbmScheduler:
     def stop_serving(self) -> None:
         """The weights may be others from now on: nothing is loaded or saved any more."""
         self._serves = False
+        self._connector.forget_left()
 
     def close(self) -> None:
         self._connector.close()

@@ -13,7 +13,7 @@ from dynamo.kvbm.layout import PoolLayout
 from dynamo.kvbm.slot import HEADER_BYTES, SlotHeader
 from dynamo.kvbm.storage.base import Copy, Outcome, Stored
 from dynamo.kvbm.storage.seals import THREADS, Seals
-from dynamo.kvbm.storage.threads import finish
+from dynamo.kvbm.storage.threads import finish, together
 from dynamo.protocols.kvbm import KEY_BYTES, StorageTier
 from dynamo.transfer import Agent, Blocks, ObjectStore, Region, open_store
 from dynamo.transfer.objects import ShortObjectError
@@ -65,7 +65,7 @@ class ObjectStorage:
         try:
             await self._fetch(copies)
         except (NotFoundError, ShortObjectError):  # of one: which is told by each alone
-            fetched = await asyncio.gather(*map(self._fetch_one, copies))
+            fetched = await together(map(self._fetch_one, copies))
         else:
             fetched = [Outcome.READ] * len(copies)
         here = [copy for copy, outcome in zip(copies, fetched, strict=True) if outcome is Outcome.READ]

@@ -17,6 +17,7 @@ from dynamo.errors import DynamoError, ProtocolError, UnsupportedFeatureError
 from dynamo.kvbm.layout import PoolLayout
 from dynamo.kvbm.storage.base import Copy, Outcome, Stored
 from dynamo.kvbm.storage.seals import THREADS, Seals
+from dynamo.kvbm.storage.threads import together
 from dynamo.protocols.kvbm import StorageTier
 from dynamo.transfer import Agent, Blocks, Region
 from dynamo.transfer.threads import Threads
@@ -89,7 +90,7 @@ class PeerStorage:
         for copy in copies:
             by_peer[self._whereabouts.get(copy.block.key)].append(copy)
         batches = [(peer, batch) for peer, batch in by_peer.items() if peer is not None]
-        read = await asyncio.gather(*(self._read_from(peer, batch) for peer, batch in batches))
+        read = await together(self._read_from(peer, batch) for peer, batch in batches)
         outcomes = {
             copy.slot: outcome
             for (_, batch), outcomes in zip(batches, read, strict=True)

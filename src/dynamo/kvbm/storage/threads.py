@@ -1,7 +1,7 @@
 """Work that threads do for a tier: what was begun is waited for, whatever happens, for it is at memory of others."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -22,11 +22,21 @@ async def finish(future: "Future[T]") -> T:
         raise
 
 
+async def together(works: Iterable[Awaitable[T]]) -> list[T]:
+    """What comes of each. An error of one, or being cancelled, is heard of when all have ended, and not before."""
+    results: list[T] = []
+    for end in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(end, BaseException):
+            raise end
+        results.append(end)
+    return results
+
+
 async def spread(threads: Threads, count: int, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
     """What `work` makes of each item, in `count` threads at a time."""
     parts = [items[i::count] for i in range(min(count, len(items)))]
     futures = [threads.submit(_each, work, part) for part in parts]
-    made = await asyncio.gather(*map(finish, futures))
+    made = await together(map(finish, futures))
     return [made[i % count][i // count] for i in range(len(items))]
 
 
