@@ -17,7 +17,7 @@ from dynamo.engines.vllm.side_channel import side_channel
 from dynamo.engines.worker import Worker, run_workers
 from dynamo.errors import ConfigError, UnavailableError
 from dynamo.kvbm.figures import kvbm_metrics
-from dynamo.kvbm.launch import ensure_service
+from dynamo.kvbm.launch import START_TIMEOUT_S, ensure_service
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.parent import follow_parent
 from dynamo.runtime.request_plane.tcp import reachable
@@ -41,15 +41,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # importing vLLM takes long enough to change one's mind
         return 130
     try:
-        if config.kvbm.is_enabled:
-            ensure_service(config.kvbm, config)
+        seek_block_manager(config)
         with _side_channel(config, engine_config):
             return run_workers(config, [_worker(config, engine_config)])
-    except (ConfigError, UnavailableError) as error:
+    except ConfigError as error:
         logger.error("%s", error)
         return 1
     finally:
         gc.unfreeze()  # what stays frozen at the exit, Triton's bindings report as leaks, at length
+
+
+def seek_block_manager(config: VllmConfig, timeout_s: float = START_TIMEOUT_S) -> None:
+    """Sees to it that there is one, if it is wanted. Where that fails, the engine serves without until there is.
+
+    Raises ConfigError for a socket that cannot be.
+    """
+    if not config.kvbm.is_enabled:
+        return
+    try:
+        ensure_service(config.kvbm, config, timeout_s)
+    except UnavailableError as error:
+        logger.warning("KV blocks are not kept beyond the device until there is a block manager: %s", error)
 
 
 def _side_channel(config: VllmConfig, engine_config: "EngineConfig") -> AbstractContextManager[None]:
