@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.kvbm_engine import Engine, engine
+from benchmarks.kvbm_hooks import HookFigures, read_figures
 from benchmarks.kvbm_prompts import unique_prompts
 from benchmarks.kvbm_service import block_manager
-from benchmarks.kvbm_timed import HookFigures, read_figures
 
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 8, 500, 32  # of a turn
 PAIRS = 9

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from unittest import mock
 
+from benchmarks.kvbm_hooks import DIRECTORY
 from dynamo.engines.vllm.args import parse_command_line
 from dynamo.errors import InternalError
 from dynamo.protocols.generation import PreprocessedRequest, SamplingOptions, StopConditions
@@ -92,8 +93,6 @@ async def engine(model: str, flags: Sequence[str] = (), hooks: str = "") -> Asyn
 
 
 def _time_hooks(config: "EngineConfig", directory: str) -> None:
-    from benchmarks.kvbm_timed import DIRECTORY
-
     os.environ[DIRECTORY] = directory
     transfer = config.kv_transfer_config
     assert transfer is not None

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.kvbm_hooks import DIRECTORY, HookFigures
 from dynamo.engines.vllm.kvbm_connector import DynamoKvbmConnector
 
-DIRECTORY = "DYN_BENCH_HOOKS"  # the environment variable that says where the figures go
 _HOOKS = (
     "on_new_request",
     "get_num_new_matched_tokens",
@@ -32,15 +32,6 @@ _HOOKS = (
     "build_connector_worker_meta",
 )
 _WRITE_EVERY = 50  # calls
-
-
-class HookFigures(msgspec.Struct):
-    """Of one process since its start."""
-
-    role: str
-    cpu_s: float = 0.0
-    wall_s: float = 0.0
-    calls: int = 0
 
 
 class TimedKvbmConnector(DynamoKvbmConnector):
@@ -68,9 +59,3 @@ class TimedKvbmConnector(DynamoKvbmConnector):
                     self._path.write_bytes(msgspec.json.encode(figures))
 
         return timed
-
-
-def read_figures(directory: Path) -> dict[str, HookFigures]:
-    """By role, of all processes that have written there."""
-    found = (msgspec.json.decode(path.read_bytes(), type=HookFigures) for path in directory.glob("*.json"))
-    return {figures.role: figures for figures in found}
