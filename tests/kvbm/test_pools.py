@@ -97,6 +97,10 @@ async def test_an_engine_that_is_back_finds_its_pool(make_pools: MakePools) -> N
     pools.left("one", "rank")
     again = pools.engine(attach("two"))
     assert again.pool is engine.pool
+    late = pools.engine(attach("one"))
+    assert late.name != engine.name, "what its processes were told before, they must not do now"
+    late.add_rank("rank")
+    assert pools.engine(attach("one")).name == late.name
     with pytest.raises(TimeoutError):
         await within(pools.abandoned(), 0.3)
     assert len(pools.figures()) == 1

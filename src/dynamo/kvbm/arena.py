@@ -1,7 +1,6 @@
 """Host memory for the slots of one pool, which engines map too."""
 
 import os
-import secrets
 from collections.abc import Callable
 
 from dynamo.errors import InvalidRequestError, OverloadedError
@@ -29,7 +28,6 @@ class HostArena:
         self.fd = -1
         if slots < 1:
             raise InvalidRequestError("a pool needs memory for one block at least")
-        self.name = secrets.token_hex(8)  # no other has it
         self.slots = slots
         self.slot_bytes = slot_bytes
         self.ready = 0

@@ -1,5 +1,6 @@
 """Which connections belong to an engine, and until when somebody may use the slots that it has."""
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,6 +28,9 @@ class Engine:
 
     def __init__(self, pool: PoolShell) -> None:
         self.pool = pool
+        # Whoever speaks of slots says whose. A rank that comes when this engine is gone is another one's, by another
+        # name: what it was to copy before that, it does not.
+        self.name = secrets.token_hex(8)
         self._ranks: set[object] = set()
         self._sessions: list[Session] = []
 

@@ -145,7 +145,7 @@ class KvbmServer:
         engine = self._pools.engine(request)
         arena = engine.pool.arena
         attached = Attached(
-            slots=arena.slots, slot_bytes=arena.slot_bytes, memory_bytes=arena.memory_bytes, pool=arena.name
+            slots=arena.slots, slot_bytes=arena.slot_bytes, memory_bytes=arena.memory_bytes, pool=engine.name
         )
         self._owners[connection] = request.owner
         connection.send_with(attached, arena.fd)

@@ -135,7 +135,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1
     slots: int
     slot_bytes: int
     memory_bytes: int
-    pool: str = ""  # names this memory: a service that was started anew has another
+    pool: str = ""  # names the engine's part in this memory: it has another when all its connections were closed
 
 
 class Granted(msgspec.Struct, frozen=True, array_like=True, tag=101):
