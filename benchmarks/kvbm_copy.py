@@ -39,9 +39,10 @@ def measure(rounds: int = ROUNDS) -> Speeds:
         for number in range(rounds):
             blocks = tuple(chance.permutation(CACHE_BLOCKS)[:BLOCKS].tolist())
             slots = tuple(chance.permutation(SLOTS)[:BLOCKS].tolist())
-            save, load = Save(2 * number, "", blocks, slots), Load(2 * number + 1, "", "", blocks, slots)
-            gather.append(_gb_s(lambda save=save: _wait(copier, lambda: copier.save(save))))  # type: ignore[misc]
-            scatter.append(_gb_s(lambda load=load: _wait(copier, lambda: copier.load(load))))  # type: ignore[misc]
+            save, load = Save(3 * number, "", blocks, slots), Load(3 * number + 1, "", "", blocks, slots)
+            gather.append(_gb_s(lambda save=save: _save(copier, save)))  # type: ignore[misc]
+            last = Save(3 * number + 2, "", blocks[:1], slots[:1])
+            scatter.append(_gb_s(lambda load=load, last=last: _load(copier, load, last)))  # type: ignore[misc]
             memcpy.append(_gb_s(lambda: np.copyto(target, source)))
     finally:
         copier.close()
@@ -60,10 +61,15 @@ def report(speeds: Speeds) -> str:
     return "\n".join(lines)
 
 
-def _wait(copier: CpuCopier, begin: Callable[[], None]) -> None:
-    begin()
-    while not copier.take_done():
-        time.sleep(0)
+def _save(copier: CpuCopier, save: Save) -> None:
+    copier.save(save)
+    copier.fence([save.id])
+
+
+def _load(copier: CpuCopier, load: Load, last: Save) -> None:
+    """Loads go first, and only saves can be waited for: with `last`, of one block, it is done."""
+    copier.load(load)
+    _save(copier, last)
 
 
 def _gb_s(copy: Callable[[], None]) -> float:

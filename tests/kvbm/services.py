@@ -51,6 +51,12 @@ class TestEngine:
         self.client = ServiceClient(path, attach)
         self.pool: MappedPool = map_pool(path, rank_attach, 5.0)
 
+    async def connected(self) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not self.client.connected:
+                self.client.poll(0.01)
+                await asyncio.sleep(0)
+
     async def slots(self, count: int) -> list[int]:
         async with asyncio.timeout(DEADLINE_S):
             while self.client.granted < count:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -30,7 +30,7 @@ from dynamo.protocols.kvbm import (
     Verify,
 )
 from dynamo.testing.program import Program, program
-from dynamo.testing.waiting import eventually
+from dynamo.testing.waiting import DEADLINE_S, eventually
 from tests.kvbm.scripted_service import SLOT_BYTES, attach
 from tests.kvbm.services import TestClient, TestEngine, connected, content, key, keys, names, service
 
@@ -67,17 +67,20 @@ def tier(pool: PoolFigures, name: StorageTier) -> TierFigures:
     return next(tier for tier in pool.tiers if tier.tier is name)
 
 
+async def until(path: Path, name: StorageTier, condition: Callable[[TierFigures], bool]) -> None:
+    """Asks the service again and again: it tells nobody of each of its steps."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition(tier(await figures(path), name)):
+            pass
+
+
 async def until_ready(path: Path, name: StorageTier) -> None:
     """What is stored before does not go down."""
-    async with asyncio.timeout(10):
-        while tier(await figures(path), name).state != "ready":  # noqa: ASYNC110 - of another process
-            await asyncio.sleep(0.01)
+    await until(path, name, lambda figures: figures.state == "ready")
 
 
 async def until_tier(path: Path, name: StorageTier, blocks: int) -> None:
-    async with asyncio.timeout(10):
-        while tier(await figures(path), name).blocks != blocks:  # noqa: ASYNC110 - another process's
-            await asyncio.sleep(0.01)
+    await until(path, name, lambda figures: figures.blocks == blocks)
 
 
 async def test_what_one_engine_stores_another_reads(path: Path) -> None:
@@ -127,10 +130,7 @@ async def test_a_killed_service_costs_its_memory_and_nothing_else(path: Path, tm
         there = engine(path, disk=tmp_path)
         await until_tier(path, StorageTier.DISK, len(NUMBERS))
         assert await there.read(NUMBERS) == [content(number) for number in NUMBERS]
-        async with asyncio.timeout(10):
-            while not here.client.connected:
-                here.client.poll(0.01)
-                await asyncio.sleep(0.01)
+        await here.connected()
         assert here.client.generation == generation + 1
         assert here.client.pool == there.pool.pool
         assert here.client.pool != here.pool.pool, "it has to map the new memory"
@@ -143,9 +143,7 @@ async def test_what_went_to_an_object_store_any_service_finds(path: Path, tmp_pa
         here = engine(path, store=tmp_path)
         await until_ready(path, StorageTier.OBJECT)
         await here.store(NUMBERS)
-        async with asyncio.timeout(10):
-            while tier(await figures(path), StorageTier.OBJECT).stored_blocks < len(NUMBERS):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(path, StorageTier.OBJECT, lambda figures: figures.stored_blocks >= len(NUMBERS))
         here.close()
     async with service(path.with_name("other")):
         there = engine(path.with_name("other"), store=tmp_path)

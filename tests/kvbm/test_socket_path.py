@@ -6,12 +6,13 @@ import pytest
 
 from dynamo.errors import AuthenticationError, ConfigError, ConnectionLostError
 from dynamo.kvbm.socket_path import check_peer, connect, default_socket, private_directory
+from dynamo.runtime.user_directory import user_directory
 
 
 def test_where_it_is() -> None:
     assert default_socket({"DYN_KVBM_SOCKET": "/a/b", "XDG_RUNTIME_DIR": "/run/me"}) == Path("/a/b")
     assert default_socket({"XDG_RUNTIME_DIR": "/run/me"}) == Path("/run/me/dynamo/kvbm.sock")
-    assert default_socket({}) == Path(f"/tmp/dynamo-{os.getuid()}/kvbm.sock")
+    assert default_socket({}) == user_directory() / "kvbm.sock"
 
 
 def test_a_directory_is_made_for_us_alone(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import cast
 
 from dynamo.errors import DynamoError, InternalError, to_info
 from dynamo.kvbm.frames import frame, request_reader
+from dynamo.kvbm.socket_path import check_peer
 from dynamo.protocols.kvbm import Refused, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -15,6 +17,7 @@ logger = logging.getLogger(__name__)
 UNREAD_BYTES_MAX = 8 << 20  # that wait for a client; one that reads nothing of them is cut off
 FIRST_WORD_S = 10.0  # within which a client says what it wants
 
+OnMade = Callable[["Connection"], None]
 OnRequest = Callable[["Connection", Request], None]
 OnClosed = Callable[["Connection"], None]
 
@@ -22,12 +25,12 @@ OnClosed = Callable[["Connection"], None]
 class Connection(asyncio.Protocol):
     """Hands on what comes, frame by frame and at once, so nothing queues up on the way in."""
 
-    def __init__(self, sock: socket.socket, on_request: OnRequest, on_closed: OnClosed) -> None:
-        """`on_request` may raise a DynamoError, which ends the connection and no other."""
+    def __init__(self, on_made: OnMade, on_request: OnRequest, on_closed: OnClosed) -> None:
+        """`on_made` and `on_request` may raise a DynamoError, which ends the connection and no other."""
         self.reads = True  # whether the client keeps up
         self.on_reads: Callable[[], None] | None = None  # when it does again
-        self._socket = sock
         self._reader = request_reader()
+        self._on_made = on_made
         self._on_request = on_request
         self._on_closed = on_closed
         self._transport: asyncio.Transport | None = None
@@ -45,8 +48,14 @@ class Connection(asyncio.Protocol):
     def send_with(self, reply: Reply, fd: int) -> None:
         """The first reply, with a file descriptor. Raises OSError when the client does not take it."""
         data = frame(reply)
-        if socket.send_fds(self._socket, [data], [fd]) != len(data):
-            raise BlockingIOError("it does not read")
+        with self._raw_socket() as sock:
+            if socket.send_fds(sock, [data], [fd]) != len(data):
+                raise BlockingIOError("it does not read")
+
+    def _raw_socket(self) -> socket.socket:
+        """What transports do not let one do; to be closed at once, the connection stays."""
+        assert self._transport is not None
+        return socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
 
     def refuse(self, error: DynamoError) -> None:
         """Says why, and closes."""
@@ -64,6 +73,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._silence = asyncio.get_running_loop().call_later(FIRST_WORD_S, self.close)
+        try:
+            with self._raw_socket() as sock:
+                check_peer(sock)
+            self._on_made(self)
+        except DynamoError as error:
+            logger.warning("a connection is refused: %s", error)
+            self.refuse(error)
 
     def data_received(self, data: bytes) -> None:
         if self._silence is not None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from dynamo.kvbm.jobs import Done, Load, Step
 from dynamo.kvbm.known_keys import KnownKeys
-from dynamo.kvbm.saves import Saves
+from dynamo.kvbm.saves import BlockSequence, Saves, SlotSource
 from dynamo.protocols.kvbm import Found, Report
 
 LOOKUPS_MAX = 64  # under way at a time
@@ -19,22 +19,8 @@ DEADLINE_MARGIN_S = 0.25  # after which an answer that was due is not waited for
 _REPORT_INTERVAL_S = 1.0
 
 
-class Client(Protocol):
+class Client(SlotSource, Protocol):
     """dynamo.kvbm.client.ServiceClient, as far as it is used here."""
-
-    @property
-    def connected(self) -> bool: ...
-
-    @property
-    def generation(self) -> int: ...
-
-    @property
-    def granted(self) -> int: ...
-
-    @property
-    def pool(self) -> str: ...
-
-    def take_slots(self, count: int) -> list[int]: ...
 
     def look_up(self, keys: bytes, wait_ms: int) -> int | None: ...
 
@@ -44,26 +30,9 @@ class Client(Protocol):
 
     def release(self, lookups: list[int]) -> None: ...
 
-    def commit(self, slots: list[int], keys: bytes, names: bytes) -> None: ...
-
-    def discard(self, slots: list[int]) -> None: ...
-
     def report(self, report: Report) -> None: ...
 
     def close(self) -> None: ...
-
-
-class BlockSequence(Protocol):
-    """The full blocks of a request. Their keys stay what they are; more come as it generates."""
-
-    @property
-    def request_id(self) -> str: ...
-
-    def keys(self, start: int, end: int) -> Sequence[bytes]: ...
-
-    def names(self, start: int, end: int) -> Sequence[int]:
-        """As routers know them; 0 for what they do not."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,15 +37,17 @@ class SlotSource(Protocol):
     def discard(self, slots: list[int]) -> None: ...
 
 
-class Keyed(Protocol):
-    """dynamo.kvbm.connector.BlockSequence."""
+class BlockSequence(Protocol):
+    """The full blocks of a request. Their keys stay what they are; more come as it generates."""
 
     @property
     def request_id(self) -> str: ...
 
     def keys(self, start: int, end: int) -> Sequence[bytes]: ...
 
-    def names(self, start: int, end: int) -> Sequence[int]: ...
+    def names(self, start: int, end: int) -> Sequence[int]:
+        """As routers know them; 0 for what they do not."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Saves:
         """Whether a step of the engine would get on with it."""
         return bool(self._jobs) or (bool(self._left) and self._slots.connected and self._slots.granted > 0)
 
-    def save(self, sequence: Keyed, computed: int, blocks: Callable[[], Sequence[int]]) -> None:
+    def save(self, sequence: BlockSequence, computed: int, blocks: Callable[[], Sequence[int]]) -> None:
         """Begins with those of the request's first `computed` blocks that are not in the pool, as far as slots go."""
         begun = self._begun.get(sequence.request_id, 0)
         if computed <= begun or not self._slots.granted:
@@ -105,7 +107,7 @@ class Saves:
         rest = candidates[len(slots) :]
         self._begun[sequence.request_id] = rest[0][0] if rest else computed  # what has no slot yet is tried again
 
-    def leave(self, sequence: Keyed, computed: int, blocks: Sequence[int]) -> None:
+    def leave(self, sequence: BlockSequence, computed: int, blocks: Sequence[int]) -> None:
         """The request is at its end: what is not saved of it is, until its blocks are given to others."""
         begun = self._begun.pop(sequence.request_id, 0)
         if self._slots.connected:
@@ -168,7 +170,9 @@ class Saves:
         figures, self._figures = self._figures, SaveFigures()
         return figures
 
-    def _candidates(self, sequence: Keyed, start: int, end: int, blocks: Sequence[int]) -> list[tuple[int, _Block]]:
+    def _candidates(
+        self, sequence: BlockSequence, start: int, end: int, blocks: Sequence[int]
+    ) -> list[tuple[int, _Block]]:
         """With their places in the request."""
         if start >= end:
             return []

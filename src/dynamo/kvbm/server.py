@@ -1,7 +1,6 @@
 """Who connects to the service, and what each is answered."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -9,12 +8,11 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from dynamo.errors import AuthenticationError, ConfigError, DynamoError, OverloadedError, ProtocolError
+from dynamo.errors import ConfigError, DynamoError, OverloadedError, ProtocolError
 from dynamo.kvbm.connection import Connection
 from dynamo.kvbm.engine_sessions import Engine
 from dynamo.kvbm.follower import Follower
 from dynamo.kvbm.pools import Pools
-from dynamo.kvbm.socket_path import check_peer
 from dynamo.kvbm.verify import verify
 from dynamo.protocols.kvbm import (
     KVBM_VERSION,
@@ -34,6 +32,7 @@ from dynamo.protocols.kvbm import (
     Stop,
     Verify,
 )
+from dynamo.runtime.acceptor import Acceptor
 from dynamo.runtime.background import in_background
 
 logger = logging.getLogger(__name__)
@@ -50,8 +49,7 @@ class KvbmServer:
         self._path = path
         self._pools = pools
         self._stop = stop
-        self._listening: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._acceptor: Acceptor | None = None
         self._connections: set[Connection] = set()
         self._sessions: dict[Connection, tuple[Engine, int]] = {}  # of schedulers
         self._owners: dict[Connection, str] = {}  # of schedulers and ranks
@@ -73,45 +71,24 @@ class KvbmServer:
         except OSError as error:
             listening.close()
             raise ConfigError(f"cannot listen at {self._path}: {error}") from error
-        self._listening = listening
-        self._accepting = in_background(self._accept(listening), "kvbm-accept")
+        self._acceptor = Acceptor(listening, lambda: Connection(self._on_made, self._on_request, self._on_closed))
 
     async def close(self) -> None:
         """All connections end. Idempotent."""
-        if self._listening is None or self._accepting is None:
+        if self._acceptor is None:
             return
         self._path.unlink(missing_ok=True)
-        self._accepting.cancel()
-        await asyncio.wait([self._accepting])
-        self._listening.close()
-        self._listening = None
+        await self._acceptor.stop()
+        self._acceptor = None
         for task in tuple(self._work):
             task.cancel()
         for connection in tuple(self._connections):
             connection.close()
 
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listening)
-            except OSError as error:  # too many descriptors: others may be closed soon
-                logger.warning("cannot accept a connection: %s", error)
-                await asyncio.sleep(1.0)
-                continue
-            with contextlib.ExitStack() as stack:
-                stack.callback(sock.close)
-                try:
-                    check_peer(sock)
-                    if len(self._connections) >= CONNECTIONS_MAX:
-                        raise OverloadedError(f"there are {CONNECTIONS_MAX} connections already")
-                    connection = Connection(sock, self._on_request, self._on_closed)
-                    await loop.connect_accepted_socket(lambda made=connection: made, sock)  # type: ignore[misc]
-                except (OSError, AuthenticationError, OverloadedError) as error:
-                    logger.warning("a connection is refused: %s", error)
-                    continue
-                stack.pop_all()
-                self._connections.add(connection)
+    def _on_made(self, connection: Connection) -> None:
+        if len(self._connections) >= CONNECTIONS_MAX:
+            raise OverloadedError(f"there are {CONNECTIONS_MAX} connections already")
+        self._connections.add(connection)
 
     # Requests
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dynamo.errors import AuthenticationError, ConfigError, ConnectionLostError
+from dynamo.runtime.user_directory import user_directory
 
 SOCKET_VARIABLE = "DYN_KVBM_SOCKET"
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -20,7 +21,7 @@ def default_socket(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(named)
     if runtime := environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "dynamo" / "kvbm.sock"
-    return Path(f"/tmp/dynamo-{os.getuid()}/kvbm.sock")  # noqa: S108 - checked by private_directory()
+    return user_directory() / "kvbm.sock"
 
 
 def private_directory(path: Path) -> None:

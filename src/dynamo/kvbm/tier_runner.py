@@ -4,8 +4,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from dynamo.errors import DynamoError, InternalError, OverloadedError, UnavailableError
 from dynamo.kvbm.effects import Fetch, Find, Forget, Write
@@ -205,15 +205,12 @@ class TierRunner:
         self._forgetting = {block.place for block in ready}
         self._start(self._forget(ready))
 
-    def _start_read(self, call: Awaitable[None]) -> None:
+    def _start_read(self, call: Coroutine[Any, Any, None]) -> None:
         self._reads_under_way += 1
         self._start(call)
 
-    def _start(self, call: Awaitable[None]) -> None:
-        async def run() -> None:
-            await call
-
-        task = in_background(run(), f"kvbm-{self.tier}")
+    def _start(self, call: Coroutine[Any, Any, None]) -> None:
+        task = in_background(call, f"kvbm-{self.tier}")
         self._calls.add(task)
         task.add_done_callback(self._ended)
 

@@ -1,7 +1,6 @@
 """The directory of a pool on the disk: who uses it, and what is in it."""
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import msgspec
 from dynamo.errors import ConfigError
 from dynamo.kvbm.layout import PoolLayout
 from dynamo.kvbm.storage.slab import SlabShape
+from dynamo.runtime.lock_file import lock_file
 from dynamo.transfer.open_file import failure
 
 _FORMAT = 1  # of slabs
@@ -87,12 +87,9 @@ class PoolDirectory:
 
     def _acquire(self) -> None:
         self.close()
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._lock = descriptor
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_file(self.path / "lock")
         except BlockingIOError:
-            self.close()
             raise ConfigError(f"another block manager uses {self.path}") from None
 
     def _read(self) -> _Record | None:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from dynamo.errors import ConfigError
 from dynamo.runtime.discovery.base import Delete, Event, Put, Watch
 from dynamo.runtime.discovery.entry_file import OwnedEntry, SeenEntry, create_entry, entry_names, open_entry
+from dynamo.runtime.user_directory import user_directory
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ POLL_INTERVAL_S = 0.1  # a birth or death is seen within this time
 
 def default_directory() -> Path:
     """A directory for this user only."""
-    return Path(tempfile.gettempdir()) / f"dynamo-{os.getuid()}" / "discovery"
+    return user_directory() / "discovery"
 
 
 class FileRegistration:
