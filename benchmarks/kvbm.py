@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2", help="what to serve (default: smollm2)")
     parser.add_argument("--rounds", type=int, default=5, help="of ttft and peer (default: 5)")
     parser.add_argument("--turn-rounds", type=int, default=1, help="of turns (default: 1)")
+    parser.add_argument("--pairs", type=int, default=kvbm_cost.PAIRS, help="of cost (default: 9)")
     parser.add_argument("--directory", type=Path, help="where disk and object tiers are (default: a temporary one)")
     arguments = parser.parse_args(argv)
     model = str(resolve_model(arguments.model, weights=True))
@@ -45,7 +46,7 @@ async def _measure(part: str, model: str, directory: Path, arguments: argparse.N
         case "turns":
             return kvbm_turns.table(await kvbm_turns.measure(model, directory, arguments.turn_rounds))
         case "cost":
-            return kvbm_cost.report(await kvbm_cost.measure(model, directory))
+            return kvbm_cost.report(await kvbm_cost.measure(model, directory, arguments.pairs))
         case _:
             return kvbm_copy.report(kvbm_copy.measure())
 

@@ -30,7 +30,7 @@ class Cost:
     busy_s: float  # how long the engine with tiers was at work
 
 
-async def measure(model: str, directory: Path, pairs: int = PAIRS) -> Cost:
+async def measure(model: str, directory: Path, pairs: int) -> Cost:
     found, busy_s = list[Pair](), 0.0
     prompts = unique_prompts(PROMPT_TOKENS, seed=3)
     hooks = directory / "hooks"
