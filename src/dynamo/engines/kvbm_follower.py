@@ -12,6 +12,7 @@ from dynamo.kvbm.socket_path import connect
 from dynamo.protocols.kvbm import KVBM_VERSION, Figures, Follow, PoolFigures, Refused, Reply, TierChanges
 from dynamo.runtime.background import in_background
 from dynamo.runtime.backoff import Backoff
+from dynamo.runtime.connected_socket import adopted_streams
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,8 @@ class KvbmFollower:
         """Until the connection is lost, which is an error."""
         sock = connect(self._path, timeout_s=0)
         try:
-            reader, writer = await asyncio.open_unix_connection(sock=sock)
+            reader, writer = await adopted_streams(sock)
         except OSError as error:
-            sock.close()
             raise ConnectionLostError(f"the block manager's service cannot be reached: {error}") from error
         try:
             writer.write(frame(Follow(version=KVBM_VERSION, owner=self._owner)))

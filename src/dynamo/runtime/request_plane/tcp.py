@@ -20,6 +20,7 @@ import msgspec
 
 from dynamo.errors import UnreachableError
 from dynamo.runtime.acceptor import Acceptor
+from dynamo.runtime.connected_socket import adopt
 from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
 from dynamo.runtime.listening_socket import bind, is_loopback
 from dynamo.runtime.request_plane.base import Address
@@ -118,10 +119,10 @@ async def _connect_unix(name: str, make: Callable[[], CallerConnection]) -> Call
     sock.setblocking(False)
     try:
         await loop.sock_connect(sock, f"\0{name}")
-        _, connection = await loop.create_unix_connection(make, sock=sock)
     except BaseException:
         sock.close()
         raise
+    _, connection = await adopt(sock, make)
     return connection
 
 
