@@ -1,10 +1,10 @@
 import os
-from pathlib import Path
 
 import pytest
 
 from dynamo.errors import InvalidRequestError, OverloadedError
 from dynamo.kvbm.arena import MARGIN_BYTES, HostArena
+from dynamo.testing.descriptors import open_descriptors
 from dynamo.transfer.memory import view_of
 from dynamo.transfer.shared_memory import mapped
 
@@ -80,7 +80,7 @@ def test_it_can_be_given_back() -> None:
 
 @pytest.mark.parametrize(("slots", "error"), [(0, InvalidRequestError), (2**60, OverloadedError)])
 def test_sizes_that_cannot_be(slots: int, error: type[Exception]) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_descriptors("memfd:dynamo-kvbm")
     with pytest.raises(error):
         HostArena(slots, SLOT_BYTES)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_descriptors("memfd:dynamo-kvbm") == before

@@ -1,6 +1,5 @@
 """Against a service whose every word is the test's."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from dynamo.kvbm import client as client_module
 from dynamo.kvbm.arena import HostArena
 from dynamo.kvbm.client import MappedPool, ServiceClient, map_pool
 from dynamo.protocols.kvbm import Commit, Discard, Found, Granted, LookUp, Refused, Release, Report
+from dynamo.testing.descriptors import open_descriptors
 from tests.kvbm.scripted_service import ATTACHED, SLOT_BYTES, Connection, ScriptedService, attach, scripted_service
 
 FOUND = Found(0, [5, 6], 1, [2, 0, 0, 0])
@@ -187,7 +187,7 @@ def mapped(path: Path, service: ScriptedService, arena: HostArena) -> tuple[Mapp
 
 def test_a_rank_has_the_services_memory(path: Path, service: ScriptedService) -> None:
     arena = HostArena(64, SLOT_BYTES)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     pool, connection = mapped(path, service, arena)
     pool.slot(63)[:4] = b"here"
     assert bytes(arena.slot(63)[:4]) == b"here"
@@ -199,7 +199,7 @@ def test_a_rank_has_the_services_memory(path: Path, service: ScriptedService) ->
     assert connection.socket.recv(1) == b"", "the service hears of it"
     assert not pool.alive()
     assert bytes(view[:4]) == b"here", "a view keeps its memory"
-    assert len(os.listdir("/proc/self/fd")) == before + 1, "but for the test's own end"
+    assert open_descriptors() == before + 1, "but for the test's own end"
 
 
 def test_a_rank_sees_that_the_service_is_gone(path: Path, service: ScriptedService) -> None:

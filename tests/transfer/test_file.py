@@ -24,6 +24,7 @@ from dynamo.errors import (
     RequestCancelledError,
 )
 from dynamo.testing import within
+from dynamo.testing.descriptors import open_descriptors
 from dynamo.transfer import Agent, file, runs, storage
 
 KIB = 1 << 10
@@ -69,17 +70,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     return made
 
 
-def descriptors(path: Path) -> int:
-    """How many of this process are open for the file."""
-    found = 0
-    for each in Path("/proc/self/fd").iterdir():
-        try:
-            found += each.readlink() == path
-        except FileNotFoundError:
-            continue  # that of the listing itself
-    return found
-
-
 async def arrived(gate: Gate) -> None:
     assert await within(asyncio.to_thread(gate.arrived.wait, 10))
 
@@ -121,7 +111,7 @@ async def test_files_that_are_read_only(agent: Agent, path: Path) -> None:
 async def test_descriptors_are_closed(agent: Agent, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = agent.register(bytearray(10))
     region = agent.register_file(path)
-    assert descriptors(path) > 0
+    assert open_descriptors(str(path)) > 0
     await within(agent.read(ours.all(), region.blocks([0], 10)))
     agent.deregister(region)
     with pytest.raises(InvalidRequestError):
@@ -129,11 +119,11 @@ async def test_descriptors_are_closed(agent: Agent, path: Path, monkeypatch: pyt
     monkeypatch.setattr(storage, "STORED_MAX", 0)
     with pytest.raises(OverloadedError):
         agent.register_file(path)
-    assert descriptors(path) == 0
+    assert open_descriptors(str(path)) == 0
     monkeypatch.undo()
     agent.register_file(path)
     await within(agent.close())
-    assert descriptors(path) == 0
+    assert open_descriptors(str(path)) == 0
 
 
 async def test_no_descriptor_is_closed_under_a_copy(agent: Agent, path: Path, gate: Gate) -> None:
@@ -142,11 +132,11 @@ async def test_no_descriptor_is_closed_under_a_copy(agent: Agent, path: Path, ga
     transfer = agent.read(ours.blocks(pages, 4 * KIB), theirs.blocks(pages, 4 * KIB))
     await arrived(gate)
     agent.deregister(theirs)
-    assert descriptors(path) > 0
+    assert open_descriptors(str(path)) > 0
     gate.opened.set()
     with pytest.raises(ConnectionLostError, match="deregistered"):
         await within(transfer)
-    assert descriptors(path) == 0
+    assert open_descriptors(str(path)) == 0
     assert transfer.done_bytes == 4 * KIB
     assert not any(ours.view()[4 * KIB :])
 

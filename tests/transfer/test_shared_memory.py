@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from dynamo.errors import ConnectionLostError, InvalidRequestError, OverloadedError
+from dynamo.testing.descriptors import open_descriptors
 from dynamo.transfer import Agent
 from dynamo.transfer.memory import view_of
 from dynamo.transfer.shared_memory import SharedMemory, mapped
@@ -32,10 +33,10 @@ async def test_zeros_of_any_size() -> None:
 @pytest.mark.parametrize(("size_bytes", "error"), [(-1, InvalidRequestError), (2**63, OverloadedError)])
 async def test_sizes_that_cannot_be(size_bytes: int, error: type[Exception]) -> None:
     async with Agent("a") as near:
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors("memfd:dynamo-transfer")
         with pytest.raises(error):
             near.allocate(size_bytes)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_descriptors("memfd:dynamo-transfer") == before
 
 
 async def test_a_view_keeps_its_memory() -> None:

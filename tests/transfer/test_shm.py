@@ -16,6 +16,7 @@ import pytest
 
 from dynamo.errors import ConnectionLostError, DeadlineExceededError, InvalidRequestError
 from dynamo.testing import eventually, within
+from dynamo.testing.descriptors import open_descriptors
 from dynamo.testing.program import program
 from dynamo.transfer import Agent, Blocks, Region, TransferState, shm
 from dynamo.transfer.job import Control, Job
@@ -39,15 +40,7 @@ def offer_of(agent: Agent) -> ShmOffer:
 
 def descriptors() -> int:
     """Of allocated memory."""
-    gc.collect()
-    return sum("memfd:dynamo-transfer" in target_of(fd) for fd in os.listdir("/proc/self/fd"))
-
-
-def target_of(fd: str) -> str:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except FileNotFoundError:  # closed since it was listed
-        return ""
+    return open_descriptors("memfd:dynamo-transfer")
 
 
 def mappings() -> int:

@@ -19,6 +19,7 @@ from dynamo.runtime.discovery.base import Delete, Put
 from dynamo.runtime.discovery.entry_file import OwnedEntry, create_entry, entry_names, open_entry
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.testing import eventually, program, within
+from dynamo.testing.descriptors import open_descriptors
 from dynamo.testing.discovery import follow
 
 OWNER = """
@@ -320,9 +321,6 @@ async def test_trouble_with_an_entry_does_not_end_discovery(
 
 
 async def test_descriptors_are_given_back(directory: Path, make: Make) -> None:
-    def open_descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
     before = open_descriptors()
     for _ in range(20):
         owner, other = make(), make()

@@ -1,7 +1,6 @@
 """Addresses: what is listened on, what is announced, and which way a caller takes."""
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,6 +16,7 @@ from dynamo.runtime.request_plane.call import PayloadHandler
 from dynamo.runtime.request_plane.caller import CallerConnection
 from dynamo.runtime.request_plane.tcp import TcpPlane, host_id
 from dynamo.testing import run_strictly, within
+from dynamo.testing.descriptors import open_descriptors
 from dynamo.testing.request_plane.service import call, collect, serving
 
 
@@ -152,9 +152,6 @@ async def test_address_of_another_transport() -> None:
 
 
 async def test_nothing_is_left_open() -> None:
-    def open_descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
     before = open_descriptors()
     for _ in range(10):
         async with serving(TcpPlane(), echo) as service:
