@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from benchmarks.kvbm_hooks import DIRECTORY, HookFigures
+from benchmarks.kvbm_hooks import DIRECTORY, HookFigures, write_figures
 from dynamo.engines.vllm.kvbm_connector import DynamoKvbmConnector
 
 _HOOKS = (
@@ -40,7 +38,7 @@ class TimedKvbmConnector(DynamoKvbmConnector):
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._figures = HookFigures(role.name.lower())
-        self._path = Path(os.environ[DIRECTORY]) / f"{os.getpid()}.json"
+        self._directory = Path(os.environ[DIRECTORY])
         for name in _HOOKS:
             setattr(self, name, self._timed(getattr(self, name)))
 
@@ -56,6 +54,6 @@ class TimedKvbmConnector(DynamoKvbmConnector):
                 figures.wall_s += time.perf_counter() - wall_s
                 figures.calls += 1
                 if figures.calls % _WRITE_EVERY == 0:
-                    self._path.write_bytes(msgspec.json.encode(figures))
+                    write_figures(self._directory, figures)
 
         return timed
