@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 
-from dynamo.errors import DynamoError
 from dynamo.kvbm.storage.base import Copy, Outcome, Stored
 from dynamo.protocols.kvbm import StorageTier
 
@@ -14,7 +13,7 @@ class ScriptedStorage:
     def __init__(self, tier: StorageTier = StorageTier.DISK, capacity: int | None = 64) -> None:
         self.tier = tier
         self.capacity = capacity
-        self.error: DynamoError | None = None
+        self.error: Exception | None = None
         self.go = asyncio.Event()
         self.go.set()
         self.calls: list[tuple[str, list[bytes]]] = []  # in the order of their begin

@@ -46,6 +46,10 @@ def test_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"peers": True}, "need --kvbm-host-gb"),
         ({"object_url": "s3://b/p"}, "need --kvbm-host-gb"),
         ({"host_gb": 1, "object_url": "bucket/prefix"}, "is a URL"),
+        ({"host_gb": 1, "object_url": "s3://"}, "needs a bucket"),
+        ({"host_gb": 1, "object_url": "s3:///prefix"}, "needs a bucket"),
+        ({"host_gb": 1, "object_url": "nonsense://bucket"}, "knows no nonsense"),
+        ({"host_gb": 1, "object_url": "file://relative"}, "absolute directory"),
         ({"host_gb": 1, "object_url": "s3://me:hush@bucket/prefix"}, "no credentials"),
         ({"host_gb": 1, "object_url": "az://account/c?sig=hush"}, "no credentials"),
     ],
@@ -56,7 +60,17 @@ def test_what_does_not_go_together(options: dict[str, Any], reason: str) -> None
     assert "hush" not in str(raised.value)
 
 
-@pytest.mark.parametrize("flags", [("--kvbm-host-gb", "-1"), ("--kvbm-policy", "fifo"), ("--kvbm-linger", "nan")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--kvbm-host-gb", "-1"),
+        ("--kvbm-host-gb", "1e300"),
+        ("--kvbm-disk-gb", "1e12"),
+        ("--kvbm-onboard-timeout-ms", "9" * 30),
+        ("--kvbm-policy", "fifo"),
+        ("--kvbm-linger", "nan"),
+    ],
+)
 def test_what_no_flag_takes(flags: tuple[str, str]) -> None:
     with pytest.raises(SystemExit):
         parsed(*flags)

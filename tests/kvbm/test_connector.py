@@ -1,5 +1,6 @@
 """What the connector decides, one case after the other; the properties are in test_connector_properties.py."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,6 +132,20 @@ def test_a_service_that_hangs_is_waited_for_once() -> None:
     evict_device(running)
     run(running, Request("again", PROMPT))
     assert running.loaded_blocks == 3
+
+
+def test_who_waits_for_others_lookups_waits_no_longer_than_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may all be answered late, and their places be taken by others."""
+    monkeypatch.setattr("dynamo.kvbm.connector.LOOKUPS_MAX", 0)
+    running = engine()
+    request = Request("first", PROMPT)
+    running.add(request)
+    running.step()
+    assert not running.running
+    running.now_s += 1.0
+    running.step()
+    assert running.running == [request]
+    finish(running)
 
 
 def test_what_was_found_is_read_in_the_memory_where_it_was_found() -> None:

@@ -87,3 +87,10 @@ def test_the_sketch_never_counts_too_little_and_forgets() -> None:
     assert sketch.count(key_of(7)) <= COUNT_MAX // 2 + 1
     sketch.grow(1 << 12)
     assert sketch.count(key_of(7)) == 0
+
+
+def test_a_disk_larger_than_any_costs_little_memory() -> None:
+    """An exabyte was more than there is memory for."""
+    sketch = FrequencySketch(10**12)
+    sketch.record([b"key"])
+    assert sketch.count(b"key") == 1

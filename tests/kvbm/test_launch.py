@@ -13,6 +13,7 @@ import pytest
 from dynamo.errors import ConfigError, UnavailableError
 from dynamo.kvbm.admin import ask
 from dynamo.kvbm.config import KvbmOptions
+from dynamo.kvbm.election import elected
 from dynamo.kvbm.launch import ensure_service, service_command
 from dynamo.protocols.kvbm import Figures, Inspect, Stop
 from dynamo.runtime.config import RuntimeConfig
@@ -23,6 +24,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from dynamo.kvbm.config import KvbmOptions
+from dynamo.kvbm.election import elected
 from dynamo.kvbm.launch import ensure_service
 from dynamo.runtime.config import RuntimeConfig
 print("has", ensure_service(KvbmOptions(host_gb=1, socket=sys.argv[1], linger_s=30.0), RuntimeConfig()), flush=True)
@@ -54,7 +56,7 @@ async def test_workers_that_start_together_have_one_service_which_outlives_them(
             assert str(path) in await worker.line("has", 20)
             assert await worker.exit_code() == 0
     assert await asyncio.to_thread(ask, path, Inspect(), 5.0) == Figures(pools=[])
-    log = await asyncio.to_thread(path.with_suffix(".log").read_text)
+    log = await asyncio.to_thread(path.with_name(path.name + ".log").read_text)
     assert log.count("ready: ") == 1
     assert ensure_service(KvbmOptions(socket=str(path)), RuntimeConfig()) == path
 
@@ -90,6 +92,24 @@ def test_one_that_cannot_start_is_said_at_once(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("dynamo.kvbm.launch.service_command", lambda *_: ["/bin/false"])
     with pytest.raises(UnavailableError, match=r"s\.log may say why"):
         ensure_service(KvbmOptions(socket=str(path)), RuntimeConfig())
+
+
+def test_one_whose_log_cannot_be_written_is_said_at_once(path: Path) -> None:
+    path.with_name(path.name + ".log").mkdir()
+    with pytest.raises(UnavailableError, match="could be started"):
+        ensure_service(KvbmOptions(socket=str(path)), RuntimeConfig())
+
+
+def test_a_socket_may_be_called_as_one_calls_logs(path: Path) -> None:
+    named = path.with_name("kvbm.log")
+    assert ensure_service(KvbmOptions(socket=str(named)), RuntimeConfig()) == named
+    ask(named, Stop(), 5.0)
+
+
+def test_a_lock_that_cannot_be_had(path: Path) -> None:
+    path.with_name(path.name + ".lock").mkdir()
+    with pytest.raises(ConfigError, match="whether there is a block manager"), elected(path):
+        pass
 
 
 def test_a_socket_that_cannot_be(tmp_path: Path) -> None:

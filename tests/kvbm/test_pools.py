@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import msgspec
 import pytest
 
-from dynamo.errors import ConfigError
+from dynamo.errors import ConfigError, NotFoundError
 from dynamo.kvbm.arena import HostArena
 from dynamo.kvbm.layout import PoolLayout
 from dynamo.kvbm.pools import POOLS_MAX, Pools
@@ -49,6 +49,8 @@ async def test_engines_of_one_namespace_share_a_pool(make_pools: MakePools) -> N
     assert [figures.engines for figures in pools.figures()] == [2, 1]
     assert len(pools.named(b"")) == 2
     assert pools.named(b"b".ljust(16)) == [third.pool]
+    with pytest.raises(NotFoundError):
+        pools.named(b"nobody's")
     with pytest.raises(ConfigError, match="two pools"):
         pools.engine(attach_to(b"b", "one"))
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from dynamo.kvbm.connection import Connection
+from dynamo.kvbm.pools import Pools
+from dynamo.kvbm.server import KvbmServer
+from dynamo.kvbm.tiers import PoolTiers
 from dynamo.protocols.kvbm import (
     KVBM_VERSION,
     Attach,
@@ -30,7 +35,7 @@ from dynamo.protocols.kvbm import (
     Verify,
 )
 from dynamo.testing.program import Program, program
-from dynamo.testing.waiting import DEADLINE_S, eventually
+from dynamo.testing.waiting import DEADLINE_S, eventually, within
 from tests.kvbm.scripted_service import SLOT_BYTES, attach
 from tests.kvbm.services import TestClient, TestEngine, connected, content, key, keys, names, service
 
@@ -157,8 +162,8 @@ async def test_what_another_host_holds_is_read_from_there(path: Path, tmp_path: 
     elsewhere = path.with_name("elsewhere")
     async with service(elsewhere, *flags), service(path, *flags):
         far, near = engine(elsewhere, peers=True), engine(path, peers=True)
-        for socket in (path, elsewhere):
-            await until_ready(socket, StorageTier.PEER)
+        for each in (path, elsewhere):
+            await until_ready(each, StorageTier.PEER)
         await far.store(NUMBERS)
         found: list[bytes] = []
         async with asyncio.timeout(10):
@@ -263,6 +268,45 @@ async def test_garbage_ends_its_own_connection(path: Path, said: bytes) -> None:
             assert await stranger.ended()
         assert len(await here.read(NUMBERS)) == len(NUMBERS)
         here.close()
+
+
+async def test_who_does_not_come_to_the_point_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then is not a word: others need the place."""
+    monkeypatch.setattr("dynamo.kvbm.connection.FIRST_WORD_S", 0.05)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    here, there = socket.socketpair()
+    with there:
+        await loop.connect_accepted_socket(
+            lambda: Connection(lambda _: None, lambda *_: None, lambda _: ended.set()), here
+        )
+        there.send(b"\x05")
+        await within(ended.wait())
+
+
+async def test_who_verifies_and_goes_is_not_verified_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: object) -> Done:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            over.set()
+        return Done()
+
+    monkeypatch.setattr("dynamo.kvbm.server.verify", slow)
+    monkeypatch.setattr("dynamo.kvbm.pools.Pools.named", lambda *_: [None])
+    pools = Pools(lambda *_: PoolTiers(storages=[], release=lambda: None), None)
+    server = KvbmServer(path, pools, asyncio.Event())
+    server.start()
+    try:
+        async with connected(path) as client:
+            client.say(Verify())
+            await within(begun.wait())
+        await within(over.wait())
+    finally:
+        await server.close()
 
 
 def wrong_attaches() -> Iterator[Attach]:

@@ -36,6 +36,15 @@ def test_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
         private_directory(tmp_path / ("x" * 110))
 
 
+def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    """Whoever listens there would remove it first."""
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "directory").mkdir()
+    for path in (tmp_path / "file", tmp_path / "directory", Path("/")):
+        with pytest.raises(ConfigError, match="no socket"):
+            private_directory(path)
+
+
 def test_another_users_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here, there = socket.socketpair()
     with here, there:

@@ -234,6 +234,17 @@ async def test_it_is_opened_as_often_as_need_be(storage: ScriptedStorage, outcom
     await runner.close()
 
 
+async def test_a_defect_while_it_is_opened_is_a_failure(storage: ScriptedStorage, outcomes: Recorder) -> None:
+    storage.error = ValueError("embedded null byte")
+    runner = TierRunner(storage, outcomes, backoff=Backoff(0.001, 0.01))
+    runner.start()
+    await eventually(lambda: storage.opened > 3)
+    assert "null byte" in runner.reason
+    storage.error = None
+    await eventually(lambda: runner.is_open)
+    await runner.close()
+
+
 async def test_closing_ends_what_is_under_way(storage: ScriptedStorage, outcomes: Recorder) -> None:
     runner = TierRunner(storage, outcomes)
     runner.start()

@@ -11,6 +11,9 @@ from dynamo.protocols.kvbm import PoolOptions
 from dynamo.runtime.config import RuntimeConfig
 
 _GB = 1_000_000_000
+_GB_MAX = 1e9  # an exabyte; more bytes than that have no place in a message
+_ONBOARD_MS_MAX = 3_600_000
+_SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https", "file", "memory")  # obstore's
 _SOCKET_HELP = "where the host's block manager listens (default: $XDG_RUNTIME_DIR/dynamo/kvbm.sock)"
 _LINGER_HELP = "how long a block manager that a worker has started goes on after the last engine has left"
 _LINGER_S = 300.0
@@ -26,11 +29,18 @@ class KvbmOptions:
         env="DYN_KVBM_HOST_GB",
         metavar="GB",
         minimum=0,
+        maximum=_GB_MAX,
         help="host memory for KV blocks, shared by all workers of this host that serve the same model; 0: no block"
         " manager",
     )
     disk_gb: float = option(
-        0.0, flag="--kvbm-disk-gb", env="DYN_KVBM_DISK_GB", metavar="GB", minimum=0, help="disk below it"
+        0.0,
+        flag="--kvbm-disk-gb",
+        env="DYN_KVBM_DISK_GB",
+        metavar="GB",
+        minimum=0,
+        maximum=_GB_MAX,
+        help="disk below it",
     )
     disk_dir: str = option(
         "", flag="--kvbm-disk-dir", env="DYN_KVBM_DISK_DIR", metavar="DIR", help="where those files are"
@@ -74,6 +84,7 @@ class KvbmOptions:
         env="DYN_KVBM_ONBOARD_TIMEOUT_MS",
         metavar="MS",
         minimum=0,
+        maximum=_ONBOARD_MS_MAX,
         help="how long a request waits for blocks from below host memory, at most; then they are computed",
     )
     linger_s: float = option(
@@ -149,3 +160,9 @@ def _check_url(url: str) -> None:
         raise ConfigError(f"--kvbm-object-url is a URL such as s3://bucket/prefix, not {url!r}")
     if parts.username is not None or parts.password is not None or parts.query:
         raise ConfigError("--kvbm-object-url may hold no credentials: they come from the environment")
+    if parts.scheme not in _SCHEMES:
+        raise ConfigError(f"--kvbm-object-url knows no {parts.scheme}: it is one of {', '.join(_SCHEMES)}")
+    if parts.scheme == "file" and (parts.netloc or not parts.path):
+        raise ConfigError("--kvbm-object-url needs an absolute directory, as in file:///directory")
+    if parts.scheme not in ("file", "memory") and not parts.netloc:
+        raise ConfigError(f"--kvbm-object-url needs a bucket, as in {parts.scheme}://bucket/prefix")

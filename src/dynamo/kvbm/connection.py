@@ -15,7 +15,7 @@ from dynamo.protocols.kvbm import Refused, Reply, Request
 logger = logging.getLogger(__name__)
 
 UNREAD_BYTES_MAX = 8 << 20  # that wait for a client; one that reads nothing of them is cut off
-FIRST_WORD_S = 10.0  # within which a client says what it wants
+FIRST_WORD_S = 10.0  # within which a client has said what it wants, all of it
 
 OnMade = Callable[["Connection"], None]
 OnRequest = Callable[["Connection", Request], None]
@@ -82,13 +82,11 @@ class Connection(asyncio.Protocol):
             self.refuse(error)
 
     def data_received(self, data: bytes) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
         try:
             for request in self._reader.feed(data):
                 if self._transport is None or self._transport.is_closing():
                     return
+                self._end_silence()
                 self._on_request(self, request)
         except DynamoError as error:
             logger.warning("a client of the block manager is refused: %s", error)
@@ -109,7 +107,11 @@ class Connection(asyncio.Protocol):
             self.on_reads()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
+        self._end_silence()
         self._transport = None
         self._on_closed(self)
+
+    def _end_silence(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None

@@ -61,6 +61,7 @@ class _Request:
     local: int = 0  # blocks that the engine's own cache had for it, when last asked
     lookup: _Lookup | None = None
     asked: bool = False  # there is nothing for it, or it has had it
+    turn_by_s: float | None = None  # how long it waits until it may ask at all
     load_failed: bool = False
     allocated: bool = False
     ran: bool = False  # took part in a step with the blocks that it has
@@ -124,6 +125,7 @@ class Connector:
         request = self._requests[request_id]
         if request.allocated:  # it has lost its blocks: preempted, or they could not be loaded
             request.allocated = request.ran = request.asked = False
+            request.turn_by_s = None
         request.local = local
         if request.asked or request.load_failed or local >= limit:
             self._drop_lookup(request)
@@ -132,7 +134,7 @@ class Connector:
             self._drop_lookup(request)
         if request.lookup is None:
             if self._lookups >= LOOKUPS_MAX:
-                return None
+                return self._wait_for_turn(request)
             if not self._look_up(request, limit):
                 return 0
         return self._outcome(request)
@@ -230,6 +232,16 @@ class Connector:
         request.lookup = _Lookup(lookup, self._client.pool, self._client.generation, request.local, limit, deadline_s)
         self._lookups += 1
         return True
+
+    def _wait_for_turn(self, request: _Request) -> int | None:
+        """Too many are being looked up. It waits no longer than for an answer; then it is computed."""
+        now_s = self._now_s()
+        if request.turn_by_s is None:
+            request.turn_by_s = now_s + self._onboard_timeout_ms / 1e3
+        if now_s < request.turn_by_s:
+            return None
+        request.asked = True
+        return 0
 
     def _outcome(self, request: _Request) -> int | None:
         lookup = request.lookup

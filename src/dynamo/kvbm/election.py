@@ -21,6 +21,8 @@ def elected(path: Path) -> Iterator[None]:
         descriptor = lock_file(path.with_name(path.name + ".lock"))
     except BlockingIOError:
         raise ConfigError(f"there is a block manager at {path} already") from None
+    except OSError as error:
+        raise ConfigError(f"it cannot be told whether there is a block manager at {path}: {error}") from error
     try:
         yield
     finally:

@@ -50,8 +50,11 @@ def ensure_service(options: KvbmOptions, config: RuntimeConfig, timeout_s: float
     if not options.start:
         _wait(path, deadline_s)
         return path
-    log = path.with_suffix(".log")
-    started = _spawn(service_command(path, config, options.linger_s), log)
+    log = path.with_name(path.name + ".log")
+    try:
+        started = _spawn(service_command(path, config, options.linger_s), log)
+    except OSError as error:
+        raise UnavailableError(f"no block manager could be started at {path}: {error}") from error
     logger.info("started a block manager at %s, which logs to %s", path, log)
     try:
         while started.poll() is None and time.monotonic() < deadline_s:

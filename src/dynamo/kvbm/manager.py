@@ -136,9 +136,12 @@ class BlockManager:
         self._now_s = now_s
         deadline_s = now_s + min(wait_s, self._config.onboard_timeout_s)
         record = owner.lookups[lookup] = Lookup(session=session, id=lookup, keys=tuple(keys), deadline_s=deadline_s)
-        self.figures.lookups += 1
         self._sketch.record(record.keys)
         self._find_on_host(record, now_s)
+        if owner.fills:  # others are peers: what they ask is not what our engines hit or miss
+            self.figures.lookups += 1
+            self._host.hits += record.ready
+            self._host.misses += len(keys) - record.ready
         self._onboarding.begin(record, now_s)
 
     def _find_on_host(self, lookup: Lookup, now_s: float) -> None:
@@ -152,8 +155,6 @@ class BlockManager:
             used(key, now_s)
             blocks.append(block)
         lookup.start(blocks)
-        self._host.hits += len(blocks)
-        self._host.misses += len(lookup.keys) - len(blocks)
 
     def release(self, session: int, lookups: Sequence[int], now_s: float) -> None:
         """Nobody reads what these lookups found any more, or waits for it."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from dynamo.errors import ConfigError
+from dynamo.errors import ConfigError, NotFoundError
 from dynamo.kvbm.arena import HostArena
 from dynamo.kvbm.engine_sessions import Engine
 from dynamo.kvbm.layout import PoolLayout
@@ -69,7 +69,9 @@ class Pools:
             self._linger()
 
     def named(self, namespace: bytes) -> list[PoolShell]:
-        """That one, or all for b""."""
+        """That one, or all for b"". Raises NotFoundError when there is none of this name."""
+        if namespace and namespace not in self._pools:
+            raise NotFoundError(f"there is no pool {namespace.hex()}")
         return [pool for name, pool in self._pools.items() if namespace in (b"", name)]
 
     def figures(self) -> list[PoolFigures]:

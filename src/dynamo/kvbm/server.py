@@ -54,7 +54,7 @@ class KvbmServer:
         self._sessions: dict[Connection, tuple[Engine, int]] = {}  # of schedulers
         self._owners: dict[Connection, str] = {}  # of schedulers and ranks
         self._followers: dict[Connection, Follower] = {}
-        self._work: set[asyncio.Task[None]] = set()  # for administrators
+        self._work: dict[asyncio.Task[None], Connection] = {}  # for administrators
 
     def start(self) -> None:
         """Listens, in the place of a service that is gone. Raises ConfigError."""
@@ -148,6 +148,8 @@ class KvbmServer:
 
     def _on_closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        for task in [task for task, client in self._work.items() if client is connection]:
+            task.cancel()  # nobody waits for it any more
         self._sessions.pop(connection, None)
         if (owner := self._owners.pop(connection, None)) is not None:
             self._pools.left(owner, connection)
@@ -171,8 +173,8 @@ class KvbmServer:
                 connection.refuse(error)
 
         task = in_background(run(), "kvbm-administration")
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
+        self._work[task] = connection
+        task.add_done_callback(self._work.pop)
 
     async def _clear(self, request: Clear) -> Done:
         for pool in self._pools.named(request.namespace):

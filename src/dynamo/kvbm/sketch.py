@@ -7,6 +7,7 @@ import xxhash
 COUNT_MAX = 15
 _COUNTERS_PER_BLOCK = 8
 _WIDTH_MIN = 1024
+_WIDTH_MAX = 1 << 24  # bytes, of each row: of two million blocks and more, it takes some for others
 _SAMPLES_PER_BLOCK = 10
 _HALF = bytes(value // 2 for value in range(256))
 
@@ -68,4 +69,5 @@ class FrequencySketch:
 
     @staticmethod
     def _width_for(capacity: int) -> int:
-        return 1 << (max(_WIDTH_MIN, _COUNTERS_PER_BLOCK * capacity) - 1).bit_length()
+        wanted = min(max(_WIDTH_MIN, _COUNTERS_PER_BLOCK * capacity), _WIDTH_MAX)
+        return 1 << (wanted - 1).bit_length()

@@ -1,5 +1,6 @@
 """Where the block manager's service listens, and who may be at the other end."""
 
+import contextlib
 import os
 import socket
 import stat
@@ -28,7 +29,7 @@ def private_directory(path: Path) -> None:
     """Makes the directory of a socket at `path` if there is none.
 
     Raises ConfigError when others could put something of theirs there: it has to be ours, and ours alone to
-    write to.
+    write to. Also when something else than a socket is there, which whoever listens would remove.
     """
     if len(os.fsencode(path)) > _PATH_BYTES_MAX:
         raise ConfigError(f"{path} is too long for a socket: at most {_PATH_BYTES_MAX} bytes")
@@ -40,6 +41,9 @@ def private_directory(path: Path) -> None:
         raise ConfigError(f"there is no directory {directory} for a socket: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise ConfigError(f"{directory} has to be a directory of this user, that no other may write to")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise ConfigError(f"{path} is there already, and is no socket")
 
 
 def check_peer(sock: socket.socket) -> None:

@@ -130,11 +130,10 @@ class TierRunner:
     async def _open(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(OPEN_TIMEOUT_S):
-                    blocks = await self._storage.open()
+                blocks = await self._ended_well(self._storage.open(), OPEN_TIMEOUT_S)
                 break
-            except (DynamoError, TimeoutError) as error:
-                self._complain(str(error) or "it does not answer")
+            except DynamoError as error:
+                self._complain(str(error))
                 await asyncio.sleep(self._backoff.next_s())
         if self.reason:
             logger.warning("the %s is back", self.tier)
@@ -279,14 +278,18 @@ class TierRunner:
             raise UnavailableError(f"the {self.tier} is not used: {self.reason or 'it is being opened'}")
 
     async def _call(self, call: Awaitable[T]) -> T:
-        """Raises DynamoError, whatever happens in there."""
+        """As _ended_well, within the time that a call has. One that ends well ends what was wrong before."""
+        result = await self._ended_well(call, self._call_timeout_s)
+        self._backoff.reset()  # not when it is opened: one may open well, and fail whatever comes next
+        return result
+
+    async def _ended_well(self, call: Awaitable[T], timeout_s: float) -> T:
+        """What comes of it. Raises DynamoError, whatever happens in there."""
         try:
-            async with asyncio.timeout(self._call_timeout_s):
-                result = await call
-            self._backoff.reset()  # not when it is opened: one may open well, and fail whatever comes next
-            return result
+            async with asyncio.timeout(timeout_s):
+                return await call
         except TimeoutError:
-            raise UnavailableError(f"it has not answered within {self._call_timeout_s:g} s") from None
+            raise UnavailableError(f"it has not answered within {timeout_s:g} s") from None
         except DynamoError:
             raise
         except Exception as error:  # the manager's books have to close, whatever it was

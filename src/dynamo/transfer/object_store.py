@@ -37,7 +37,8 @@ def open_store(url: str, **options: str) -> ObjectStore:
                 **options,
             )
     except (obstore.exceptions.BaseError, ValueError, TypeError) as error:
-        raise ConfigError(f"{url} cannot be an object store: {error}") from error
+        reason = str(error).splitlines()[0]  # the rest is for who debugs obstore
+        raise ConfigError(f"{url} cannot be an object store: {reason}") from error
     return _Obstore(obstore, store)
 
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -214,6 +215,26 @@ async def test_a_file_that_shrinks_in_use(pool: SmallPool, disk: DiskStorage, tm
         await read_back(pool, disk)
     assert len(await within(disk.open())) == PLACES
     assert await read_back(pool, disk) == [READ] * 5 + [CORRUPT] * (PLACES - 5)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "another", "file"])
+async def test_a_directory_that_goes_in_use(pool: SmallPool, disk: DiskStorage, tmp_path: Path, instead: str) -> None:
+    """What is written into files that have no name any more, nobody finds again."""
+    await written(pool, disk)
+    directory = slab_path(tmp_path).parent
+    shutil.rmtree(directory)
+    if instead == "another":
+        directory.mkdir()
+        slab_path(tmp_path).touch()
+    elif instead == "file":
+        directory.touch()
+    with pytest.raises(ConnectionLostError, match="was removed"):
+        await within(disk.write(copies(range(4))))
+    if instead == "file":
+        directory.unlink()
+    assert await within(disk.open()) == []
+    await written(pool, disk)
+    assert len(await within(disk.open())) == PLACES
 
 
 async def test_two_models_in_one_directory(pool: SmallPool, disk: DiskStorage, tmp_path: Path) -> None:

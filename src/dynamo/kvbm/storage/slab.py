@@ -98,10 +98,13 @@ class Slab:
     def prepare(self, places: Iterable[int]) -> None:
         """Takes disk space for these places, and zeroes their entries.
 
-        Raises OverloadedError when the disk is full; then no entry has changed.
+        Raises OverloadedError when the disk is full; then no entry has changed. ConnectionLostError when the file was
+        removed, or another one put in its place: what is written into this one nobody would find again.
         """
         indices = [place - self.first for place in places]
         with self._open() as descriptor:
+            if not _is_at(self.path, descriptor):
+                raise ConnectionLostError(f"{self.path} was removed")
             for index in indices:
                 self._take(descriptor, index * ENTRY_BYTES, ENTRY_BYTES)
                 self._take(descriptor, self._shape.offset(index), self._shape.slot_bytes)
@@ -166,6 +169,13 @@ class Slab:
         ):
             return None
         return Stored(key=header.key, name=header.name, place=place)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _digest(copied: bytes, place: int) -> bytes:
