@@ -55,5 +55,16 @@ def test_transfers_of_several_steps_add_up() -> None:
     assert value("expired_total") == 1
 
 
+def test_nixls_connector_beside_another() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiKVConnectorStats
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
+
+    of_nixl = NixlKVConnectorStats()
+    of_nixl.data["transfer_duration"] += [0.02]
+    of_nixl.data["bytes_transferred"] += [1000]
+    told = MultiKVConnectorStats(data={"NixlConnector": of_nixl}).to_dict()
+    assert recorded({"kv_connector_stats": told}).get_sample_value(PREFIX + "bytes_total") == 1000
+
+
 def test_other_connectors_say_other_things() -> None:
     assert recorded({"kv_connector_stats": {"theirs": 1}}).get_sample_value(PREFIX + "bytes_total") == 0

@@ -28,8 +28,8 @@ class KvTransferRecorder:
             metrics.tokens += stats.connector_prefix_cache_stats.hits
         if stats.kv_connector_stats is None:
             return
-        beside = stats.kv_connector_stats.get("NixlConnector")  # of a MultiConnector
-        lists: Mapping[str, Sequence[float]] = stats.kv_connector_stats if beside is None else beside["data"]
+        told = stats.kv_connector_stats
+        lists: Mapping[str, Sequence[float]] = told.get("NixlConnector", told)  # by connector, if there are several
         for duration_s in lists.get("transfer_duration", ()):
             metrics.ended["ok"] += 1
             metrics.duration.observe(duration_s)
