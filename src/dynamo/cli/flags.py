@@ -14,6 +14,7 @@ from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.kvbm.config import KvbmOptions, ServiceConfig
 from dynamo.llm.router_service import RouterConfig
+from dynamo.planner.process_config import PlannerConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
 from dynamo.runtime.config import RuntimeConfig
@@ -27,6 +28,7 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Block manager: workers with a KV cache, dynamo serve", KvbmOptions, ()),
     ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig, DisaggConfig, OverloadConfig)),
     ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
+    ("python -m dynamo.planner", PlannerConfig, (RuntimeConfig,)),
     ("dynamo serve", ServeConfig, (FrontendConfig, KvbmOptions)),
     ("dynamo run", RunConfig, ()),
     ("dynamo simulate", SimulationConfig, (KvRouterConfig, KvbmOptions)),
