@@ -96,7 +96,7 @@ class TrafficWindow:
         return Demand(
             requests_per_s=requests / duration_s,
             at_least_per_s=sure,
-            at_most_per_s=(requests + _SIGMAS * math.sqrt(requests)) / duration_s,
+            at_most_per_s=max(sure, (requests + _SIGMAS * math.sqrt(requests)) / duration_s),
             prefill_tokens=None if self._lengths.prompt is None else self._lengths.prompt - self._lengths.cached,
             prompt_tokens=self._lengths.prompt,
             output_tokens=self._lengths.output,

@@ -1,10 +1,12 @@
 """The load policy: one worker more or fewer, by how things are now. Seconds. Pure.
 
-Up: what the arrivals of the last seconds need for certain, or what queues, caches and latencies show. Down: one worker
-fewer would still be enough for what the arrivals can be at most, and nothing shows that it would not.
+Up: what the arrivals of the last seconds need for certain, or what queues, caches and latencies show. Down: fewer would
+still be enough for what the arrivals can be at most, and nothing shows that they would not. What is asked for goes down
+by one at a time (see targets).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dynamo.planner.demand import Demand
@@ -75,7 +77,7 @@ class LoadPolicy:
         self._shortages: dict[WorkerType, _Shortage] = {}
 
     def propose(self, situation: Situation, targets: Targets, now_s: float) -> Proposal:
-        """For a role. One worker more or fewer, but more of them when the need is far above."""
+        """One worker more, or several where the need is far above; where fewer are enough, as many as are."""
         counted = situation.counted
         least = self._certain_need(situation, targets)
         if least is not None and _whole(least.workers) > counted:
@@ -87,10 +89,10 @@ class LoadPolicy:
                 workers=counted, requests_per_s=situation.demand.requests_per_s, at_s=now_s
             )
             return Proposal(workers=counted + 1, reason=shown)
-        obstacle = self._obstacle(situation, targets, now_s)
-        if obstacle:
-            return Proposal(workers=counted, reason=obstacle)
-        return Proposal(workers=counted - 1, reason=f"{counted - 1} would be enough")
+        enough = max(self._enough(situation, targets, now_s), key=lambda need: need.workers)
+        if _whole(enough.workers) >= counted:
+            return Proposal(workers=counted, reason=enough.reason)
+        return Proposal(workers=_whole(enough.workers), reason=f"no more are needed: {enough.reason}")
 
     def _certain_need(self, situation: Situation, targets: Targets) -> Need | None:
         """By the arrivals and what has piled up. None: too little is known."""
@@ -168,36 +170,38 @@ class LoadPolicy:
             return load.waiting > 0
         return load.waiting > 0 or queued > situation.ready * self._prompt(situation)
 
-    def _obstacle(self, situation: Situation, targets: Targets, now_s: float) -> str:
-        """Why there should not be one worker fewer; "": nothing is against it."""
-        fewer, demand = situation.counted - 1, situation.demand
-        if fewer < 0:
-            return "none is needed"
+    def _enough(self, situation: Situation, targets: Targets, now_s: float) -> Iterator[Need]:
+        """Numbers of workers of which the highest is enough whatever the arrivals are by chance."""
+        demand, load = situation.demand, situation.load
         shortage = self._remembered(situation, now_s)
-        if shortage is not None and fewer <= shortage.workers:
-            return f"{shortage.workers} were not enough for {shortage.requests_per_s:.3g} req/s"
+        if shortage is not None:
+            reason = f"{shortage.workers} were not enough for {shortage.requests_per_s:.3g} req/s"
+            yield Need(workers=shortage.workers + 1, reason=reason)
         need = role_need(situation.role, demand.at(demand.at_most_per_s), self._model, targets)
-        if need is not None and need.workers > fewer + _ROUNDING:
-            return need.reason
-        load = situation.load
-        if load is not None:
-            running = self._running_need(situation, load, targets)
-            if running is not None and running.workers > fewer:
-                return running.reason
-        if not fewer:
-            return "requests come" if demand.requests_per_s or (load is not None and load.running) else ""
-        return self._tight(situation, targets, known=need is not None)
+        yield need if need is not None else self._one_fewer(situation, targets)
+        if load is None:
+            return
+        running = self._running_need(situation, load, targets)
+        if running is not None:
+            yield running
+        yield Need(workers=situation.ready * load.kv_usage / _KV_AIM, reason=f"{load.kv_usage:.0%} of KV blocks in use")
+        if load.running + load.waiting:
+            yield Need(workers=1, reason="requests are there")
 
-    def _tight(self, situation: Situation, targets: Targets, *, known: bool) -> str:
-        """What would be too much for one worker fewer; latencies only count where no model tells more."""
+    def _one_fewer(self, situation: Situation, targets: Targets) -> Need:
+        """Where no model tells: one worker fewer, if latencies would be far enough from the targets then."""
+        counted = situation.counted
+        obstacle = self._tight(situation, targets) if counted > 1 else "requests come"
+        if obstacle:
+            return Need(workers=counted, reason=obstacle)
+        return Need(workers=counted - 1, reason="latencies are far from the targets")
+
+    def _tight(self, situation: Situation, targets: Targets) -> str:
+        """What would be too much for one worker fewer, if latencies grew as the load of each; "": nothing."""
         load, traffic = situation.load, situation.traffic
-        more = situation.counted / (situation.counted - 1)
-        if load is not None and load.kv_usage * more > _KV_AIM:
-            return f"{load.kv_usage:.0%} of the KV blocks are in use, {load.kv_usage * more:.0%} with one fewer"
-        if known:
-            return ""
         if load is not None and load.waiting > 0:
             return f"{load.waiting:.0f} requests wait"
+        more = situation.counted / (situation.counted - 1)
         ttft_s, itl_s = traffic.ttft_s, traffic.itl_s
         if situation.prefills and ttft_s is not None and ttft_s * more > _LATENCY_AIM * targets.ttft_s:
             return f"TTFT {ttft_s:.3g} s might become {ttft_s * more:.3g} s with one fewer"
