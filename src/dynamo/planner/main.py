@@ -5,16 +5,20 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import uvloop
 
 from dynamo.errors import DynamoError
+from dynamo.planner.connectors.base import Connector
 from dynamo.planner.connectors.make import make_connector
 from dynamo.planner.decisions import DECISIONS_ENDPOINT, PLANNER_COMPONENT, Decisions, PlannerSettings
+from dynamo.planner.explanation import explain
 from dynamo.planner.frontend_source import ANSWER_S, FrontendSource
-from dynamo.planner.holding import HoldingPlanner, explain
 from dynamo.planner.load_source import LoadSource
+from dynamo.planner.make import make_planner
 from dynamo.planner.process_config import PlannerConfig, planner_config
+from dynamo.planner.profile_file import read_profile
 from dynamo.planner.prometheus_source import PrometheusSource
 from dynamo.planner.run import PlannerLoop
 from dynamo.planner.source import Source, TrafficSource
@@ -57,6 +61,7 @@ async def _main(config: PlannerConfig) -> int | None:
 async def run_planner(runtime: DistributedRuntime, config: PlannerConfig) -> int:
     """Until the runtime is shut down. Raises ConfigError for options with which no planner can be made."""
     options = config.planner
+    profile = None if options.profile is None else read_profile(Path(options.profile))
     endpoint = runtime.namespace(config.worker_namespace).component(PLANNER_COMPONENT).endpoint(DECISIONS_ENDPOINT)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
@@ -72,8 +77,10 @@ async def run_planner(runtime: DistributedRuntime, config: PlannerConfig) -> int
         stack.push_async_callback(loads.close)
         decisions = Decisions(_settings(config))
         await decisions.serve(endpoint)
+        converts = options.convert_roles and await _converts(connector, config)
+        planner = make_planner(options, profile, converts=converts)
         loop = PlannerLoop(
-            HoldingPlanner(),
+            planner,
             Source(
                 traffic,
                 loads,
@@ -97,6 +104,21 @@ async def run_planner(runtime: DistributedRuntime, config: PlannerConfig) -> int
         await asyncio.wait([running])
         await runtime.close()
         return 0
+
+
+async def _converts(connector: Connector, config: PlannerConfig) -> bool:
+    """Whether it turns workers from one role to another; it may know only once it has answered, which is waited for."""
+    while True:
+        try:
+            async with asyncio.timeout(config.connector_timeout_s):
+                await connector.fleets()
+        except (DynamoError, TimeoutError) as error:
+            logger.warning("waiting for what starts and ends workers: %s", error or "no answer")
+            await asyncio.sleep(config.planner.interval_s)
+        else:
+            if not connector.converts:
+                logger.warning("--convert-roles has no effect: these workers cannot turn from one role to another")
+            return connector.converts
 
 
 def _traffic_source(runtime: DistributedRuntime, config: PlannerConfig) -> TrafficSource:
