@@ -42,10 +42,13 @@ class Scripted(Deployment):
     """One whose workers are small programs."""
 
     directory: Path
-    positions: list[int] = field(default_factory=list)  # of the workers that were started
+    workers_made: list[tuple[WorkerType, int]] = field(default_factory=list)  # role and position
+    broken: list[bool] = field(default_factory=list)  # if there is anything in it, workers fail
 
     def worker(self, role: WorkerType, position: int) -> list[str]:
-        self.positions.append(position)
+        self.workers_made.append((role, position))
+        if self.broken:
+            return [sys.executable, "-c", "import sys; sys.exit(3)"]
         return [sys.executable, "-c", WORKER, str(self.directory), str(position)]
 
 
@@ -76,6 +79,9 @@ class World:
 
     def scale(self, workers: int, role: WorkerType = A) -> None:
         self.fleets.apply(Scale(role=role, workers=workers))
+
+    def convert(self, workers: int, source: WorkerType = D, destination: WorkerType = P) -> None:
+        self.fleets.apply(Convert(source=source, destination=destination, workers=workers))
 
     async def until(self, *counts: int, role: WorkerType = A) -> None:
         await eventually(lambda: self.counts(role) == counts)
@@ -129,7 +135,7 @@ async def test_names_and_ports_of_those_that_drain_are_taken(tmp_path: Path) -> 
         w.scale(3)
         await w.until(3, 3, 0, 0)
         assert sorted(w.names()) == ["worker-1", "worker-2", "worker-3"]
-        assert w.deployment.positions == [0, 1, 2, 1]
+        assert [position for _, position in w.deployment.workers_made] == [0, 1, 2, 1]
 
 
 async def test_those_that_do_not_serve_yet_go_first(tmp_path: Path) -> None:
@@ -173,7 +179,7 @@ async def test_prefill_and_decode(tmp_path: Path) -> None:
         w.scale(1, P)
         await w.until(1, 1, 0, 0, role=P)
         assert w.names() == ["decode-1", "decode-2", "decode-3", "prefill-1"]
-        assert w.deployment.positions == [0, 1, 2, 3, 0]
+        assert [position for _, position in w.deployment.workers_made] == [0, 1, 2, 3, 0]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +196,106 @@ async def test_what_cannot_be(tmp_path: Path, action: Action, error: type[Except
         with pytest.raises(error):
             w.fleets.apply(action)
         assert w.counts()[0] == 2
+
+
+class Roles:
+    """Workers that say what came of being asked when a test has them say it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, WorkerType]] = []
+        self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def change(self, pid: int, role: WorkerType) -> None:
+        self.asked.append((pid, role))
+        await self.outcome
+
+
+@asynccontextmanager
+async def apart(directory: Path, decode_workers: int = 2) -> AsyncIterator[tuple[World, Roles]]:
+    """One prefill and some decode workers, all up."""
+    config = ServeConfig(engine="mocker", prefill_workers=1, decode_workers=decode_workers)
+    async with world(directory, config, allowed=["ready", "drained"]) as w:
+        await w.until(1, 1, 0, 0, role=P)
+        await w.until(decode_workers, decode_workers, 0, 0, role=D)
+        w.fleets.worker_roles = roles = Roles()
+        yield w, roles
+
+
+async def test_a_worker_turns_to_another_role(tmp_path: Path) -> None:
+    async with apart(tmp_path) as (w, roles):
+        child = w.child("decode-2")
+        pid = child.pid
+        w.convert(1)
+        assert (w.counts(D), w.counts(P)) == ((1, 1, 0, 0), (2, 1, 1, 0))
+        assert child.name == "prefill-2"
+        await eventually(lambda: roles.asked == [(pid, P)])
+        roles.outcome.set_result(None)
+        await w.until(2, 2, 0, 0, role=P)
+        assert child.pid == pid
+        assert w.fleets.state().problems == ()
+        assert w.deployment.workers_made[-1] == (P, 2)  # what a restart of it would run
+
+
+async def test_a_worker_that_refuses(tmp_path: Path) -> None:
+    async with apart(tmp_path) as (w, roles):
+        roles.outcome.set_exception(UnsupportedFeatureError("not this engine"))
+        w.convert(1)
+        await w.until(2, 2, 0, 0, role=D)
+        assert w.counts(P) == (1, 1, 0, 0)
+        assert sorted(w.names()) == ["decode-1", "decode-2", "prefill-1"]
+        assert w.fleets.state().problems == ("decode-2 has to stay a decode worker: not this engine",)
+
+
+async def test_a_worker_of_which_nobody_knows_is_restarted(tmp_path: Path) -> None:
+    async with apart(tmp_path) as (w, roles):
+        child = w.child("decode-2")
+        pid = child.pid
+        roles.outcome.set_exception(UnavailableError("lost"))
+        w.convert(1)
+        await eventually(lambda: child.pid not in (pid, None))
+        await w.until(2, 2, 0, 0, role=P)
+        assert w.counts(D) == (1, 1, 0, 0)
+
+
+async def test_a_worker_that_dies_as_it_turns(tmp_path: Path) -> None:
+    async with apart(tmp_path) as (w, roles):
+        child = w.child("decode-2")
+        w.convert(1)
+        await eventually(lambda: bool(roles.asked))
+        child.kill()
+        await eventually(lambda: child.restarts == 1)
+        roles.outcome.set_exception(UnavailableError("lost"))
+        await w.until(2, 2, 0, 0, role=P)
+        assert child.restarts == 1
+
+
+async def test_one_that_turns_can_be_told_to_end(tmp_path: Path) -> None:
+    async with apart(tmp_path) as (w, roles):
+        w.convert(1)
+        w.scale(1, P)
+        assert w.counts(P) == (1, 1, 0, 1)
+        roles.outcome.set_exception(UnavailableError("it drains"))
+        await w.until(1, 1, 0, 0, role=P)
+        assert w.names() == ["prefill-1", "decode-1"]
+
+
+async def test_only_those_that_serve_can_turn(tmp_path: Path) -> None:
+    async with apart(tmp_path) as (w, _):
+        w.convert(1)
+        with pytest.raises(UnavailableError, match="only 1 decode workers serve now"):
+            w.convert(2)
+        with pytest.raises(InvalidRequestError):
+            w.convert(1, A, P)
+
+
+async def test_one_that_does_not_start_is_a_problem(tmp_path: Path) -> None:
+    async with world(tmp_path, TWO) as w:
+        await w.until(2, 2, 0, 0)
+        w.deployment.broken.append(True)
+        w.scale(3)
+        await eventually(lambda: w.child("worker-3").restarts >= 1)
+        assert w.fleets.state().problems == ("worker-3 ended with exit code 3 before it was ready",)
+        assert w.counts() == (3, 2, 1, 0)
 
 
 async def test_nothing_starts_while_all_are_being_ended(tmp_path: Path) -> None:

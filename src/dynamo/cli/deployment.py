@@ -109,6 +109,18 @@ class Deployment:
         }
         return [role for role, count in counts.items() for _ in range(count)]
 
+    @property
+    def roles(self) -> Sequence[WorkerType]:
+        """Those of which there may be more and fewer workers; of prefill workers none, perhaps."""
+        if self.config.decode_workers:
+            return (WorkerType.Prefill, WorkerType.Decode)
+        return (WorkerType.Aggregated,)
+
+    @property
+    def converts(self) -> bool:
+        """Whether workers may turn from one role to another; a single one may still refuse."""
+        return bool(self.config.decode_workers)  # so the engine is one of DISAGGREGATED_ENGINES
+
     def services(self) -> dict[str, list[str]]:
         """The command line of each process that is no worker, by a name for it."""
         commands = {"frontend": self._frontend()}

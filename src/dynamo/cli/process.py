@@ -47,6 +47,7 @@ class Child:
         self.state = State.STARTING
         self.down_since_s = time.monotonic()  # since when it has not been up; without meaning while it is
         self.restarts = 0
+        self.failure = ""  # how it has ended before it was ready, the last time that it did
         self.ready = ""  # what it said when it was last ready, such as a URL
         self.was_up = asyncio.Event()
         self._environ = {**environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
@@ -64,7 +65,7 @@ class Child:
             if self._stopping.is_set():
                 break
             if not self.was_up.is_set():
-                end += " before it was ready"
+                self.failure = end = f"{end} before it was ready"
                 if self._must_start:
                     raise StartError(f"{self.name} {end}")
             if self.state is State.UP:
@@ -84,6 +85,15 @@ class Child:
     def stopping(self) -> bool:
         """Whether it was told to end."""
         return self._stopping.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """None while there is no process."""
+        return None if self._process is None else self._process.pid
+
+    def restart(self) -> None:
+        """Asks the command to end, by SIGTERM, after which it is started again: as `command` says by then."""
+        self._terminate()
 
     def stop(self) -> None:
         """Asks the command to end, by SIGTERM, for good; idempotent, as a second signal would cut its requests off."""
@@ -143,6 +153,7 @@ class Child:
                 self.state = State.UP
             self.ready = line.removeprefix(READY)
             self.was_up.set()
+            self.failure = ""
         elif line.strip():
             self._show(self.name, line, complete)
 

@@ -111,6 +111,7 @@ async def _supervise(deployment: Deployment) -> int:
         status.print(f"stopping{_how_long(deployment) if stop.is_set() else ''}")
         for task in companions:
             task.cancel()
+        fleets.close()
         await supervisor.close()
         await asyncio.gather(*companions, return_exceptions=True)
         status.close()

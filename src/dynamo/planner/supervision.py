@@ -27,6 +27,7 @@ class SupervisedFleets(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=
 
     fleets: tuple[SupervisedFleet, ...]
     converts: bool = False  # whether workers can turn from one role to another
+    problems: tuple[str, ...] = ()  # what is wrong with single workers
 
     def observed(self) -> Iterator[tuple[WorkerType, Fleet]]:
         """As the planner sees them."""

@@ -1,6 +1,6 @@
 """Workers of one host: `dynamo serve`'s supervisor starts and ends them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dynamo.errors import DynamoError, InvalidRequestError, UnavailableError
 from dynamo.planner.decision import Action
@@ -21,17 +21,20 @@ class LocalConnector:
         self._namespace = namespace
         self._fleets = runtime.client(fleets, SupervisedFleets)
         self._scale = runtime.client(fleets.beside(SCALE_ENDPOINT), SupervisedFleets)
-        self._converts = False
+        self._said = SupervisedFleets(fleets=())
 
     @property
     def converts(self) -> bool:
         """What the supervisor has said last; False before it has."""
-        return self._converts
+        return self._said.converts
+
+    @property
+    def problems(self) -> Sequence[str]:
+        return self._said.problems
 
     async def fleets(self) -> Mapping[WorkerType, Fleet]:
-        answer = await self._ask(self._fleets, None)
-        self._converts = answer.converts
-        return dict(answer.observed())
+        self._said = await self._ask(self._fleets, None)
+        return dict(self._said.observed())
 
     async def apply(self, action: Action) -> None:
         await self._ask(self._scale, action)
