@@ -15,6 +15,7 @@ from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.kvbm.config import KvbmOptions, ServiceConfig
 from dynamo.llm.router_service import RouterConfig
 from dynamo.planner.config import PlannerOptions
+from dynamo.planner.process_config import PlannerConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
 from dynamo.runtime.config import RuntimeConfig
@@ -29,6 +30,7 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Planner: dynamo serve --planner, python -m dynamo.planner", PlannerOptions, ()),
     ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig, DisaggConfig, OverloadConfig)),
     ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
+    ("python -m dynamo.planner", PlannerConfig, (RuntimeConfig, PlannerOptions)),
     ("dynamo serve", ServeConfig, (FrontendConfig, KvbmOptions, PlannerOptions)),
     ("dynamo run", RunConfig, ()),
     ("dynamo simulate", SimulationConfig, (KvRouterConfig, KvbmOptions)),

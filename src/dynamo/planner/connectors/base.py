@@ -1,6 +1,6 @@
 """What starts and ends workers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from dynamo.planner.decision import Action
@@ -14,6 +14,11 @@ class Connector(Protocol):
     @property
     def converts(self) -> bool:
         """Whether it carries out Convert."""
+        ...
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What is wrong at the moment although fleets() answers; each a short sentence."""
         ...
 
     async def fleets(self) -> Mapping[WorkerType, Fleet]:

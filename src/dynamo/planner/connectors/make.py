@@ -1,0 +1,20 @@
+"""The connector that the command line names."""
+
+from dynamo.planner.connectors.base import Connector
+from dynamo.planner.connectors.virtual import VirtualConnector
+from dynamo.planner.decisions import PLANNER_COMPONENT
+from dynamo.planner.process_config import PlannerConfig
+from dynamo.planner.scaling import SCALING_ENDPOINT
+from dynamo.planner.workers import Workers
+from dynamo.runtime.distributed import DistributedRuntime
+
+
+async def make_connector(runtime: DistributedRuntime, config: PlannerConfig) -> Connector:
+    """Raises ConfigError for options that it cannot be made of, and what Endpoint.start() raises."""
+    virtual = VirtualConnector(
+        Workers(runtime.discovery, config.worker_namespace, config.model_name), config.acknowledge_timeout_s
+    )
+    await virtual.serve(
+        runtime.namespace(config.worker_namespace).component(PLANNER_COMPONENT).endpoint(SCALING_ENDPOINT)
+    )
+    return virtual
