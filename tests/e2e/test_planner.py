@@ -148,31 +148,6 @@ async def _is_told(process: Program, own: Deployment) -> None:
     assert "  aggregated            1          1" in asked.output
 
 
-async def test_advisory_decides_and_does_nothing(own: Deployment, tiny_model: Path) -> None:
-    async with outside(own, tiny_model) as fleet, AsyncExitStack() as streams:
-        (_, url), _ = await asyncio.gather(own.frontend(), fleet.start_worker())
-        await until_served(url, 1)
-        await planner(own, *QUICK, "--advisory")
-        for _ in range(3):
-            connection = await streams.enter_async_context(connect(url))
-            connection.post(COMPLETIONS, completion(30_000))
-        wanted = await fleet.decision(lambda report: bool(report.decision.actions))
-        again = await fleet.decision(lambda report: report.decision.number > wanted.decision.number)
-        assert again.settings.advisory
-        assert again.decision.actions == wanted.decision.actions, "nothing has come of it"
-        assert again.decision.roles[0].current == 1
-
-
-async def test_without_a_frontend_everything_is_held(own: Deployment, tiny_model: Path) -> None:
-    async with outside(own, tiny_model) as fleet:
-        await fleet.start_worker()
-        await planner(own, *QUICK)
-        held = await fleet.decision(lambda report: bool(report.decision.roles))
-        assert held.decision.held
-        assert "no frontend in namespace 'dynamo'" in " ".join(held.decision.problems)
-        assert not held.decision.actions
-
-
 async def test_what_cannot_be_used_is_said_at_once(own: Deployment) -> None:
     process = await own.python("-m", "dynamo.planner", "--connector", "virtual", "--profile", "/no/such/file")
     assert await process.exit_code(START_S) == 1

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -55,10 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _main(config: PlannerConfig) -> int | None:
     runtime = DistributedRuntime(config=config)
     with shutdown_on_signals(runtime):
-        return await run_until_shutdown(runtime, run_planner(runtime, config))
+        return await run_until_shutdown(runtime, run_planner(runtime, config, lambda: _announce(config)))
 
 
-async def run_planner(runtime: DistributedRuntime, config: PlannerConfig) -> int:
+def _announce(config: PlannerConfig) -> None:
+    settle_memory()
+    announce_ready(f"planner of {config.worker_namespace}")
+
+
+async def run_planner(runtime: DistributedRuntime, config: PlannerConfig, on_ready: Callable[[], None]) -> int:
     """Until the runtime is shut down. Raises ConfigError for options with which no planner can be made."""
     options = config.planner
     profile = None if options.profile is None else read_profile(Path(options.profile))
@@ -96,9 +101,8 @@ async def run_planner(runtime: DistributedRuntime, config: PlannerConfig) -> int
             connector_timeout_s=config.connector_timeout_s,
             advisory=options.advisory,
         )
-        settle_memory()
         running = kept_up(loop.run, "planner")
-        announce_ready(f"planner of {config.worker_namespace}")
+        on_ready()
         await runtime.wait_for_shutdown()
         running.cancel()
         await asyncio.wait([running])
