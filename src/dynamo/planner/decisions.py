@@ -61,9 +61,10 @@ class Decisions:
 
     async def report(self, request: DecisionsRequest) -> AsyncIterator[PlannerReport]:
         """The endpoint's handler; where there is no decision yet, it waits for the first if it is to follow."""
-        for decision, made_s in list(self._made)[-request.last :] if request.last > 0 else []:
+        made = list(self._made)
+        seen = made[-1][0].number if made else 0
+        for decision, made_s in made[-request.last :] if request.last > 0 else []:
             yield self._report(decision, made_s)
-        seen = self._made[-1][0].number if self._made else 0
         while request.follow:
             news = self._news
             for decision, made_s in [made for made in self._made if made[0].number > seen]:

@@ -3,18 +3,22 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import uvloop
 
 from dynamo.errors import DynamoError
+from dynamo.planner.connectors.base import Connector
 from dynamo.planner.connectors.make import make_connector
 from dynamo.planner.decisions import DECISIONS_ENDPOINT, PLANNER_COMPONENT, Decisions, PlannerSettings
+from dynamo.planner.explanation import explain
 from dynamo.planner.frontend_source import ANSWER_S, FrontendSource
-from dynamo.planner.holding import HoldingPlanner, explain
 from dynamo.planner.load_source import LoadSource
+from dynamo.planner.make import make_planner
 from dynamo.planner.process_config import PlannerConfig, planner_config
+from dynamo.planner.profile_file import read_profile
 from dynamo.planner.prometheus_source import PrometheusSource
 from dynamo.planner.run import PlannerLoop
 from dynamo.planner.source import Source, TrafficSource
@@ -51,12 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _main(config: PlannerConfig) -> int | None:
     runtime = DistributedRuntime(config=config)
     with shutdown_on_signals(runtime):
-        return await run_until_shutdown(runtime, run_planner(runtime, config))
+        return await run_until_shutdown(runtime, run_planner(runtime, config, lambda: _announce(config)))
 
 
-async def run_planner(runtime: DistributedRuntime, config: PlannerConfig) -> int:
+def _announce(config: PlannerConfig) -> None:
+    settle_memory()
+    announce_ready(f"planner of {config.worker_namespace}")
+
+
+async def run_planner(runtime: DistributedRuntime, config: PlannerConfig, on_ready: Callable[[], None]) -> int:
     """Until the runtime is shut down. Raises ConfigError for options with which no planner can be made."""
     options = config.planner
+    profile = None if options.profile is None else read_profile(Path(options.profile))
     endpoint = runtime.namespace(config.worker_namespace).component(PLANNER_COMPONENT).endpoint(DECISIONS_ENDPOINT)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
@@ -72,8 +82,10 @@ async def run_planner(runtime: DistributedRuntime, config: PlannerConfig) -> int
         stack.push_async_callback(loads.close)
         decisions = Decisions(_settings(config))
         await decisions.serve(endpoint)
+        converts = options.convert_roles and await _converts(connector, config)
+        planner = make_planner(options, profile, converts=converts)
         loop = PlannerLoop(
-            HoldingPlanner(),
+            planner,
             Source(
                 traffic,
                 loads,
@@ -89,14 +101,28 @@ async def run_planner(runtime: DistributedRuntime, config: PlannerConfig) -> int
             connector_timeout_s=config.connector_timeout_s,
             advisory=options.advisory,
         )
-        settle_memory()
         running = kept_up(loop.run, "planner")
-        announce_ready(f"planner of {config.worker_namespace}")
+        on_ready()
         await runtime.wait_for_shutdown()
         running.cancel()
         await asyncio.wait([running])
         await runtime.close()
         return 0
+
+
+async def _converts(connector: Connector, config: PlannerConfig) -> bool:
+    """Whether it turns workers from one role to another; it may know only once it has answered, which is waited for."""
+    while True:
+        try:
+            async with asyncio.timeout(config.connector_timeout_s):
+                await connector.fleets()
+        except (DynamoError, TimeoutError) as error:
+            logger.warning("waiting for what starts and ends workers: %s", error or "no answer")
+            await asyncio.sleep(config.planner.interval_s)
+        else:
+            if not connector.converts:
+                logger.warning("--convert-roles has no effect: these workers cannot turn from one role to another")
+            return connector.converts
 
 
 def _traffic_source(runtime: DistributedRuntime, config: PlannerConfig) -> TrafficSource:

@@ -13,7 +13,7 @@ from dynamo.errors import ConfigError
 from dynamo.planner.config import PlannerOptions
 from dynamo.runtime.config import RuntimeConfig
 
-CONNECTORS = ("virtual",)
+CONNECTORS = ("local", "virtual")
 PROG = "python -m dynamo.planner"
 _CONFIG_FLAG = "--config"
 _Value = bool | int | float | str | None
@@ -30,7 +30,7 @@ class PlannerConfig(RuntimeConfig):
         help="YAML with flags, as in `ttft-ms: 500`; those of the command line win over it, it over the environment",
     )
     connector: str = option(
-        "virtual",
+        "local",
         flag=("--connector", "--environment"),
         choices=CONNECTORS,
         help="who starts and ends workers: `dynamo serve`, Kubernetes, or somebody else who is told",

@@ -1,6 +1,7 @@
 """The connector that the command line names."""
 
 from dynamo.planner.connectors.base import Connector
+from dynamo.planner.connectors.local import LocalConnector
 from dynamo.planner.connectors.virtual import VirtualConnector
 from dynamo.planner.decisions import PLANNER_COMPONENT
 from dynamo.planner.process_config import PlannerConfig
@@ -11,10 +12,16 @@ from dynamo.runtime.distributed import DistributedRuntime
 
 async def make_connector(runtime: DistributedRuntime, config: PlannerConfig) -> Connector:
     """Raises ConfigError for options that it cannot be made of, and what Endpoint.start() raises."""
-    virtual = VirtualConnector(
-        Workers(runtime.discovery, config.worker_namespace, config.model_name), config.acknowledge_timeout_s
-    )
-    await virtual.serve(
-        runtime.namespace(config.worker_namespace).component(PLANNER_COMPONENT).endpoint(SCALING_ENDPOINT)
-    )
+    match config.connector:
+        case "local":
+            return LocalConnector(runtime, config.worker_namespace)
+        case _:
+            return await _virtual(runtime, config)
+
+
+async def _virtual(runtime: DistributedRuntime, config: PlannerConfig) -> VirtualConnector:
+    workers = Workers(runtime.discovery, config.worker_namespace, config.model_name)
+    virtual = VirtualConnector(workers, config.acknowledge_timeout_s)
+    component = runtime.namespace(config.worker_namespace).component(PLANNER_COMPONENT)
+    await virtual.serve(component.endpoint(SCALING_ENDPOINT))
     return virtual
