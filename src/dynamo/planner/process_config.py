@@ -11,9 +11,10 @@ import msgspec
 from dynamo.config import build_parser, group, option, parse, settings
 from dynamo.errors import ConfigError
 from dynamo.planner.config import PlannerOptions
+from dynamo.planner.connectors.kubernetes_config import KubernetesConfig
 from dynamo.runtime.config import RuntimeConfig
 
-CONNECTORS = ("local", "virtual")
+CONNECTORS = ("local", "kubernetes", "virtual")
 PROG = "python -m dynamo.planner"
 _CONFIG_FLAG = "--config"
 _Value = bool | int | float | str | None
@@ -65,6 +66,7 @@ class PlannerConfig(RuntimeConfig):
         metavar="MATCHERS",
         help='which series count, such as \'job="frontend",cluster="a"\' (default: all)',
     )
+    kubernetes: KubernetesConfig = group(KubernetesConfig)
     planner: PlannerOptions = group(PlannerOptions)
 
 

@@ -1,6 +1,8 @@
 """The connector that the command line names."""
 
+from dynamo.errors import ConfigError
 from dynamo.planner.connectors.base import Connector
+from dynamo.planner.connectors.kubernetes_config import KubernetesConfig
 from dynamo.planner.connectors.local import LocalConnector
 from dynamo.planner.connectors.virtual import VirtualConnector
 from dynamo.planner.decisions import PLANNER_COMPONENT
@@ -15,8 +17,18 @@ async def make_connector(runtime: DistributedRuntime, config: PlannerConfig) -> 
     match config.connector:
         case "local":
             return LocalConnector(runtime, config.worker_namespace)
+        case "kubernetes":
+            return _kubernetes(config.kubernetes)
         case _:
             return await _virtual(runtime, config)
+
+
+def _kubernetes(config: KubernetesConfig) -> Connector:
+    try:
+        from dynamo.planner.connectors.kubernetes import KubernetesConnector
+    except ImportError as error:
+        raise ConfigError(f"Kubernetes needs the {error.name} package: pip install 'dynamo-py[kubernetes]'") from None
+    return KubernetesConnector(config)
 
 
 async def _virtual(runtime: DistributedRuntime, config: PlannerConfig) -> VirtualConnector:
