@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from dynamo.cli.deployment import Deployment, ServeConfig
-from dynamo.config import build_parser, from_namespace, settings
+from dynamo.cli.deployment import Deployment, ServeConfig, worker_name
+from dynamo.config import build_parser, from_namespace, parse_known, settings
 from dynamo.engines.config import WorkerConfig
 from dynamo.engines.echo import EchoConfig
 from dynamo.engines.mocker.args import MockerConfig
@@ -18,8 +18,10 @@ from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.kvbm.config import KvbmOptions, ServiceConfig
 from dynamo.llm.migration_config import MigrationConfig
+from dynamo.planner.config import PlannerOptions
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
+from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.discovery.etcd_config import EtcdConfig
 
 T = TypeVar("T")
@@ -118,13 +120,39 @@ KVBM = KvbmOptions(
     socket="/tmp/kvbm/s",
     start=False,
 )
+PLANNER = PlannerOptions(
+    ttft_ms=300.0,
+    itl_ms=30.0,
+    min_prefill_workers=2,
+    max_prefill_workers=5,
+    min_decode_workers=3,
+    max_decode_workers=6,
+    gpu_budget=7,
+    prefill_gpus=2,
+    decode_gpus=4,
+    mode="load",
+    predictor="kalman",
+    interval_s=1.5,
+    throughput_interval_s=60.0,
+    scale_down_delay_s=9.0,
+    start_timeout_s=99.0,
+    convert_roles=True,
+    profile="/tmp/profile.json",
+    advisory=True,
+)
 CANNOT_DIFFER = {"request_plane"}  # from its default: there is but one for several processes
 IN_THE_ENVIRONMENT = {"etcd.auth_password", "nats_server"}
 NOT_THE_FRONTENDS = {"rpc_port", "rpc_advertise", "system_host", "system_port"}  # workers listen there
 
 
 def commands(config: ServeConfig, *worker_flags: str) -> dict[str, list[str]]:
-    return deployed(config, *worker_flags).commands()
+    """Of every process that there is at first."""
+    deployment = deployed(config, *worker_flags)
+    made = deployment.services()
+    roles = deployment.workers()
+    for position, role in enumerate(roles):
+        made[worker_name(role, roles[: position + 1].count(role))] = deployment.worker(role, position)
+    return made
 
 
 def deployed(config: ServeConfig, *worker_flags: str) -> Deployment:
@@ -219,6 +247,10 @@ def test_prefill_and_decode_workers() -> None:
         ({"workers": 0}, "at least 1"),
         ({"engine": "echo", "decode_workers": 1}, "echo cannot do"),
         ({"engine": "echo", "kvbm": KvbmOptions(host_gb=1)}, "no KV cache"),
+        ({"planner": PlannerOptions(ttft_ms=3)}, "--ttft-ms needs --planner"),
+        ({"with_planner": True, "workers": 1, "decode_workers": 1}, "scales either --workers, or"),
+        ({"with_planner": True, "workers": 65}, "65 --workers is more"),
+        ({"with_planner": True, "prefill_workers": 65, "decode_workers": 1}, "65 --prefill-workers is more"),
     ],
 )
 def test_workers_that_cannot_be(options: dict[str, Any], reason: str) -> None:
@@ -256,6 +288,32 @@ def test_a_simulated_engine_simulates_its_tiers() -> None:
     made = commands(ServeConfig(engine="mocker", kvbm=KvbmOptions(host_gb=1)))
     assert list(made) == ["frontend", "worker-1"]
     assert parsed(MockerConfig, made["worker-1"]).kvbm.host_gb == 1
+
+
+def test_a_planner_of_its_own() -> None:
+    for setting in settings(PlannerOptions):
+        assert attrgetter(setting.name)(PLANNER) != setting.default, setting.name
+    made = commands(dataclasses.replace(GIVEN, with_planner=True, planner=PLANNER))
+    assert list(made) == ["frontend", "planner", "worker-1", "worker-2"]
+    assert made["planner"][1:5] == ["-m", "dynamo.planner", "--connector", "local"]
+    runtime, unknown = parse_known(RuntimeConfig, made["planner"][5:], prog="test", environ={})
+    assert (runtime.namespace, runtime.file_kv, runtime.stall_timeout_s) == ("mine", "/tmp/kv", 7.5)
+    assert (runtime.rpc_port, runtime.system_port) == (0, -1)  # those are the workers'
+    assert parse_known(PlannerOptions, unknown, prog="test", environ={}) == (PLANNER, [])
+
+
+def test_how_to_look_at_the_planner() -> None:
+    plain = deployed(ServeConfig(engine="mocker", http_port=9000, with_planner=True)).planner_status()
+    assert plain == ["dynamo", "planner", "status", "--namespace", "serve-9000"]
+    command = deployed(GIVEN).planner_status()
+    assert "--file-kv" in command
+    assert not any("hush" in argument for argument in command)
+
+
+def test_the_supervisor_takes_no_ports_of_workers() -> None:
+    control = deployed(GIVEN).control()
+    assert (control.namespace, control.file_kv, control.etcd) == ("mine", "/tmp/kv", GIVEN.etcd)
+    assert (control.rpc_port, control.advertised(), control.system_port) == (0, None, -1)
 
 
 def test_own_flags_of_the_workers_come_last() -> None:

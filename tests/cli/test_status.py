@@ -53,12 +53,22 @@ def test_figures_of_a_frontend_without_requests() -> None:
 
 
 def test_states() -> None:
-    status, screen = line(family(*State))
+    children = family(*State)
+    for child in children[:2]:
+        child.name = child.name.replace("worker", "prefill")
+    status, screen = line(children)
     status.print("hello")
     assert screen.getvalue().startswith("\r\x1b[Khello\n")
     assert (
-        screen.last_line() == ("◌ worker-0 ● worker-1 ✗ worker-2 ○ worker-3  0 in flight, 0 requests, 0 tokens/s"[:79])
+        screen.last_line()
+        == ("◌ prefill-0 ● prefill-1 ✗ worker-2 ◑ worker-3 ○ worker-4  0 in flight, 0 requests, 0 tokens/s"[:79])
     )
+
+
+def test_a_large_fleet() -> None:
+    status, screen = line([*family(State.UP)[:1], *family(State.UP, State.STARTING, State.UP, State.DRAINING)])
+    status.update(None)
+    assert screen.last_line().startswith("worker ◌1 ●3 ◑1  0 in flight")
 
 
 def test_tokens_per_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from dynamo.engines import worker as worker_module
 from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.config import DisaggregatedWorkerConfig, WorkerConfig
-from dynamo.engines.worker import EngineEndpoint, Worker, _serve, run_workers
+from dynamo.engines.engine_endpoint import EngineEndpoint
+from dynamo.engines.worker import Worker, _serve, run_workers
 from dynamo.errors import ConfigError, InternalError, OverloadedError, WorkerStalledError
 from dynamo.llm.register import MODELS_PREFIX, ModelEntry
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest

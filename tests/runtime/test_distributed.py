@@ -168,7 +168,7 @@ async def test_an_endpoint_that_is_given_up_while_the_runtime_closes(
     runtime = new_runtime()
     for name in ("one", "two"):
         await runtime.endpoint(f"a.b.{name}").start(echo)
-    first, second = runtime._registrations
+    first, second = runtime._registrations.values()
     withdraw, withdrawn = type(first).withdraw, list[object]()
 
     async def withdraw_both_ways(registration: Any) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dynamo.config import as_typed, build_parser, from_namespace, settings
 from dynamo.errors import DynamoError
-from dynamo.frontend.config import FRONTEND_COMPONENT
+from dynamo.protocols.traffic import FRONTEND_COMPONENT
 from dynamo.router.disagg import DisaggConfig
 from dynamo.runtime.client import Client
 from dynamo.runtime.config import RuntimeConfig

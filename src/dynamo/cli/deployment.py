@@ -14,12 +14,14 @@ from dynamo.frontend.config import FrontendConfig
 from dynamo.kvbm.config import KvbmOptions
 from dynamo.kvbm.launch import service_command
 from dynamo.kvbm.socket_path import default_socket
+from dynamo.planner.config import PlannerOptions
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 
 _NOT_THE_FRONTENDS = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # the workers listen there
 _SIMULATED_TIERS = ("mocker",)  # need no block manager
 _BY_ENVIRONMENT = ("nats_server",)  # may hold a password, and command lines can be read by all
+_NAMES = {WorkerType.Aggregated: "worker", WorkerType.Prefill: "prefill", WorkerType.Decode: "decode"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,10 @@ class ServeConfig(FrontendConfig):
         None, flag="--model-name", help="name to serve it under (default: MODEL's last part)"
     )
     kvbm: KvbmOptions = group(KvbmOptions)
+    with_planner: bool = option(
+        False, flag="--planner", help="start further workers and end them, as the traffic needs; see docs/planner.md"
+    )
+    planner: PlannerOptions = group(PlannerOptions)
 
     def __post_init__(self) -> None:
         """Raises ConfigError for workers that cannot be, or cannot serve."""
@@ -53,6 +59,24 @@ class ServeConfig(FrontendConfig):
             raise ConfigError(f"--engine {self.engine} cannot do prefill and decode apart")
         if self.kvbm.is_enabled and self.engine not in DISAGGREGATED_ENGINES:
             raise ConfigError(f"--engine {self.engine} has no KV cache that --kvbm-host-gb could keep")
+        self._check_planner()
+
+    def _check_planner(self) -> None:
+        """Raises ConfigError for options of a planner that there is not, or workers that it could not scale."""
+        options = self.planner
+        if not self.with_planner:
+            for setting in settings(PlannerOptions):
+                if attrgetter(setting.name)(options) != setting.default:
+                    raise ConfigError(f"{setting.option.flags[0]} needs --planner")
+            return
+        if self.aggregated_workers() and self.decode_workers:
+            raise ConfigError("--planner scales either --workers, or --prefill-workers and --decode-workers")
+        for flag, count, most in (
+            ("--prefill-workers", self.prefill_workers, options.max_prefill_workers),
+            ("--workers", max(self.aggregated_workers(), self.decode_workers), options.max_decode_workers),
+        ):
+            if count > most:
+                raise ConfigError(f"to begin with, {count} {flag} is more than the planner may have: {most}")
 
     def aggregated_workers(self) -> int:
         """How many workers do all of each request."""
@@ -75,32 +99,61 @@ class Deployment:
         """Two deployments on one host cannot have the same port."""
         return self.config.namespace or f"serve-{self.config.http_port or os.getpid()}"
 
-    def workers(self) -> list[tuple[str, WorkerType]]:
-        """The worker processes, each with its name and what it does."""
+    def workers(self) -> list[WorkerType]:
+        """What each of the workers does that there are at first."""
         c = self.config
-        roles = [
-            ("worker", WorkerType.Aggregated, c.aggregated_workers()),
-            ("prefill", WorkerType.Prefill, c.prefill_workers),
-            ("decode", WorkerType.Decode, c.decode_workers),
-        ]
-        return [(f"{name}-{i + 1}", role) for name, role, count in roles for i in range(count)]
+        counts = {
+            WorkerType.Aggregated: c.aggregated_workers(),
+            WorkerType.Prefill: c.prefill_workers,
+            WorkerType.Decode: c.decode_workers,
+        }
+        return [role for role, count in counts.items() for _ in range(count)]
 
-    def commands(self) -> dict[str, list[str]]:
-        """Each process's command line, by a name for the process."""
+    @property
+    def roles(self) -> Sequence[WorkerType]:
+        """Those of which there may be more and fewer workers; of prefill workers none, perhaps."""
+        if self.config.decode_workers:
+            return (WorkerType.Prefill, WorkerType.Decode)
+        return (WorkerType.Aggregated,)
+
+    @property
+    def converts(self) -> bool:
+        """Whether workers may turn from one role to another; a single one may still refuse."""
+        return bool(self.config.decode_workers)  # so the engine is one of DISAGGREGATED_ENGINES
+
+    def services(self) -> dict[str, list[str]]:
+        """The command line of each process that is no worker, by a name for it."""
         commands = {"frontend": self._frontend()}
         if (socket := self.kvbm_socket()) is not None:
             commands["kvbm"] = service_command(Path(socket), self._shared(), None)
-        for position, (name, role) in enumerate(self.workers()):
-            commands[name] = self._worker(position, role)
+        if self.config.with_planner:
+            commands["planner"] = self._planner()
         return commands
+
+    def worker(self, role: WorkerType, position: int) -> list[str]:
+        """A worker's command line. `position` sets its ports apart from those of the others that live."""
+        c = self.config
+        own = replace(
+            self._shared(),
+            system_port=_port(c.system_port, position),
+            rpc_port=_port(c.rpc_port, position),
+            rpc_advertise=_address(c.advertised(), position),
+        )
+        flags = as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT)
+        return [*self._engine(role), *flags, *self._kvbm_flags(), *self.worker_flags]
 
     def further_worker(self) -> list[str]:
         """What somebody types to start one more, like the last one; secrets have to be in the environment there too."""
-        _, role = self.workers()[-1]
-        config = replace(self.config, namespace=self.namespace)
-        usual = {s.name for s in settings(RuntimeConfig) if attrgetter(s.name)(config) == s.default}
-        flags = as_flags(RuntimeConfig, config, without={*usual, *_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT})
-        return [*self._engine(role), *flags, *self._kvbm_flags(brief=True), *self.worker_flags]
+        role = self.workers()[-1]
+        return [*self._engine(role), *self._brief_flags(), *self._kvbm_flags(brief=True), *self.worker_flags]
+
+    def planner_status(self) -> list[str]:
+        """What somebody types to see what the planner does, and why."""
+        return ["dynamo", "planner", "status", *self._brief_flags()]
+
+    def control(self) -> RuntimeConfig:
+        """How the supervisor itself takes part: on ports that are nobody else's."""
+        return replace(self._shared(), rpc_port=0, rpc_advertise=None, system_port=-1, event_plane="direct")
 
     def kvbm_socket(self) -> str | None:
         """Where the deployment's block manager listens, if it has one."""
@@ -122,16 +175,10 @@ class Deployment:
         flags = as_flags(FrontendConfig, self._shared(), without=(*_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT))
         return [sys.executable, "-m", "dynamo.frontend", *flags]
 
-    def _worker(self, position: int, role: WorkerType) -> list[str]:
-        c = self.config
-        own = replace(
-            self._shared(),
-            system_port=_port(c.system_port, position),
-            rpc_port=_port(c.rpc_port, position),
-            rpc_advertise=_address(c.advertised(), position),
-        )
-        flags = as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT)
-        return [*self._engine(role), *flags, *self._kvbm_flags(), *self.worker_flags]
+    def _planner(self) -> list[str]:
+        flags = as_flags(RuntimeConfig, self._shared(), without=(*_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT))
+        flags += as_flags(PlannerOptions, self.config.planner)
+        return [sys.executable, "-m", "dynamo.planner", "--connector", "local", *flags]
 
     def _engine(self, role: WorkerType) -> list[str]:
         """The beginning of a worker's command line: what it runs."""
@@ -155,9 +202,20 @@ class Deployment:
         usual = {s.name for s in settings(KvbmOptions) if attrgetter(s.name)(options) == s.default} if brief else ()
         return as_flags(KvbmOptions, options, without=usual)
 
+    def _brief_flags(self) -> list[str]:
+        """How a process that somebody starts by hand takes part; without what is the default."""
+        config = replace(self.config, namespace=self.namespace)
+        usual = {s.name for s in settings(RuntimeConfig) if attrgetter(s.name)(config) == s.default}
+        return as_flags(RuntimeConfig, config, without={*usual, *_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT})
+
     def _shared(self) -> ServeConfig:
         """The configuration with what this deployment adds to it."""
         return replace(self.config, namespace=self.namespace, file_kv=str(self.config.discovery_directory()))
+
+
+def worker_name(role: WorkerType, number: int) -> str:
+    """The name of a worker process."""
+    return f"{_NAMES[role]}-{number}"
 
 
 def _port(first: int, position: int) -> int:

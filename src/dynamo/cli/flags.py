@@ -14,6 +14,8 @@ from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.overload_config import OverloadConfig
 from dynamo.kvbm.config import KvbmOptions, ServiceConfig
 from dynamo.llm.router_service import RouterConfig
+from dynamo.planner.config import PlannerOptions
+from dynamo.planner.process_config import PlannerConfig
 from dynamo.router.config import KvRouterConfig
 from dynamo.router.disagg import DisaggConfig
 from dynamo.runtime.config import RuntimeConfig
@@ -25,9 +27,11 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("Disaggregation: frontend, dynamo serve; dynamo config sets them live", DisaggConfig, ()),
     ("Overload: frontend, dynamo serve", OverloadConfig, ()),
     ("Block manager: workers with a KV cache, dynamo serve", KvbmOptions, ()),
+    ("Planner: dynamo serve --planner, python -m dynamo.planner", PlannerOptions, ()),
     ("python -m dynamo.frontend", FrontendConfig, (RuntimeConfig, KvRouterConfig, DisaggConfig, OverloadConfig)),
     ("python -m dynamo.router", RouterConfig, (RuntimeConfig, KvRouterConfig)),
-    ("dynamo serve", ServeConfig, (FrontendConfig, KvbmOptions)),
+    ("python -m dynamo.planner", PlannerConfig, (RuntimeConfig, PlannerOptions)),
+    ("dynamo serve", ServeConfig, (FrontendConfig, KvbmOptions, PlannerOptions)),
     ("dynamo run", RunConfig, ()),
     ("dynamo simulate", SimulationConfig, (KvRouterConfig, KvbmOptions)),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),

@@ -10,6 +10,7 @@ _COMMANDS = {
     "run": ("dynamo.cli.run", "chat with a model in the terminal"),
     "config": ("dynamo.cli.config", "look at the settings of running frontends, and change them"),
     "kvbm": ("dynamo.cli.kvbm", "look after the block manager of this host: KV blocks beyond the engines' memory"),
+    "planner": ("dynamo.cli.planner", "see what the planner does and why; tell it what was carried out elsewhere"),
     "keys": ("dynamo.cli.keys", "make a key for the OpenAI API"),
     "simulate": ("dynamo.cli.simulate", "compare routers on a recorded trace, in virtual time"),
     "doctor": ("dynamo.cli.doctor", "say what is installed and whether this host lets it work"),

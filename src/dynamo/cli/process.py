@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
@@ -22,7 +23,12 @@ class State(StrEnum):
     STARTING = "starting"
     UP = "up"
     WAITING = "restarting"
+    DRAINING = "draining"
     STOPPED = "stopped"
+
+
+# Gets each line of output: the process's name, the text, and whether it is complete, or a progress bar's present state.
+Show = Callable[[str, str, bool], None]
 
 
 class StartError(Exception):
@@ -33,47 +39,68 @@ class Child:
     """Keeps one command running: after a crash it is started again, each time a little later."""
 
     def __init__(
-        self, name: str, command: Sequence[str], environ: Mapping[str, str], show: Callable[[str, str, bool], None]
+        self, name: str, command: Sequence[str], environ: Mapping[str, str], show: Show, *, must_start: bool = True
     ) -> None:
-        """`show(name, text, complete)` gets each line of output; not `complete`: a progress bar's present state."""
+        """`must_start`: whether a failure before it has ever been up is final; if not, it is taken for a crash."""
         self.name = name
+        self.command = list(command)  # what the next start runs
         self.state = State.STARTING
+        self.down_since_s = time.monotonic()  # since when it has not been up; without meaning while it is
         self.restarts = 0
+        self.failure = ""  # how it has ended before it was ready, the last time that it did
         self.ready = ""  # what it said when it was last ready, such as a URL
         self.was_up = asyncio.Event()
-        self._command = list(command)
         self._environ = {**environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         self._show = show
+        self._must_start = must_start
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Returns after stop(); raises StartError when the command fails before it has ever been up."""
+        """Returns after stop(); raises StartError when it must start and fails before it has ever been up."""
         crashes = 0  # one soon after the other
         while not self._stopping.is_set():
             started_s = asyncio.get_running_loop().time()
-            code = await self._run_once()
+            end = await self._run_once()
             if self._stopping.is_set():
                 break
             if not self.was_up.is_set():
-                raise StartError(f"{self.name} ended with {_describe(code)} before it was ready")
+                self.failure = end = f"{end} before it was ready"
+                if self._must_start:
+                    raise StartError(f"{self.name} {end}")
+            if self.state is State.UP:
+                self.down_since_s = time.monotonic()
             if asyncio.get_running_loop().time() - started_s >= _STABLE_AFTER_S:
                 crashes = 0
             delay_s = _BACKOFF_S[min(crashes, len(_BACKOFF_S) - 1)]
             crashes += 1
             self.state = State.WAITING
-            self._show(self.name, f"ended with {_describe(code)}: starting it again in {delay_s:g} s", True)
+            self._show(self.name, f"{end}: starting it again in {delay_s:g} s", True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
             self.restarts += 1
         self.state = State.STOPPED
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to end."""
+        return self._stopping.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """None while there is no process."""
+        return None if self._process is None else self._process.pid
+
+    def restart(self) -> None:
+        """Asks the command to end, by SIGTERM, after which it is started again: as `command` says by then."""
+        self._terminate()
+
     def stop(self) -> None:
-        """Asks the command to end, by SIGTERM, for good."""
-        self._stopping.set()
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+        """Asks the command to end, by SIGTERM, for good; idempotent, as a second signal would cut its requests off."""
+        if not self.stopping:
+            self._stopping.set()
+            self.state = State.DRAINING
+            self._terminate()
 
     def kill(self) -> None:
         """Ends the command and all that it has started at once."""
@@ -81,19 +108,28 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    async def _run_once(self) -> int:
+    def _terminate(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+
+    async def _run_once(self) -> str:
+        """How it has ended."""
         self.state = State.STARTING
         # A session of its own: Ctrl-C in the terminal reaches the supervisor only, which then stops all in order.
-        self._process = process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=self._environ,
-            start_new_session=True,
-        )
-        if self._stopping.is_set():  # meanwhile
-            self.stop()
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *self.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=self._environ,
+                start_new_session=True,
+            )
+        except OSError as error:  # the host may have no room for one more
+            return f"could not be run ({error})"
+        if self.stopping:  # meanwhile
+            self._terminate()
         try:
             assert process.stdout is not None
             await self._read(process.stdout)
@@ -101,7 +137,7 @@ class Child:
             self.kill()  # what it may have left behind
         finally:
             self._process = None  # its pid may be another's soon
-        return code
+        return f"ended with {_describe(code)}"
 
     async def _read(self, output: asyncio.StreamReader) -> None:
         lines = OutputLines()
@@ -113,9 +149,11 @@ class Child:
 
     def _on_line(self, line: str, complete: bool) -> None:
         if complete and line.startswith(READY):
-            self.state = State.UP
+            if not self.stopping:
+                self.state = State.UP
             self.ready = line.removeprefix(READY)
             self.was_up.set()
+            self.failure = ""
         elif line.strip():
             self._show(self.name, line, complete)
 

@@ -9,17 +9,21 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from dynamo.cli.control import serve_control
 from dynamo.cli.deployment import Deployment, ServeConfig
+from dynamo.cli.fleets import Fleets
 from dynamo.cli.frontend_api import reachable_url, read_figures, serves
 from dynamo.cli.process import Child
 from dynamo.cli.status import StatusLine
+from dynamo.cli.supervisor import Supervisor
 from dynamo.config import build_parser, from_namespace
 from dynamo.engines.make import check_engine
-from dynamo.errors import ConfigError
+from dynamo.errors import ConfigError, DynamoError
 from dynamo.frontend.http_socket import bind_http
 from dynamo.llm.model_card import default_name
 from dynamo.llm.model_source import resolve_model
 from dynamo.protocols.model_card import WorkerType
+from dynamo.runtime.distributed import DistributedRuntime
 
 PROG = "dynamo serve"
 _STATUS_INTERVAL_S = 1.0
@@ -81,29 +85,35 @@ async def _supervise(deployment: Deployment) -> int:
     """The exit code: 0 after a signal, 1 when a process could not be started."""
     children: list[Child] = []
     status = StatusLine(children)
-    environ = os.environ | deployment.environ()
-    children += [Child(name, command, environ, status.log) for name, command in deployment.commands().items()]
+    end_timeout_s = deployment.config.shutdown_timeout_s + _STOP_MARGIN_S
+    supervisor = Supervisor(children, os.environ | deployment.environ(), status.log, end_timeout_s=end_timeout_s)
     stop = asyncio.Event()
-    _on_signals(stop, children)
-    running = [asyncio.create_task(child.run(), name=child.name) for child in children]
+    _on_signals(stop, supervisor)
+    for name, command in deployment.services().items():
+        supervisor.start(name, command, must_start=True)
+    fleets = Fleets(deployment, supervisor)
+    fleets.start()
     stopped = asyncio.create_task(stop.wait())
+    failures = [asyncio.create_task(supervisor.failure()), asyncio.create_task(_control(deployment, fleets))]
     companions = [
         stopped,
-        asyncio.create_task(_announce(deployment, children, status)),
+        *failures,
+        asyncio.create_task(_announce(deployment, supervisor, status)),
         asyncio.create_task(_watch_figures(children[0], status)),
     ]
     try:
-        done, _ = await asyncio.wait([stopped, *running], return_when=asyncio.FIRST_COMPLETED)
-        failures = [error for task in done if (error := task.exception()) is not None]
-        for failure in failures:
-            status.print(str(failure))
-        return 1 if failures else 0
+        await asyncio.wait([stopped, *failures], return_when=asyncio.FIRST_COMPLETED)
+        reasons = [task.result() for task in failures if task.done()]
+        for reason in reasons:
+            status.print(reason)
+        return 1 if reasons else 0
     finally:
         status.print(f"stopping{_how_long(deployment) if stop.is_set() else ''}")
         for task in companions:
             task.cancel()
-        await _end(children, running, deployment.config.shutdown_timeout_s + _STOP_MARGIN_S)
-        await asyncio.gather(*running, *companions, return_exceptions=True)
+        fleets.close()
+        await supervisor.close()
+        await asyncio.gather(*companions, return_exceptions=True)
         status.close()
 
 
@@ -112,22 +122,12 @@ def _how_long(deployment: Deployment) -> str:
     return f": requests under way may go on for {timeout_s:g} s, a second Ctrl-C ends them now"
 
 
-async def _end(children: Sequence[Child], running: Sequence[asyncio.Task[None]], timeout_s: float) -> None:
-    for child in children:
-        child.stop()
-    _, late = await asyncio.wait(running, timeout=timeout_s)
-    if late:
-        for child in children:
-            child.kill()
-
-
-def _on_signals(stop: asyncio.Event, children: Sequence[Child]) -> None:
+def _on_signals(stop: asyncio.Event, supervisor: Supervisor) -> None:
     """The first signal stops everything in order, the second one at once."""
 
     def on_signal() -> None:
         if stop.is_set():
-            for child in children:
-                child.kill()
+            supervisor.kill()
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -135,11 +135,28 @@ def _on_signals(stop: asyncio.Event, children: Sequence[Child]) -> None:
         loop.add_signal_handler(number, on_signal)
 
 
-async def _announce(deployment: Deployment, children: Sequence[Child], status: StatusLine) -> None:
+async def _control(deployment: Deployment, fleets: Fleets) -> str:
+    """Lets a planner change the workers; returns why that is impossible, if it is."""
+    try:
+        runtime = DistributedRuntime(config=deployment.control())
+    except DynamoError as error:
+        return str(error)
+    try:
+        await serve_control(runtime, deployment.namespace, fleets)
+        await asyncio.Event().wait()
+    except DynamoError as error:
+        return str(error)
+    finally:
+        await runtime.close(graceful=False)
+    return ""
+
+
+async def _announce(deployment: Deployment, supervisor: Supervisor, status: StatusLine) -> None:
     """Says what to do once everything is up."""
-    for child in children:
-        await child.was_up.wait()
-    url = reachable_url(children[0].ready)
+    frontend, *others = supervisor.children
+    for child in (frontend, *others):
+        await supervisor.settled(child)
+    url = reachable_url(frontend.ready)
     model = deployment.model_name
     while not await asyncio.to_thread(serves, url, model):  # noqa: ASYNC110 - the frontend does not tell
         await asyncio.sleep(_SERVED_POLL_S)
@@ -147,9 +164,16 @@ async def _announce(deployment: Deployment, children: Sequence[Child], status: S
     status.print(
         f"\nready: {model} on {url} ({_describe(deployment)})\n"
         f"try:\n\n  curl {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n\n"
-        f"Further workers join with\n\n  {shlex.join(deployment.further_worker())}\n\n{_inspection(deployment)}"
+        f"{_growth(deployment)}{_inspection(deployment)}"
         "Ctrl-C stops everything.\n"
     )
+
+
+def _growth(deployment: Deployment) -> str:
+    """How there get to be more workers."""
+    if deployment.config.with_planner:
+        return f"What the planner does, and why, is shown by\n\n  {shlex.join(deployment.planner_status())}\n\n"
+    return f"Further workers join with\n\n  {shlex.join(deployment.further_worker())}\n\n"
 
 
 def _inspection(deployment: Deployment) -> str:
@@ -164,7 +188,7 @@ def _inspection(deployment: Deployment) -> str:
 
 def _describe(deployment: Deployment) -> str:
     """The workers, for a person."""
-    counts = Counter(role for _, role in deployment.workers())
+    counts = Counter(deployment.workers())
     if list(counts) == [WorkerType.Aggregated]:
         count = counts[WorkerType.Aggregated]
         return f"{count} {deployment.config.engine} worker{'s' if count > 1 else ''}"

@@ -5,7 +5,8 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 import msgspec
@@ -13,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo.cli.process import Child, State
 
-_MARKS = {State.STARTING: "◌", State.UP: "●", State.WAITING: "✗", State.STOPPED: "○"}
+_MARKS = {State.STARTING: "◌", State.UP: "●", State.WAITING: "✗", State.DRAINING: "◑", State.STOPPED: "○"}
 _CLEAR = "\r\x1b[K"  # the line that the cursor is in
+_NAMED_MAX = 4  # of a fleet of more, the status line tells how many are in which state
 _WIDTH = 80  # where the terminal does not say
 
 
@@ -83,7 +85,7 @@ class StatusLine:
             self._write(f"{_CLEAR}{self._text()[: self._width() - 1]}")  # a line that wraps could not be taken back
 
     def _text(self) -> str:
-        people = " ".join(f"{_MARKS[child.state]} {child.name}" for child in self._children)
+        people = " ".join(_people(self._children))
         for child in self._children:
             if child.state is State.STARTING and child.name in self._progress:
                 return f"{people}  {child.name}: {self._progress[child.name]}"
@@ -109,3 +111,16 @@ class StatusLine:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._out.fileno())
         os.close(nowhere)
+
+
+def _people(children: Sequence[Child]) -> Iterator[str]:
+    """Each process with its state; of a large fleet, how many are in which."""
+    fleets: dict[str, list[Child]] = {}
+    for child in children:
+        fleets.setdefault(child.name.rpartition("-")[0] or child.name, []).append(child)
+    for name, members in fleets.items():
+        if len(members) > _NAMED_MAX:
+            counts = Counter(child.state for child in members)
+            yield " ".join([name, *(f"{mark}{counts[state]}" for state, mark in _MARKS.items() if counts[state])])
+        else:
+            yield from (f"{_MARKS[child.state]} {child.name}" for child in members)

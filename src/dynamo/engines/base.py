@@ -1,14 +1,19 @@
 """What the framework asks of an inference engine."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from dynamo.protocols.generation import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
-from dynamo.protocols.model_card import EngineFeature, RuntimeLimits
+from dynamo.protocols.model_card import EngineFeature, RuntimeLimits, WorkerType
 from dynamo.runtime.context import Context
+
+# Makes a started engine go on in another role, prefill or decode, with its weights and its cache as they are. Called
+# when it has no requests, and gets none; returns when it can be given those of the new role. What it still keeps for
+# others then, they can fetch. An error that it raises ends the worker.
+ChangeRole = Callable[[WorkerType], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +24,7 @@ class EngineInfo:
     features: frozenset[EngineFeature] = frozenset()
     limits: RuntimeLimits = field(default_factory=RuntimeLimits)
     handoff_format: str = ""  # equal for workers that can hand over to each other; empty: they hand nothing over
+    change_role: ChangeRole | None = None  # None: it stays what it was started as
 
 
 class KvEventSink(Protocol):

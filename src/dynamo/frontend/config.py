@@ -20,8 +20,6 @@ from dynamo.telemetry.disagg_metrics import DisaggMetrics
 from dynamo.telemetry.migration_metrics import MigrationMetrics
 from dynamo.telemetry.router_metrics import RouterMetrics
 
-FRONTEND_COMPONENT = "frontend"  # where frontends serve what is asked of them by others than clients
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendConfig(RuntimeConfig):

@@ -15,7 +15,7 @@ import uvloop
 from dynamo.config import parse
 from dynamo.errors import ConfigError
 from dynamo.frontend.app import create_app
-from dynamo.frontend.config import FRONTEND_COMPONENT, FrontendConfig
+from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.descriptors import reserve_descriptors
 from dynamo.frontend.fleet_watcher import WatchedFleets
 from dynamo.frontend.http_protocol import http_protocol
@@ -24,9 +24,11 @@ from dynamo.frontend.key_ring import Anybody, Keys
 from dynamo.frontend.load_keys import API_KEYS_VARIABLE, load_keys
 from dynamo.frontend.state import Frontend
 from dynamo.frontend.tracker import access_logger
+from dynamo.frontend.traffic import serve_traffic
 from dynamo.llm.artifacts import ArtifactCache
 from dynamo.llm.model_cache import cache_dir
 from dynamo.llm.model_manager import ModelManager
+from dynamo.protocols.traffic import FRONTEND_COMPONENT, TRAFFIC_ENDPOINT
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.listening_socket import is_loopback
 from dynamo.runtime.live_config import CONFIG_ENDPOINT, serve_config
@@ -95,8 +97,9 @@ async def _serve(config: FrontendConfig) -> None:
         tls,
     )
     with shutdown_on_signals(runtime):
-        settings = runtime.namespace(config.worker_namespace).component(FRONTEND_COMPONENT).endpoint(CONFIG_ENDPOINT)
-        await serve_config(settings, routing.disagg)
+        component = runtime.namespace(config.worker_namespace).component(FRONTEND_COMPONENT)
+        await serve_config(component.endpoint(CONFIG_ENDPOINT), routing.disagg)
+        await serve_traffic(component.endpoint(TRAFFIC_ENDPOINT), frontend)
         async with models.following() as follower, aclosing(frontend.fleets):
             serving = asyncio.create_task(server.serve(sockets=[sock]), name="http")
             stopping = asyncio.create_task(runtime.wait_for_shutdown())

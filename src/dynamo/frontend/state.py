@@ -40,6 +40,10 @@ class Frontend:
             found = self._series[model] = ModelMetrics(self.metrics, model)
         return found
 
+    def known_series(self) -> list[ModelMetrics]:
+        """Those of each model that a request was ever for."""
+        return list(self._series.values())
+
     def guard(self, model: str) -> OverloadGuard:
         """The door of a model that is served."""
         found = self._guards.get(model)

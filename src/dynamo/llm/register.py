@@ -41,16 +41,12 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        return f"{models_prefix(self.endpoint.namespace)}{self.endpoint}/{self.instance_id:x}/{self._slug}"
+        return _entry_key(self.endpoint, self.instance_id, self.card.name)
 
     @property
     def files_endpoint(self) -> EndpointId:
         """Where the instance serves the card's files."""
-        return self.endpoint.beside(f"{self.endpoint.name}_files_{self._slug}")
-
-    @property
-    def _slug(self) -> str:
-        return hashlib.sha256(self.card.name.encode()).hexdigest()[:16]  # a name may hold any character
+        return self.endpoint.beside(f"{self.endpoint.name}_files_{_slug(self.card.name)}")
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)
@@ -128,7 +124,20 @@ async def register_model(
     return card
 
 
+async def unregister_model(endpoint: Endpoint, model_name: str) -> None:
+    """Takes back what register_model() has announced under this name. Its files stay to be had."""
+    await endpoint.runtime.unregister(_entry_key(endpoint.id, endpoint.connection_id(), model_name))
+
+
 register_llm = register_model  # upstream's older name
+
+
+def _entry_key(endpoint: EndpointId, instance_id: int, model_name: str) -> str:
+    return f"{models_prefix(endpoint.namespace)}{endpoint}/{instance_id:x}/{_slug(model_name)}"
+
+
+def _slug(model_name: str) -> str:
+    return hashlib.sha256(model_name.encode()).hexdigest()[:16]  # a name may hold any character
 
 
 def _artifact_paths(model_input: ModelInput, model_path: str, template: str | Path | None) -> dict[str, Path]:

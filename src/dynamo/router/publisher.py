@@ -10,6 +10,7 @@ serve an engine of their own:
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from dynamo.protocols.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, KvEventBatch, Tier
 from dynamo.protocols.load import WorkerLoad
@@ -30,7 +31,8 @@ class KvEventFeed:
     def __init__(self, *, events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> None:
         """The bounds are EventFeed's."""
         self.held = HeldBlocks()
-        self._feed = EventFeed(self.held.dump, events_max=events_max, bytes_max=bytes_max)
+        self._new_feed = partial(EventFeed, self.held.dump, events_max=events_max, bytes_max=bytes_max)
+        self._feed = self._new_feed()
         self._endpoint: Endpoint | None = None  # where it is served
         self._closed = False
         self._withdrawing: asyncio.Task[None] | None = None
@@ -41,6 +43,12 @@ class KvEventFeed:
         await self._feed.start(self._endpoint)
         if self._closed:
             self._withdraw(self._endpoint)
+
+    def stop(self) -> None:
+        """Ends the streams of all subscribers. The feed may start anew elsewhere, with a dump of what is held then."""
+        self._feed.close()
+        self._feed = self._new_feed()
+        self._endpoint = None
 
     def publish(self, batch: KvEventBatch) -> None:
         """What has just happened in the cache, before or after start(). An empty batch is nobody's concern.

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -78,10 +79,11 @@ class DistributedRuntime:
         self._handlers: dict[str, PayloadHandler] = {}
         self._listener: Listener | None = None
         self._listening = asyncio.Lock()
-        self._registrations: list[Registration] = []
-        self._announced: dict[str, Registration] = {}  # the endpoints', by path
+        self._registrations: dict[str, Registration] = {}  # by key
+        self._announced: dict[str, str] = {}  # the endpoints' keys, by path
         self._suspended: dict[str, str] = {}  # why those are not announced now, by path
-        self._watchdogs: list[asyncio.Task[None]] = []
+        self._left: set[str] = set()  # paths: who does not know yet may still call
+        self._watchdogs: dict[asyncio.Task[None], str] = {}  # and what each watches, a path
         self._clients: set[Client] = set()
         self._siblings: list[DistributedRuntime] = []
         self._shutdown = asyncio.Event()
@@ -128,6 +130,7 @@ class DistributedRuntime:
         if path in self._handlers:
             raise ValueError(f"{path} is already served by this runtime")
         self._handlers[path] = handler
+        self._left.discard(path)
         try:
             await self._announce(endpoint)
         except BaseException:
@@ -142,6 +145,25 @@ class DistributedRuntime:
             self._suspended.pop(path, None)
             self.health.forget_endpoint(path)
             await self._withdraw(path)
+
+    async def leave(self, namespace: str, component: str, timeout_s: float) -> None:
+        """Serves the endpoints of a component no more, with what shutdown() promises to their callers.
+
+        They leave discovery; then new calls are refused with DrainingError, until the endpoint is served again, and
+        those under way may go on for `timeout_s`, after which they end with that error.
+        """
+        paths = [path for path in self._handlers if path.startswith(f"{namespace}.{component}.")]
+        await self._end_watchdogs([task for task, path in self._watchdogs.items() if path in paths])
+        await asyncio.gather(*map(self._withdraw, paths))
+        self._left.update(paths)
+        for path in paths:
+            self.health.set_endpoint(path, serving=False)
+        if self._listener is not None:
+            await self._listener.finish_calls(paths, timeout_s)
+        for path in paths:
+            self._handlers.pop(path, None)
+            self._suspended.pop(path, None)
+            self.health.forget_endpoint(path)
 
     async def suspend(self, endpoint: EndpointId, reason: str) -> None:
         """Takes an endpoint that cannot serve out of discovery, until resume().
@@ -191,7 +213,7 @@ class DistributedRuntime:
             canary_interval_s=config.canary_interval_s,
             stall_s=config.engine_stall_timeout_s,
         )
-        self._watchdogs.append(kept_up(watchdog.run, f"watchdog-{endpoint}"))
+        self._watchdogs[kept_up(watchdog.run, f"watchdog-{endpoint}")] = str(endpoint)
 
     async def register(self, key: str, value: bytes) -> Registration:
         """Makes a discovery entry that lives until this runtime begins to close; raises what serve() raises."""
@@ -201,8 +223,13 @@ class DistributedRuntime:
         if self.is_shutting_down:  # since then: all others are withdrawn already, perhaps
             await registration.withdraw()
             raise DrainingError("this runtime is shutting down")
-        self._registrations.append(registration)
+        self._registrations[key] = registration
         return registration
+
+    async def unregister(self, key: str) -> None:
+        """Takes back what was registered under `key`; does nothing when there is nothing."""
+        if (registration := self._registrations.pop(key, None)) is not None:
+            await registration.withdraw()
 
     @property
     def is_shutting_down(self) -> bool:
@@ -235,10 +262,9 @@ class DistributedRuntime:
     async def _close_own(self, timeout_s: float) -> None:
         for path in self._handlers:
             self.health.set_endpoint(path, serving=False)
-        for watchdog in self._watchdogs:
-            watchdog.cancel()
+        watchdogs = asyncio.create_task(self._end_watchdogs(list(self._watchdogs)))
         await self._withdraw_all()
-        await asyncio.gather(*self._watchdogs, return_exceptions=True)
+        await watchdogs
         if self._listener is not None:
             await self._listener.drain(timeout_s)
             await self._listener.close()
@@ -259,27 +285,34 @@ class DistributedRuntime:
             address=self._listener.address,
         )
         path = str(endpoint)
-        self._announced[path] = await self.register(instance.key, instance.encode())
+        await self.register(instance.key, instance.encode())
+        self._announced[path] = instance.key
         if path in self._handlers:
             self.health.set_endpoint(path, serving=True)
         else:  # stop_serving() has come in between
             await self._withdraw(path)
 
     async def _withdraw(self, path: str) -> None:
-        registration = self._announced.pop(path, None)
-        if registration is not None:
-            self._registrations.remove(registration)
-            await registration.withdraw()
+        if (key := self._announced.pop(path, None)) is not None:
+            await self.unregister(key)
+
+    async def _end_watchdogs(self, watchdogs: Collection[asyncio.Task[None]]) -> None:
+        for watchdog in watchdogs:
+            self._watchdogs.pop(watchdog, None)
+            watchdog.cancel()
+        await asyncio.gather(*watchdogs, return_exceptions=True)
 
     async def _withdraw_all(self) -> None:
         """A discovery backend that does not answer must not hold up the end: callers are told by the listener too."""
         try:
             async with asyncio.timeout(_WITHDRAW_S):
-                await asyncio.gather(*(registration.withdraw() for registration in self._registrations))
+                await asyncio.gather(*(registration.withdraw() for registration in tuple(self._registrations.values())))
         except TimeoutError:
             logger.warning("discovery has not taken back everything that was announced")
 
     def _dispatch(self, path: str) -> PayloadHandler:
+        if path in self._left:
+            raise DrainingError(f"this worker does not serve {path} any more")
         if (reason := self._suspended.get(path)) is not None:
             raise UnavailableError(reason)
         handler = self._handlers.get(path)

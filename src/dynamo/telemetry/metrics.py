@@ -33,6 +33,11 @@ class HistogramChild:
         self.counts[bisect_left(self._bounds, value)] += times
         self.sum += value * times
 
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self.counts)
+
     def buckets(self) -> list[tuple[str, float]]:
         """Upper bounds with cumulative counts, as the text format has them."""
         bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from dynamo.engines.base import EngineInfo
+from dynamo.engines.engine_endpoint import EngineEndpoint
 from dynamo.engines.mocker.decode_role import DecodeRole
 from dynamo.engines.mocker.engine import MockerEngine
 from dynamo.engines.mocker.handoff import Grant, HandoffParams
@@ -22,7 +23,6 @@ from dynamo.engines.mocker.scheduler_config import SchedulerConfig
 from dynamo.engines.mocker.sequence import SequenceState
 from dynamo.engines.mocker.timing import TimingModel
 from dynamo.engines.mocker.transfer_model import TransferModel
-from dynamo.engines.worker import EngineEndpoint
 from dynamo.errors import HandoffLostError, InternalError, InvalidRequestError
 from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
@@ -571,7 +571,7 @@ async def test_a_holder_that_is_gone(fleet: Fleet, request_of: MakeRequest, real
     with pytest.raises(HandoffLostError):
         await decode.serve(leg)
     await decode.empty()
-    await eventually(lambda: not decode.role._agent._peers)
+    await eventually(lambda: not decode.engine._port.agent._peers)
     assert len(await decode.serve(request)) == 2
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from dynamo.engines.mocker.handoff import HandoffParams
-from dynamo.engines.mocker.handoff_config import HandoffConfig
+from dynamo.engines.mocker.kv_port import KvPort
 from dynamo.engines.mocker.kv_receiver import KvReceiver
 from dynamo.engines.mocker.mailbox import Mailbox
 from dynamo.engines.mocker.role import refuse_prefill_only
@@ -19,7 +19,7 @@ class DecodeRole:
 
     def __init__(
         self,
-        config: HandoffConfig,
+        port: KvPort,
         scheduler: Scheduler,
         mailboxes: Mapping[SequenceState, Mailbox],
         wake: Callable[[], None],
@@ -29,19 +29,18 @@ class DecodeRole:
         self._scheduler = scheduler
         self._mailboxes = mailboxes
         self._wake = wake
-        self._agent = config.agent()
-        self._transport = config.transport(self._agent, scheduler.config)
-        self._receiver = KvReceiver(self._agent, self._transport, metrics, block_size=scheduler.config.block_size)
+        self._transport = port.transport
+        self._receiver = KvReceiver(port.agent, port.transport, metrics, block_size=scheduler.config.block_size)
         self._handoffs: dict[SequenceState, HandoffParams] = {}  # of those that wait for their turn
 
-    async def start(self) -> None:
-        await self._agent.start()
-        self._transport.start()
+    def start(self) -> None:
+        pass
+
+    async def vacate(self) -> None:
+        await self._receiver.until_idle()
 
     async def close(self) -> None:
         await self._receiver.close()
-        await self._agent.close()
-        await self._transport.close()
 
     def check(self, request: PreprocessedRequest) -> None:
         refuse_prefill_only(request)

@@ -10,8 +10,10 @@ from dynamo.engines.base import EngineInfo, KvEventSink
 from dynamo.engines.mocker.args import MockerConfig
 from dynamo.engines.mocker.cache_events import CacheEvents
 from dynamo.engines.mocker.handoff_config import HandoffConfig
+from dynamo.engines.mocker.kv_port import KvPort
 from dynamo.engines.mocker.mailbox import Mailbox
 from dynamo.engines.mocker.pacing import Pacer, whole_ticks
+from dynamo.engines.mocker.role import Role
 from dynamo.engines.mocker.roles import make_role
 from dynamo.engines.mocker.sampler import Sampler
 from dynamo.engines.mocker.scheduler import Scheduler
@@ -23,7 +25,7 @@ from dynamo.protocols.generation import FinishReason, LLMEngineOutput, Preproces
 from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.kvbm import PoolFigures
 from dynamo.protocols.load import WorkerLoad
-from dynamo.protocols.model_card import RuntimeLimits
+from dynamo.protocols.model_card import RuntimeLimits, WorkerType
 from dynamo.runtime.context import Context
 from dynamo.telemetry.kv_transfer_metrics import KvTransferMetrics
 
@@ -76,7 +78,7 @@ class MockerEngine:
     ) -> None:
         """`pacer`: how time passes; `startup_time_s`: how long start() pretends to load a model.
 
-        `handoffs`: the engine's role, aggregated by default; `metrics`: of its transfers.
+        `handoffs`: the engine's first role, aggregated by default; `metrics`: of its transfers.
         """
         self.metrics = metrics or KvTransferMetrics()
         self._scheduler = scheduler
@@ -86,9 +88,9 @@ class MockerEngine:
         self._cache_events = CacheEvents()
         self._kv_events: KvEventSink | None = None
         self._arrival = asyncio.Event()
-        handoffs = handoffs or HandoffConfig()
-        self._role = make_role(handoffs, scheduler, self._mailboxes, self._arrival.set, self.metrics)
-        self._handoff_format = handoffs.format(scheduler.config.block_size)
+        self._handoffs = handoffs or HandoffConfig()
+        self._port = KvPort.of(self._handoffs, scheduler.config)
+        self._role = self._make_role(self._handoffs.role)
         self._stepping: asyncio.Task[None] | None = None
         self._stopped: type[DynamoError] | None = None  # why nothing is served any more
         self._failed = asyncio.Event()
@@ -101,7 +103,10 @@ class MockerEngine:
         return True
 
     async def start(self) -> EngineInfo:
-        await self._role.start()
+        disaggregated = self._handoffs.role is not WorkerType.Aggregated
+        if disaggregated:
+            await self._port.start()
+        self._role.start()
         await asyncio.sleep(self._startup_time_s)
         self._stepping = asyncio.create_task(self._run(), name="mocker steps")
         self._stepping.add_done_callback(self._stepping_ended)
@@ -114,7 +119,8 @@ class MockerEngine:
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
             ),
-            handoff_format=self._handoff_format,
+            handoff_format=self._handoffs.format(config.block_size),
+            change_role=self._change_role if disaggregated else None,
         )
 
     async def generate(self, request: PreprocessedRequest, context: Context) -> AsyncIterator[LLMEngineOutput]:
@@ -170,9 +176,28 @@ class MockerEngine:
             await asyncio.wait([self._stepping])
         self._stop(UnavailableError)
         await self._role.close()
+        await self._port.close()
+
+    def _make_role(self, role: WorkerType) -> Role:
+        return make_role(
+            role,
+            self._port,
+            self._handoffs.lease_s,
+            self._scheduler,
+            self._mailboxes,
+            self._arrival.set,
+            self.metrics,
+        )
+
+    async def _change_role(self, role: WorkerType) -> None:
+        """See ChangeRole. What a prefill worker holds is fetched before, or its time is up."""
+        await self._role.vacate()
+        await self._role.close()
+        self._role = self._make_role(role)
+        self._role.start()
 
     async def _run(self) -> None:
-        scheduler, pacer, role = self._scheduler, self._pacer, self._role
+        scheduler, pacer = self._scheduler, self._pacer
         pacer.restart()
         while True:
             scheduler.advance(time.monotonic())
@@ -180,6 +205,7 @@ class MockerEngine:
                 await self._wait_for_work()
                 pacer.restart()
             step = scheduler.step()
+            role = self._role  # of this step: another one comes when there is nothing to do
             role.step_began(step)
             await pacer.step(step.duration_s)
             self._publish_events()

@@ -56,6 +56,8 @@ class HeldPrefills:
         self._lease_s = lease_s
         self._held: dict[bytes, _Held] = {}
         self._ids: dict[SequenceState, bytes] = {}
+        self._none = asyncio.Event()  # are held
+        self._none.set()
 
     async def hold(self, sequence: SequenceState, agent: bytes) -> Handoff:
         """How others get at a prompt whose prefill has ended. `agent`: this worker's metadata."""
@@ -65,6 +67,7 @@ class HeldPrefills:
             sequence=sequence, expiry=self._expiry(params.id, _UNASKED_LEASES * self._lease_s)
         )
         self._ids[sequence] = params.id
+        self._none.clear()
         self._metrics.held += 1
         return params.handoff()
 
@@ -73,6 +76,10 @@ class HeldPrefills:
         held = self._find(sequence)
         if held is not None:
             await held.over.wait()
+
+    async def until_none(self) -> None:
+        """Returns when nothing is held: all was fetched or given up, or its time is up."""
+        await self._none.wait()
 
     def give_up(self, sequence: SequenceState) -> None:
         """Nobody passes its handoff on any more: frees it, unless somebody has begun to fetch it. Idempotent."""
@@ -90,6 +97,8 @@ class HeldPrefills:
             held.expiry.cancel()
             held.over.set()
             self._metrics.held -= 1
+            if not self._ids:
+                self._none.set()
         self._transport.release(sequence)
         self._scheduler.release(sequence)
         self._released()

@@ -75,6 +75,11 @@ class KvReceiver:
             self._telling = asyncio.get_running_loop().call_later(_END_DELAY_S, self._tell_ends)
         self._over.setdefault(params.agent, []).append(params.id)
 
+    async def until_idle(self) -> None:
+        """Returns when nothing is fetched."""
+        while self._receiving:
+            await asyncio.wait(self._receiving.values())
+
     async def close(self) -> None:
         """Returns when nothing is fetched any more."""
         for task in self._receiving.values():

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable, Mapping
 
-from dynamo.engines.mocker.handoff_config import HandoffConfig
 from dynamo.engines.mocker.held_prefills import HeldPrefills
+from dynamo.engines.mocker.kv_port import KvPort
 from dynamo.engines.mocker.mailbox import Mailbox
 from dynamo.engines.mocker.role import refuse_handoff
 from dynamo.engines.mocker.scheduler import Scheduler, StepResult
@@ -19,26 +19,34 @@ class PrefillRole:
 
     def __init__(
         self,
-        config: HandoffConfig,
+        port: KvPort,
         scheduler: Scheduler,
         mailboxes: Mapping[SequenceState, Mailbox],
         wake: Callable[[], None],
         metrics: KvTransferMetrics,
+        *,
+        lease_s: float,
     ) -> None:
-        """`mailboxes`: of those whose outputs are still wanted. `wake`: the scheduler may have work again."""
+        """`mailboxes`: of those whose outputs are still wanted. `wake`: the scheduler may have work again.
+
+        `lease_s`: see HeldPrefills.
+        """
         self._scheduler = scheduler
         self._mailboxes = mailboxes
-        self._agent = config.agent()
-        self._transport = config.transport(self._agent, scheduler.config)
-        self._held = HeldPrefills(scheduler, self._transport, wake, metrics, lease_s=config.lease_s)
+        self._agent = port.agent
+        self._transport = port.transport
+        self._held = HeldPrefills(scheduler, self._transport, wake, metrics, lease_s=lease_s)
         self._handing_over: set[asyncio.Task[None]] = set()  # at most one for each block
         self._metadata = b""
 
-    async def start(self) -> None:
-        await self._agent.start()
-        self._transport.start()
+    def start(self) -> None:
         self._metadata = self._agent.metadata()
         self._agent.answer_with(self._held.answer)
+
+    async def vacate(self) -> None:
+        while self._handing_over:
+            await asyncio.wait(self._handing_over)
+        await self._held.until_none()
 
     async def close(self) -> None:
         for task in self._handing_over:
@@ -46,8 +54,6 @@ class PrefillRole:
         if self._handing_over:
             await asyncio.wait(self._handing_over)
         self._held.close()
-        await self._agent.close()
-        await self._transport.close()
 
     def check(self, request: PreprocessedRequest) -> None:
         refuse_handoff(request)

@@ -11,12 +11,16 @@ from dynamo.protocols.generation import PreprocessedRequest
 class Role(Protocol):
     """The engine calls it at these moments."""
 
-    async def start(self) -> None:
-        """Raises ConfigError, OverloadedError when the role cannot be played here."""
+    def start(self) -> None:
+        """Called once, with the port started."""
+        ...
+
+    async def vacate(self) -> None:
+        """No more requests come: returns when nothing is under way or kept for others, be it that its time is up."""
         ...
 
     async def close(self) -> None:
-        """Idempotent, and possible without start()."""
+        """Before the port is closed. Idempotent, and possible without start()."""
         ...
 
     def check(self, request: PreprocessedRequest) -> None:
@@ -50,7 +54,10 @@ class AggregatedRole:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
 
-    async def start(self) -> None:
+    def start(self) -> None:
+        pass
+
+    async def vacate(self) -> None:
         pass
 
     async def close(self) -> None:

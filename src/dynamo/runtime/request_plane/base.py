@@ -1,5 +1,6 @@
 """The request plane: a process listens, others connect to it, and every call is a stream on that connection."""
 
+from collections.abc import Collection
 from typing import Annotated, Protocol
 
 import msgspec
@@ -85,6 +86,10 @@ class Listener(Protocol):
 
         After `timeout_s` it cancels them: their callers see DrainingError.
         """
+        ...
+
+    async def finish_calls(self, endpoints: Collection[str], timeout_s: float) -> None:
+        """Waits for the calls to `endpoints` that are under way; after `timeout_s` they end as at drain()."""
         ...
 
     def end_calls(self, endpoint: str, error: DynamoError) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from dynamo.errors import DrainingError, DynamoError
 from dynamo.runtime.credentials import NO_CREDENTIALS, Credentials
@@ -44,7 +44,15 @@ class ConnectionListener:
         for connection in self._connections:
             connection.go_away()
         await self._finish_calls(timeout_s)
-        await self._cancel_calls()
+        await self._cancel_calls("the worker shut down before the reply was complete")
+
+    async def finish_calls(self, endpoints: Collection[str], timeout_s: float) -> None:
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while calls := _tasks(self._living_calls(endpoints)):
+            if (remaining_s := deadline_s - asyncio.get_running_loop().time()) <= 0:
+                break
+            await asyncio.wait(calls, timeout=remaining_s)
+        await self._cancel_calls("the worker has left this endpoint before the reply was complete", endpoints)
 
     def end_calls(self, endpoint: str, error: DynamoError) -> None:
         for call in self._calls():
@@ -67,13 +75,13 @@ class ConnectionListener:
                 if not self._living_calls():  # else one had been sent before its caller heard
                     return
 
-    async def _cancel_calls(self) -> None:
+    async def _cancel_calls(self, reason: str, endpoints: Collection[str] | None = None) -> None:
         """Of what was killed before, the end may be near too."""
-        if living := self._living_calls():
+        if living := self._living_calls(endpoints):
             logger.warning("cancelling %d requests that did not finish in time", len(living))
         for call in living:
-            call.kill(DrainingError("the worker shut down before the reply was complete"))
-        if calls := _tasks(self._calls()):
+            call.kill(DrainingError(reason))
+        if calls := _tasks(self._calls(endpoints)):
             await asyncio.wait(calls, timeout=_CLEANUP_S)
 
     def _admit(self, connection: CalleeConnection) -> bool:
@@ -89,12 +97,13 @@ class ConnectionListener:
         connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
         return True
 
-    def _calls(self) -> list[ServedCall]:
-        """Those under way, and those whose handlers are cleaning up."""
-        return [call for connection in self._connections for call in connection.calls()]
+    def _calls(self, endpoints: Collection[str] | None = None) -> list[ServedCall]:
+        """Those under way, and those whose handlers are cleaning up; to `endpoints`, or to all."""
+        calls = (call for connection in self._connections for call in connection.calls())
+        return [call for call in calls if endpoints is None or call.endpoint in endpoints]
 
-    def _living_calls(self) -> list[ServedCall]:
-        return [call for call in self._calls() if not call.killed]
+    def _living_calls(self, endpoints: Collection[str] | None = None) -> list[ServedCall]:
+        return [call for call in self._calls(endpoints) if not call.killed]
 
     async def _stop(self) -> None:
         if not self._stopped:

@@ -1,0 +1,60 @@
+"""Asking a worker process of this host to go on in another role."""
+
+import asyncio
+from typing import Protocol
+
+from dynamo.errors import DynamoError, UnavailableError
+from dynamo.protocols.model_card import WorkerType
+from dynamo.protocols.role import ROLE_COMPONENT, ROLE_ENDPOINT, RoleRequest, WorkerRole
+from dynamo.runtime.client import Client
+from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.handler import closing
+from dynamo.runtime.instance import EndpointId
+from dynamo.runtime.request_plane.tcp import host_id
+
+_ANSWER_S = 5.0  # how long a worker may take to say who it is
+
+
+class WorkerRoles(Protocol):
+    """Whoever can reach workers by their process id."""
+
+    async def change(self, pid: int, role: WorkerType) -> None:
+        """Returns when the process serves in that role, its requests under way finished.
+
+        Raises InvalidRequestError when it refuses, another DynamoError when it cannot be told what came of it.
+        """
+        ...
+
+
+class NoWorkerRoles:
+    """Where nobody can be asked."""
+
+    async def change(self, pid: int, role: WorkerType) -> None:
+        raise UnavailableError("workers cannot be asked yet")
+
+
+class EndpointWorkerRoles:
+    """By the endpoint that each of a namespace's workers has for it."""
+
+    def __init__(self, runtime: DistributedRuntime, namespace: str) -> None:
+        self._client: Client = runtime.client(EndpointId(namespace, ROLE_COMPONENT, ROLE_ENDPOINT), WorkerRole)
+
+    async def change(self, pid: int, role: WorkerType) -> None:
+        found = [i for i in self._client.instances() if i.address.host_id in (None, host_id())]
+        states = await asyncio.gather(*(self._state(i.instance_id) for i in found))
+        own = [i.instance_id for i, state in zip(found, states, strict=True) if state is not None and state.pid == pid]
+        if not own:
+            raise UnavailableError(f"process {pid} does not say what it can do")
+        await asyncio.gather(*(self._ask(instance_id, RoleRequest(role=role)) for instance_id in own))
+
+    async def _state(self, instance_id: int) -> WorkerRole | None:
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await self._ask(instance_id, RoleRequest())
+        except (DynamoError, TimeoutError):
+            return None  # another worker's affair
+
+    async def _ask(self, instance_id: int, request: RoleRequest) -> WorkerRole:
+        async with closing(await self._client.direct(request, instance_id, annotated=False)) as answers:
+            answer: WorkerRole = await anext(answers)
+            return answer

@@ -1,0 +1,1 @@
+"""Where workers come from: what the planner asks to start and end them."""

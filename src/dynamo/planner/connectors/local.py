@@ -1,0 +1,62 @@
+"""Workers of one host: `dynamo serve`'s supervisor starts and ends them."""
+
+from collections.abc import Mapping, Sequence
+
+from dynamo.errors import DynamoError, InvalidRequestError, UnavailableError
+from dynamo.planner.decision import Action
+from dynamo.planner.observation import Fleet
+from dynamo.planner.supervision import FLEETS_ENDPOINT, SCALE_ENDPOINT, SUPERVISOR_COMPONENT, SupervisedFleets
+from dynamo.protocols.model_card import WorkerType
+from dynamo.runtime.client import Client
+from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.handler import closing
+from dynamo.runtime.instance import EndpointId
+
+
+class LocalConnector:
+    """Asks the supervisor of a namespace, by the request plane."""
+
+    def __init__(self, runtime: DistributedRuntime, namespace: str) -> None:
+        fleets = EndpointId(namespace, SUPERVISOR_COMPONENT, FLEETS_ENDPOINT)
+        self._namespace = namespace
+        self._fleets = runtime.client(fleets, SupervisedFleets)
+        self._scale = runtime.client(fleets.beside(SCALE_ENDPOINT), SupervisedFleets)
+        self._said = SupervisedFleets(fleets=())
+
+    @property
+    def converts(self) -> bool:
+        """What the supervisor has said last; False before it has."""
+        return self._said.converts
+
+    @property
+    def problems(self) -> Sequence[str]:
+        return self._said.problems
+
+    async def fleets(self) -> Mapping[WorkerType, Fleet]:
+        self._said = await self._ask(self._fleets, None)
+        return dict(self._said.observed())
+
+    async def apply(self, action: Action) -> None:
+        await self._ask(self._scale, action)
+
+    async def close(self) -> None:
+        await self._fleets.close()
+        await self._scale.close()
+
+    async def _ask(self, client: Client, request: Action | None) -> SupervisedFleets:
+        instances = client.instance_ids()
+        if not instances:
+            raise UnavailableError(f"no `dynamo serve` supervises workers in namespace {self._namespace!r}")
+        if len(instances) > 1:
+            raise UnavailableError(
+                f"{len(instances)} of `dynamo serve` supervise workers in namespace {self._namespace!r}:"
+                " give each a namespace and a planner of its own"
+            )
+        try:
+            async with closing(await client.direct(request, instances[0], annotated=False)) as answers:
+                answer: SupervisedFleets = await anext(answers)
+                return answer
+        except (InvalidRequestError, UnavailableError):
+            raise
+        except DynamoError as error:
+            raise UnavailableError(f"the supervisor has not answered: {error}") from error

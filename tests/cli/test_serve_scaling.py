@@ -1,0 +1,137 @@
+"""`dynamo serve` whose workers become more and fewer while it runs."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from dynamo.planner.connectors.local import LocalConnector
+from dynamo.planner.decision import Scale
+from dynamo.planner.observation import Fleet
+from dynamo.protocols.model_card import WorkerType
+from dynamo.runtime import DistributedRuntime, RuntimeConfig
+from dynamo.testing import Program, eventually, program
+from dynamo.testing.free_port import free_port
+
+from .processes import children
+from .test_serve import START_S, ask, entries, instances, mocker, url_in
+
+A = WorkerType.Aggregated
+_POLL_S = 0.02
+
+
+class Scaled:
+    """A deployment in namespace "mine", and who scales it."""
+
+    def __init__(self, serve: Program, connector: LocalConnector) -> None:
+        self.serve = serve
+        self.url = url_in(serve.output)
+        self._connector = connector
+
+    async def scale(self, workers: int, role: WorkerType = A) -> None:
+        await self._connector.apply(Scale(role=role, workers=workers))
+
+    async def fleet(self, role: WorkerType = A) -> Fleet:
+        return (await self._connector.fleets())[role]
+
+    async def until(self, *, ready: int, draining: int = 0, role: WorkerType = A) -> None:
+        async with asyncio.timeout(START_S):
+            while await self.fleet(role) != Fleet(desired=ready, ready=ready, draining=draining):  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_S)
+
+    async def until_served_by(self, workers: int) -> None:
+        async with asyncio.timeout(START_S):
+            while await asyncio.to_thread(instances, self.url) != workers:  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(_POLL_S)
+
+
+@asynccontextmanager
+async def scaled(model: Path, environ: dict[str, str], *flags: str) -> AsyncIterator[Scaled]:
+    async with program(mocker(model, "--namespace", "mine", *flags), environ) as serve:
+        await serve.line("Ctrl-C stops everything.", START_S)
+        runtime = DistributedRuntime(config=RuntimeConfig(file_kv=environ["DYN_FILE_KV"]))
+        try:
+            yield Scaled(serve, LocalConnector(runtime, "mine"))
+        finally:
+            await runtime.close(graceful=False)
+
+
+@asynccontextmanager
+async def clients(url: str, count: int) -> AsyncIterator[list[int]]:
+    """Clients that ask all the time within the block; the tokens of each answer. A request that fails ends the test."""
+    answers: list[int] = []
+    over = asyncio.Event()
+
+    async def keep_asking() -> None:
+        while not over.is_set():
+            answer = await asyncio.to_thread(ask, url, max_tokens=20, ignore_eos=True)
+            answers.append(answer["usage"]["completion_tokens"])
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(keep_asking())
+        try:
+            yield answers
+        finally:
+            over.set()
+
+
+async def test_no_request_is_lost(tiny_model: Path, environ: dict[str, str], discovery: Path) -> None:
+    async with scaled(tiny_model, environ) as it:
+        async with clients(it.url, 4) as answers:
+            await it.scale(3)
+            await it.until(ready=3)
+            await it.until_served_by(3)
+            await it.scale(1)
+            await it.until(ready=1)
+            await it.until_served_by(1)
+            await it.scale(2)
+            await it.until_served_by(2)
+        assert answers
+        assert set(answers) == {20}
+        assert "[worker-3] has ended" in it.serve.output
+        assert len(children(it.serve.pid)) == 3
+        it.serve.signal(signal.SIGINT)
+        assert await it.serve.exit_code() == 0
+        assert entries(discovery) == []
+
+
+async def test_one_that_comes_later_and_cannot_start(tiny_model: Path, environ: dict[str, str]) -> None:
+    """Its port is taken: that is no reason to end the others, and it may pass."""
+    port = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port + 1))
+        taken.listen()
+        async with scaled(tiny_model, environ, "--rpc-port", str(port)) as it:
+            await it.scale(2)
+            await it.serve.line(
+                "[worker-2] ended with exit code 1 before it was ready: starting it again in 1 s", START_S
+            )
+            assert len((await it.fleet()).starting_s) == 1
+            assert (await asyncio.to_thread(ask, it.url))["usage"]["completion_tokens"] == 3
+            taken.close()
+            await it.until(ready=2)
+            await it.until_served_by(2)
+
+
+async def test_prefill_and_decode_workers(tiny_model: Path, environ: dict[str, str]) -> None:
+    flags = ["--prefill-workers", "1", "--decode-workers", "1"]
+    async with scaled(tiny_model, environ, *flags) as it, clients(it.url, 2) as answers:
+        await it.scale(2, WorkerType.Prefill)
+        await it.until(ready=2, role=WorkerType.Prefill)
+        await it.scale(1, WorkerType.Prefill)
+        await it.until(ready=1, role=WorkerType.Prefill)
+        assert (await it.fleet(WorkerType.Decode)).ready == 1
+        answered = len(answers)
+        await eventually(lambda: len(answers) > answered)
+
+
+async def test_ctrl_c_while_one_drains_and_one_starts(tiny_model: Path, environ: dict[str, str]) -> None:
+    async with scaled(tiny_model, environ, "--workers", "2") as it:
+        await it.scale(1)
+        await it.scale(3)
+        it.serve.signal(signal.SIGINT)
+        assert await it.serve.exit_code(20) == 0
+        assert "Traceback" not in it.serve.output
