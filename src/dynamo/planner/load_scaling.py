@@ -84,6 +84,8 @@ class LoadPolicy:
             whole = _whole(least.workers)
             return Proposal(workers=whole if whole >= _FAR * counted else counted + 1, reason=least.reason)
         shown = self._pressure(situation, targets)
+        if shown and least is not None and self._is_early(situation, now_s):
+            return Proposal(workers=counted, reason=f"{shown}, but there will be enough workers soon: {least.reason}")
         if shown:
             self._shortages[situation.role] = _Shortage(
                 workers=counted, requests_per_s=situation.demand.requests_per_s, at_s=now_s
@@ -93,6 +95,11 @@ class LoadPolicy:
         if _whole(enough.workers) >= counted:
             return Proposal(workers=counted, reason=enough.reason)
         return Proposal(workers=_whole(enough.workers), reason=f"no more are needed: {enough.reason}")
+
+    def _is_early(self, situation: Situation, now_s: float) -> bool:
+        """Whether workers that a model has found to be enough have not had the time to show it."""
+        last = self._shortages.get(situation.role)
+        return situation.coming > 0 or (last is not None and 0 <= now_s - last.at_s < self._drain_s)
 
     def _certain_need(self, situation: Situation, targets: Targets) -> Need | None:
         """By the arrivals and what has piled up. None: too little is known."""
