@@ -85,7 +85,9 @@ def _itl_s(answers: Sequence[Completion]) -> float:
     gaps = [gap_s for answer in answers for gap_s in _gap(answer, start_s, end_s)]
     if len(gaps) < len(answers):
         raise UnavailableError("they did not all decode at once: the engine takes fewer, or memory was short")
-    return statistics.mean(gaps)
+    if (mean_s := statistics.mean(gaps)) <= 0:
+        raise UnavailableError("all tokens came at once: there is no time between them to be measured")
+    return mean_s
 
 
 def _gap(answer: Completion, start_s: float, end_s: float) -> Sequence[float]:
