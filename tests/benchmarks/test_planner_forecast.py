@@ -39,9 +39,9 @@ def test_the_series_have_their_shape() -> None:
 
 
 def test_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner_forecast, "_SYNTHETIC_INTERVALS", 60)
+    monkeypatch.setattr(planner_forecast, "_SYNTHETIC_INTERVALS", 30)
     monkeypatch.setattr(planner_forecast, "INTERVALS_S", (1800.0,))
-    lines = list(table([request(600 * i, 100, 10) for i in range(100)]))
+    lines = list(table([request(600 * i, 100, 10) for i in range(60)]))
     assert lines[0] == "| series | " + " | ".join(PREDICTORS) + " |"
     assert len(lines) == 2 + 5 + 2
     assert all(line.count("|") == len(PREDICTORS) + 2 for line in lines)
