@@ -13,6 +13,7 @@ _COMMANDS = {
     "planner": ("dynamo.cli.planner", "see what the planner does and why; tell it what was carried out elsewhere"),
     "keys": ("dynamo.cli.keys", "make a key for the OpenAI API"),
     "simulate": ("dynamo.cli.simulate", "compare routers on a recorded trace, in virtual time"),
+    "profile": ("dynamo.cli.profile", "measure how fast an engine is, for the planner"),
     "doctor": ("dynamo.cli.doctor", "say what is installed and whether this host lets it work"),
 }
 
