@@ -34,7 +34,7 @@ class LivePlan:
     itl_ms: float = 70.0
     max_workers: int = 8
     interval_s: float = 1.0
-    throughput_interval_s: float = 10.0
+    throughput_interval_s: float = 5.0
     scale_down_delay_s: float = 5.0
     speedup: float = 0.25
     max_num_seqs: int = 8
