@@ -37,6 +37,11 @@ def text_events(body: bytes) -> int:
     return body.count(_TEXT) - body.count(_NO_TEXT)
 
 
+def is_whole(body: bytes) -> bool:
+    """Whether a response, or what there is of it yet, is an answer that has come to its end: not one to an error."""
+    return body.count(_FINISH_REASON) == 1 and _DONE in body
+
+
 def read_answer(body: bytes) -> Answer:
     """`body`: all of the response, headers and chunk sizes included. ValueError when it is not a complete answer."""
     if body.count(_FINISH_REASON) != 1:

@@ -10,7 +10,7 @@ from typing import cast
 import msgspec
 import uvloop
 
-from benchmarks.answer import text_events
+from benchmarks.answer import is_whole, text_events
 from benchmarks.prompt import Prompt
 
 HOST = "127.0.0.1"
@@ -38,6 +38,8 @@ class Shot(msgspec.Struct, kw_only=True):
     ttft_s: float | None = None
     tpot_s: float | None = None  # mean; None: the answer was not complete
     waited_s: float = 0.0  # until its end, or until it was given up
+    at_s: float = 0.0  # when it was to be sent, since the first arrivals could come
+    whole: bool = False  # whether all of an answer has come; one that ends with an error is none
 
 
 async def fire(job: OpenLoopJob) -> list[Shot]:
@@ -60,6 +62,7 @@ async def fire(job: OpenLoopJob) -> list[Shot]:
     await asyncio.wait([stream.ended for stream in streams], timeout=job.patience_s)
     for stream in streams:
         stream.give_up()
+        stream.shot.at_s = stream.sent_s - started_s
     return [stream.shot for stream in counted]
 
 
@@ -109,6 +112,7 @@ class _Stream(asyncio.Protocol):
     def _finish(self) -> None:
         if not self.ended.done():
             self.shot.waited_s = time.perf_counter() - self.sent_s
+            self.shot.whole = is_whole(b"".join(self._parts))
             self.ended.set_result(None)
 
 

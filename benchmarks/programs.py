@@ -31,14 +31,15 @@ class BenchmarkError(Exception):
 class Programs:
     """Servers in the background, and load generators that each give one result."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, log_level: str = "warn") -> None:
+        self.discovery = directory / "discovery"
         self._directory = directory
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         # Nothing of the caller's may steer them, and nothing of theirs may outlive them.
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith("DYN_")} | {
-            "DYN_FILE_KV": str(directory / "discovery"),
+            "DYN_FILE_KV": str(self.discovery),
             "DYN_CACHE_DIR": str(directory / "cache"),
-            "DYN_LOG": "warn",
+            "DYN_LOG": log_level,
             PARENT_VARIABLE: str(os.getpid()),
         }
 
@@ -61,11 +62,11 @@ class Programs:
         """What the process says as it becomes ready; BenchmarkError when it does not."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline_s and self._running[name].poll() is None:
-            for line in self._output(name).splitlines(keepends=True):
+            for line in self.output(name).splitlines(keepends=True):
                 if line.startswith(READY) and line.endswith("\n"):
                     return line.removeprefix(READY).strip()
             time.sleep(_POLL_S)
-        raise BenchmarkError(f"the {name} did not start:\n{self._output(name)[-_TAIL_CHARS:]}")
+        raise BenchmarkError(f"the {name} did not start:\n{self.output(name)[-_TAIL_CHARS:]}")
 
     def drive(self, module: str, job: msgspec.Struct, result: type[T], timeout_s: float) -> T:
         """Runs a load generator to its end; BenchmarkError when it fails or takes longer."""
@@ -101,15 +102,16 @@ class Programs:
     def _log(self, name: str) -> Path:
         return self._directory / f"{name}.log"
 
-    def _output(self, name: str) -> str:
+    def output(self, name: str) -> str:
+        """All that it has printed."""
         return self._log(name).read_text(errors="replace")
 
 
 @contextmanager
-def programs() -> Iterator[Programs]:
+def programs(log_level: str = "warn") -> Iterator[Programs]:
     """No program and no file is left at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-") as directory:
-        started = Programs(Path(directory))
+        started = Programs(Path(directory), log_level)
         try:
             yield started
         finally:

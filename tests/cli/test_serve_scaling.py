@@ -1,6 +1,8 @@
 """`dynamo serve` whose workers become more and fewer while it runs."""
 
 import asyncio
+import re
+import shlex
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -8,14 +10,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from dynamo.planner.connectors.local import LocalConnector
-from dynamo.planner.decision import Scale
+from dynamo.planner.decision import Convert, Scale
 from dynamo.planner.observation import Fleet
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.testing import Program, eventually, program
 from dynamo.testing.free_port import free_port
 
-from .processes import children
+from .processes import children, is_running
+from .terminal import CTRL_C, terminal
 from .test_serve import START_S, ask, entries, instances, mocker, url_in
 
 A = WorkerType.Aggregated
@@ -32,6 +35,9 @@ class Scaled:
 
     async def scale(self, workers: int, role: WorkerType = A) -> None:
         await self._connector.apply(Scale(role=role, workers=workers))
+
+    async def convert(self, source: WorkerType, destination: WorkerType) -> None:
+        await self._connector.apply(Convert(source=source, destination=destination, workers=1))
 
     async def fleet(self, role: WorkerType = A) -> Fleet:
         return (await self._connector.fleets())[role]
@@ -116,16 +122,54 @@ async def test_one_that_comes_later_and_cannot_start(tiny_model: Path, environ: 
             await it.until_served_by(2)
 
 
-async def test_prefill_and_decode_workers(tiny_model: Path, environ: dict[str, str]) -> None:
-    flags = ["--prefill-workers", "1", "--decode-workers", "1"]
-    async with scaled(tiny_model, environ, *flags) as it, clients(it.url, 2) as answers:
-        await it.scale(2, WorkerType.Prefill)
+async def test_workers_turn_from_one_role_to_another(tiny_model: Path, environ: dict[str, str]) -> None:
+    flags = ["--prefill-workers", "1", "--decode-workers", "2"]
+    async with scaled(tiny_model, environ, *flags) as it, clients(it.url, 4) as answers:
+        pids = set(children(it.serve.pid))
+        await it.convert(WorkerType.Decode, WorkerType.Prefill)
         await it.until(ready=2, role=WorkerType.Prefill)
-        await it.scale(1, WorkerType.Prefill)
+        await it.until(ready=1, role=WorkerType.Decode)
+        await it.convert(WorkerType.Prefill, WorkerType.Decode)
+        await it.until(ready=2, role=WorkerType.Decode)
         await it.until(ready=1, role=WorkerType.Prefill)
-        assert (await it.fleet(WorkerType.Decode)).ready == 1
+        assert set(children(it.serve.pid)) == pids, "nothing was restarted"
         answered = len(answers)
         await eventually(lambda: len(answers) > answered)
+
+
+async def test_with_a_planner(tiny_model: Path, environ: dict[str, str]) -> None:
+    flags = [
+        "--planner",
+        "--prefill-workers",
+        "1",
+        "--decode-workers",
+        "1",
+        "--interval-s",
+        "0.2",
+        "--max-workers",
+        "2",
+    ]
+    async with terminal(*mocker(tiny_model, *flags, "--namespace", "mine"), environ=environ) as shown:
+        await shown.until("Ctrl-C stops everything.", START_S)
+        await shown.until("● frontend ● planner ● prefill-1 ● decode-1  0 in flight")
+        found = re.search(r"is shown by\n\n  dynamo (planner status .*)\n", shown.shown)
+        assert found, shown.shown
+        async with program(["-m", "dynamo.cli.main", *shlex.split(found[1])], environ) as asking:
+            assert await asking.exit_code(START_S) == 0
+            assert "decode" in asking.output
+        processes = list(children(shown.pid))
+        assert len(processes) == 4
+        shown.type(CTRL_C)
+        assert await shown.exit_code(20) == 0
+        assert not any(map(is_running, processes))
+        assert "Traceback" not in shown.shown
+
+
+async def test_a_planner_that_cannot_start(tiny_model: Path, environ: dict[str, str]) -> None:
+    flags = ["--planner", "--profile", "/no/such/file"]
+    async with program(mocker(tiny_model, *flags), environ) as serve:
+        assert await serve.exit_code(START_S) == 1
+        assert "planner ended with exit code 1 before it was ready" in serve.output
 
 
 async def test_ctrl_c_while_one_drains_and_one_starts(tiny_model: Path, environ: dict[str, str]) -> None:
