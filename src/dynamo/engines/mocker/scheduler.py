@@ -3,6 +3,8 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from dynamo.engines.mocker.block_pool import BlockPool, CacheObserver
 from dynamo.engines.mocker.cache_events import CacheEvents
 from dynamo.engines.mocker.intake import sequence_of
@@ -73,8 +75,7 @@ class Scheduler:
         self._held: set[SequenceState] = set()  # prefilled for somebody else
         self._finished: list[SequenceState] = []  # in this step
         self._stuck = False  # nobody waiting can be admitted before something is released
-        self._generated_tokens = 0
-        self._steps = 0
+        self._totals = WorkerLoad(steps=0)  # what is counted since the start; the rest of it says nothing
 
     def add(self, request: PreprocessedRequest) -> SequenceState:
         """Queues a request.
@@ -156,13 +157,12 @@ class Scheduler:
 
     def load(self) -> WorkerLoad:
         """How busy the engine is. Who stands aside is waiting; what is held is in use."""
-        return WorkerLoad(
+        return msgspec.structs.replace(
+            self._totals,
             running_requests=len(self._decoding) + (self._prefilling is not None),
             waiting_requests=len(self._waiting) + self._aside,
             kv_used_blocks=self.pool.used,
             kv_total_blocks=self.pool.num_blocks,
-            generated_tokens=self._generated_tokens,
-            steps=self._steps,
         )
 
     def step(self) -> StepResult:
@@ -174,13 +174,26 @@ class Scheduler:
             self._join(outputs)
         decoded = len(outputs)
         new_tokens = self._prefill(outputs, receiving, budget=self.config.max_num_batched_tokens - decoded)
-        usage = self.pool.used / self.pool.num_blocks
-        self._generated_tokens += len(outputs)
-        self._steps += 1
+        used_blocks = self.pool.used
         self._stuck = bool(self._waiting) and not (outputs or new_tokens or receiving)
         self._retire()
+        usage = used_blocks / self.pool.num_blocks
         duration_s = self._timing.step_s(new_tokens=new_tokens, decoding=decoded > 0, usage=usage)
+        self._count(duration_s, len(outputs), new_tokens, decoded, used_blocks)
         return StepResult(outputs=outputs, duration_s=duration_s, new_tokens=new_tokens, receiving=receiving)
+
+    def _count(self, duration_s: float, outputs: int, new_tokens: int, decoded: int, used_blocks: int) -> None:
+        totals = self._totals
+        totals.steps = (totals.steps or 0) + 1
+        totals.generated_tokens += outputs
+        totals.busy_s += duration_s
+        if new_tokens:
+            totals.prefill_steps += 1
+            totals.prefilled_tokens += new_tokens
+        if decoded:
+            totals.decode_steps += 1
+            totals.decoded_tokens += decoded
+            totals.kv_token_steps += used_blocks * self.config.block_size
 
     def _decode(self, outputs: dict[SequenceState, LLMEngineOutput]) -> None:
         """One token for each decoding sequence. This loop is the hot path."""

@@ -1,0 +1,1 @@
+"""What is coming, from what was: one number per interval."""
