@@ -1,0 +1,143 @@
+"""How much is asked for: traffic, summed up over some time. Pure."""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dynamo.planner.decision import Forecast
+from dynamo.planner.observation import Traffic
+
+WINDOW_S = 30.0  # what the load policy calls now
+_SIGMAS = 2.0  # arrivals that differ from the mean by so many standard deviations are not chance
+_ENTRIES_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Requests that arrive and what they are like. A mean that nobody could tell is None."""
+
+    requests_per_s: float
+    at_least_per_s: float  # what is certain of it: so many came that chance alone does not explain it
+    at_most_per_s: float
+    prefill_tokens: float | None  # mean, of a prompt, that are not cached
+    prompt_tokens: float | None
+    output_tokens: float | None
+
+    @property
+    def context_tokens(self) -> float | None:
+        """Of a request in mid-output."""
+        if self.prompt_tokens is None or self.output_tokens is None:
+            return None
+        return self.prompt_tokens + self.output_tokens / 2
+
+    def at(self, requests_per_s: float) -> "Demand":
+        """The like of these requests, at exactly that rate."""
+        return Demand(
+            requests_per_s=requests_per_s,
+            at_least_per_s=requests_per_s,
+            at_most_per_s=requests_per_s,
+            prefill_tokens=self.prefill_tokens,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+        )
+
+    def told(self) -> Forecast:
+        """For a decision."""
+        return Forecast(
+            requests_per_s=self.requests_per_s,
+            prompt_tokens=self.prefill_tokens or 0.0,
+            output_tokens=self.output_tokens or 0.0,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Lengths:
+    """Means that were known last, for times in which nobody tells."""
+
+    prompt: float | None = None
+    cached: float = 0.0
+    output: float | None = None
+
+    def renew(self, traffic: Iterable[Traffic]) -> None:
+        entries = list(traffic)
+        prompts = [entry for entry in entries if entry.prompt_tokens is not None]
+        if prompts:
+            self.prompt = _mean((entry.prompt_tokens or 0.0, entry.requests) for entry in prompts)
+            cached = _mean((entry.cached_tokens or 0.0, entry.requests) for entry in prompts)
+            self.cached = min(cached, self.prompt)
+        outputs = [(entry.output_tokens, entry.requests) for entry in entries if entry.output_tokens is not None]
+        if outputs:
+            self.output = _mean(outputs)
+
+
+class TrafficWindow:
+    """The traffic of the last `span_s`, or of the last observation if that is longer."""
+
+    def __init__(self, span_s: float = WINDOW_S) -> None:
+        self._span_s = span_s
+        self._entries: deque[tuple[float, Traffic]] = deque(maxlen=_ENTRIES_MAX)
+        self._lengths = _Lengths()
+
+    def add(self, now_s: float, traffic: Traffic) -> None:
+        entries = self._entries
+        entries.append((now_s, traffic))
+        while len(entries) > 1 and not 0 <= now_s - entries[0][0] < self._span_s:  # also of a clock that was set back
+            entries.popleft()
+
+    def demand(self) -> Demand:
+        """Needs at least one observation."""
+        traffic = [entry for _, entry in self._entries]
+        self._lengths.renew(traffic)
+        requests = sum(entry.requests for entry in traffic)
+        duration_s = sum(entry.duration_s for entry in traffic)
+        last = traffic[-1]
+        sure = max(_sure(requests) / duration_s, _sure(last.requests) / last.duration_s)
+        return Demand(
+            requests_per_s=requests / duration_s,
+            at_least_per_s=sure,
+            at_most_per_s=max(sure, (requests + _SIGMAS * math.sqrt(requests)) / duration_s),
+            prefill_tokens=None if self._lengths.prompt is None else self._lengths.prompt - self._lengths.cached,
+            prompt_tokens=self._lengths.prompt,
+            output_tokens=self._lengths.output,
+        )
+
+
+class IntervalSum:
+    """The traffic between two ticks of the throughput policy, which come once in many observations."""
+
+    def __init__(self) -> None:
+        self._traffic: deque[Traffic] = deque(maxlen=_ENTRIES_MAX)
+        self._lengths = _Lengths()
+
+    def add(self, traffic: Traffic) -> None:
+        self._traffic.append(traffic)
+
+    def take(self) -> Demand | None:
+        """All since the last call; None: there was no observation."""
+        traffic = list(self._traffic)
+        self._traffic.clear()
+        if not traffic:
+            return None
+        self._lengths.renew(traffic)
+        rate = sum(entry.requests for entry in traffic) / sum(entry.duration_s for entry in traffic)
+        prompt = self._lengths.prompt
+        return Demand(
+            requests_per_s=rate,
+            at_least_per_s=rate,
+            at_most_per_s=rate,
+            prefill_tokens=None if prompt is None else prompt - self._lengths.cached,
+            prompt_tokens=prompt,
+            output_tokens=self._lengths.output,
+        )
+
+
+def _sure(requests: float) -> float:
+    """Arrivals scatter like a Poisson process at best: N of them by the square root of N."""
+    return max(0.0, requests - _SIGMAS * math.sqrt(requests))
+
+
+def _mean(weighted: Iterable[tuple[float, float]]) -> float:
+    """Of (value, requests) pairs; a value counts once at least, even if no request arrived meanwhile."""
+    pairs = [(value, max(requests, 1.0)) for value, requests in weighted]
+    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
