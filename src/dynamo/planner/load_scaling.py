@@ -24,6 +24,7 @@ _FAR = 1.5  # a need of so many times what there is, is met at once
 _FORGET_S = 1800.0  # for how long it is remembered that so many workers were not enough
 _LESS = 0.9  # of the traffic back then: it is worth another try
 _ROUNDING = 1e-6  # of a worker: sums of floats
+_AHEAD = 2.0  # so many times the need may be on its way because of queues, which shrink only when workers are there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,14 @@ class _Shortage:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Steady:
+    """So many workers have been there since then, and no others on their way."""
+
+    ready: int
+    since_s: float
+
+
 class LoadPolicy:
     """Remembers when latencies showed that a number of workers was too small, so as not to try it again and again."""
 
@@ -75,6 +84,7 @@ class LoadPolicy:
         self._model = model
         self._drain_s = drain_s
         self._shortages: dict[WorkerType, _Shortage] = {}
+        self._steady: dict[WorkerType, _Steady] = {}
 
     def propose(self, situation: Situation, targets: Targets, now_s: float) -> Proposal:
         """One worker more, or several where the need is far above; where fewer are enough, as many as are."""
@@ -84,15 +94,26 @@ class LoadPolicy:
             whole = _whole(least.workers)
             return Proposal(workers=whole if whole >= _FAR * counted else counted + 1, reason=least.reason)
         shown = self._pressure(situation, targets)
+        steady = self._is_steady(situation, now_s)
+        if shown and situation.coming and least is not None and counted >= _AHEAD * least.workers:
+            return Proposal(workers=counted, reason=f"{shown}, but {situation.coming} start")
         if shown:
-            self._shortages[situation.role] = _Shortage(
-                workers=counted, requests_per_s=situation.demand.requests_per_s, at_s=now_s
-            )
+            if steady:
+                self._shortages[situation.role] = _Shortage(
+                    workers=counted, requests_per_s=situation.demand.requests_per_s, at_s=now_s
+                )
             return Proposal(workers=counted + 1, reason=shown)
         enough = max(self._enough(situation, targets, now_s), key=lambda need: need.workers)
         if _whole(enough.workers) >= counted:
             return Proposal(workers=counted, reason=enough.reason)
         return Proposal(workers=_whole(enough.workers), reason=f"no more are needed: {enough.reason}")
+
+    def _is_steady(self, situation: Situation, now_s: float) -> bool:
+        """Whether as many workers have been there for long enough to have worked off what waited before."""
+        known = self._steady.get(situation.role)
+        if known is None or known.ready != situation.ready or situation.coming or now_s < known.since_s:
+            known = self._steady[situation.role] = _Steady(ready=situation.ready, since_s=now_s)
+        return now_s - known.since_s >= self._drain_s
 
     def _certain_need(self, situation: Situation, targets: Targets) -> Need | None:
         """By the arrivals and what has piled up. None: too little is known."""
