@@ -32,7 +32,7 @@ def _conversion(plans: Sequence[RolePlan]) -> Convert | None:
         lacking = destination.target - destination.fleet.desired
         workers = min(lacking, source.fleet.desired - max(source.wanted, source.bounds.least))
         if workers > 0:
-            source.target = source.fleet.desired - workers
+            source.target = min(source.target, source.fleet.desired - workers)
             source.reasons.append(f"{workers} of them turn into {destination.role} workers")
             return Convert(source=source.role, destination=destination.role, workers=workers)
     return None
