@@ -67,7 +67,7 @@ def make_load(name: LoadName, trace: Path | None, *, scale: float, seed: int) ->
 
 
 def day_shape(hour: float) -> float:
-    """The load at an hour of the day, over its mean: low at night, a high peak at noon and a lower one in the evening."""
+    """The load at an hour of the day, over its mean: low at night, high at noon, a little less in the evening."""
     return math.exp(_swing(hour)) / _MEAN_SWING
 
 

@@ -18,6 +18,7 @@ GOAL = 0.99  # of the attainment of a fleet that has far more than enough
 _AMPLE = 3.0  # headroom of such a fleet
 _STEP = 0.05  # of headrooms
 _STRIDE = 4  # steps
+_FIRST = 28  # steps, where the search begins
 _START_TIMEOUTS = 3  # start-up times
 
 
@@ -111,7 +112,7 @@ class Comparison:
             outcomes[step] = outcome_of(step * _STEP)
             return outcomes[step].attainment >= self._goal
 
-        good = bad = round(1 / _STEP)
+        good = bad = _FIRST
         while not reaches(good):
             bad, good = good, good + _STRIDE
         while bad >= good and good > 1:

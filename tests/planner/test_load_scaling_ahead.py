@@ -1,0 +1,78 @@
+"""The load policy while workers are on their way: what queues show then, and what they don't."""
+
+from dynamo.planner.demand import Demand
+from dynamo.planner.load_scaling import LoadPolicy, Situation
+from dynamo.planner.load_signals import FleetLoad
+from dynamo.planner.need import Targets
+from dynamo.planner.observation import Traffic
+from dynamo.protocols.model_card import WorkerType
+
+TARGETS = Targets(ttft_s=1.0, itl_s=0.1)
+
+
+class Model:
+    """A worker that prefills 1000 tokens a second and has 10 requests at once."""
+
+    def prefill_s(self, prompt_tokens: float) -> float:
+        return prompt_tokens / 1000
+
+    def prefill_tokens_per_s(self, prompt_tokens: float) -> float:
+        return 1000.0
+
+    def itl_s(self, context_tokens: float, concurrency: float) -> float:
+        return 0.1
+
+    def concurrency(self, context_tokens: float, itl_s: float) -> float:
+        return 10.0
+
+
+def situation(*, ready: int, coming: int, waiting: float) -> Situation:
+    """Ten requests a second, each 100 tokens in and 10 out: about three workers' worth."""
+    return Situation(
+        role=WorkerType.Aggregated,
+        counted=ready + coming,
+        ready=ready,
+        coming=coming,
+        demand=Demand(
+            requests_per_s=10,
+            at_least_per_s=10,
+            at_most_per_s=10,
+            prefill_tokens=100,
+            prompt_tokens=100,
+            output_tokens=10,
+        ),
+        traffic=Traffic(
+            duration_s=5,
+            requests=50,
+            prompt_tokens=100,
+            cached_tokens=0,
+            output_tokens=10,
+            ttft_s=3.0 if waiting else 0.2,
+            itl_s=0.2 if waiting else 0.05,
+        ),
+        load=FleetLoad(running=10.0, waiting=waiting, prefill_tokens=100 * waiting, kv_usage=0.1),
+    )
+
+
+def test_queues_order_more_workers_only_until_twice_the_need_is_on_its_way() -> None:
+    policy = LoadPolicy(Model(), drain_s=60.0)
+    counted = 1
+    for tick in range(40):  # they do not become ready meanwhile, and the queue grows
+        counted = policy.propose(situation(ready=1, coming=counted - 1, waiting=50 + tick), TARGETS, 5.0 * tick).workers
+    assert 6 <= counted <= 12
+
+
+def test_what_was_not_enough_with_workers_on_their_way_may_be_enough_when_they_are_there() -> None:
+    policy = LoadPolicy(Model(), drain_s=60.0)
+    now_s = 0.0
+    for coming in (6, 7, 7):
+        policy.propose(situation(ready=1, coming=coming, waiting=100), TARGETS, now_s)
+        now_s += 5.0
+    assert policy.propose(situation(ready=8, coming=0, waiting=0), TARGETS, now_s).workers < 8
+
+
+def test_but_what_is_not_enough_for_long_is_remembered() -> None:
+    policy = LoadPolicy(Model(), drain_s=60.0)
+    for tick in range(20):
+        policy.propose(situation(ready=5, coming=0, waiting=10), TARGETS, 5.0 * tick)
+    assert policy.propose(situation(ready=7, coming=0, waiting=0), TARGETS, 105.0).workers == 6
