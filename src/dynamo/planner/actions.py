@@ -30,7 +30,8 @@ def _conversion(plans: Sequence[RolePlan]) -> Convert | None:
         return None
     for source, destination in _pairs(plans):
         lacking = destination.target - destination.fleet.desired
-        workers = min(lacking, source.fleet.desired - max(source.wanted, source.bounds.least))
+        enough = min(source.target, max(source.wanted, source.bounds.least))
+        workers = min(lacking, source.fleet.desired - enough)
         if workers > 0:
             source.target = min(source.target, source.fleet.desired - workers)
             source.reasons.append(f"{workers} of them turn into {destination.role} workers")

@@ -43,7 +43,7 @@ class Gate:
         return Intake(
             now_s=self._now_s or 0.0,
             traffic=None if clock else traffic,
-            fleets=fleets,
+            fleets=None if clock else fleets,
             problems=(*observation.problems, *filter(None, [clock]), *fleet_problems, *traffic_problems),
             held="" if usable else next(filter(None, reasons)),
         )

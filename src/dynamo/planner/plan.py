@@ -24,10 +24,6 @@ class RolePlan:
     reasons: list[str] = field(default_factory=list)
 
     @property
-    def problems(self) -> tuple[str, ...]:
-        return self.standing.problems
-
-    @property
     def counted(self) -> int:
         """Workers that are or will be of use: all but those that have been starting for too long."""
         return self.fleet.desired - self.standing.stuck

@@ -6,6 +6,7 @@ it as the budget has for all roles; fewer only after the cool-down. What becomes
 
 from collections.abc import Callable
 
+from dynamo.errors import ConfigError
 from dynamo.planner.actions import plan_actions
 from dynamo.planner.bounds import role_bounds
 from dynamo.planner.budget import check_budget
@@ -69,6 +70,14 @@ class Planner:
             self._remember(plans, actions, now_s)
         return self._told(intake, intake.traffic, plans, actions)
 
+    def _budget_problem(self, plans: list[RolePlan]) -> tuple[str, ...]:
+        """Only now it is known which roles there are."""
+        try:
+            check_budget(self._options, frozenset(plan.role for plan in plans))
+        except ConfigError as error:
+            return (str(error),)
+        return ()
+
     def _plan(self, role: WorkerType, fleet: Fleet, now_s: float) -> RolePlan:
         if role not in self._ledgers:
             self._ledgers[role] = Ledger(role, self._options.start_timeout_s)
@@ -107,7 +116,11 @@ class Planner:
             itl_s=None if traffic is None else traffic.itl_s,
             roles=tuple(plan.told() for plan in plans),
             held=intake.held,
-            problems=(*intake.problems, *(problem for plan in plans for problem in plan.problems)),
+            problems=(
+                *intake.problems,
+                *self._budget_problem(plans),
+                *(problem for plan in plans for problem in plan.standing.problems),
+            ),
             actions=actions,
         )
 
