@@ -98,7 +98,7 @@ class LoadPolicy:
         if shown and situation.coming and least is not None and counted >= _AHEAD * least.workers:
             return Proposal(workers=counted, reason=f"{shown}, but {situation.coming} start")
         if shown:
-            if steady:
+            if steady or least is None:  # where no model tells, there is nothing better to go by
                 self._shortages[situation.role] = _Shortage(
                     workers=counted, requests_per_s=situation.demand.requests_per_s, at_s=now_s
                 )
@@ -111,7 +111,9 @@ class LoadPolicy:
     def _is_steady(self, situation: Situation, now_s: float) -> bool:
         """Whether as many workers have been there for long enough to have worked off what waited before."""
         known = self._steady.get(situation.role)
-        if known is None or known.ready != situation.ready or situation.coming or now_s < known.since_s:
+        if known is None and not situation.coming:  # what was before is not known, and taken to be the same
+            known = self._steady[situation.role] = _Steady(ready=situation.ready, since_s=-math.inf)
+        elif known is None or known.ready != situation.ready or situation.coming or now_s < known.since_s:
             known = self._steady[situation.role] = _Steady(ready=situation.ready, since_s=now_s)
         return now_s - known.since_s >= self._drain_s
 
