@@ -90,7 +90,7 @@ def _compare(load: Load, config: PlannerBenchConfig, policies: Sequence[Policy])
     rows: list[Compared] = []
     for policy in policies:
         rows.append(comparison.run(policy))
-        print(f"{policy.value} is done", file=sys.stderr, flush=True)
+        print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)  # minutes may pass until the next
     print(f"{table(rows)}\n", flush=True)
     return rows
 
