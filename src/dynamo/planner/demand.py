@@ -84,11 +84,11 @@ class TrafficWindow:
         entries.append((now_s, traffic))
         while len(entries) > 1 and not 0 <= now_s - entries[0][0] < self._span_s:  # also of a clock that was set back
             entries.popleft()
+        self._lengths.renew(entry for _, entry in entries)
 
     def demand(self) -> Demand:
         """Needs at least one observation."""
         traffic = [entry for _, entry in self._entries]
-        self._lengths.renew(traffic)
         requests = sum(entry.requests for entry in traffic)
         duration_s = sum(entry.duration_s for entry in traffic)
         last = traffic[-1]
