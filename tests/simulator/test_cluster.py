@@ -1,5 +1,6 @@
 """Simulated clusters: time passes as the mocker's does, and routers are told what they would be told."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import pytest
@@ -29,6 +30,9 @@ class Scripted:
     held_back: int = 0  # so many of the first wait until one ends
     _placed: list[Placement] = field(default_factory=list)
     _waiting: list[Placement] = field(default_factory=list)
+
+    def set_workers(self, workers: Collection[int], now_s: float) -> None:
+        raise NotImplementedError
 
     def submit(self, request_id: int, token_ids: TokenArray, now_s: float, *, prefilled: bool) -> None:
         placement = Placement(request_id, self.workers[request_id])

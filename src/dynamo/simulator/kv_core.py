@@ -1,6 +1,7 @@
 """The KV router in the simulated cluster."""
 
 import random
+from collections.abc import Collection
 
 from dynamo.protocols.generation import WorkerId
 from dynamo.protocols.kv_events import KvEventBatch
@@ -23,13 +24,21 @@ class KvCore:
         self.wants_cache_events = config.use_kv_events
         self._indexer = KvIndexer(config.router_max_tree_size)
         self._scheduler = KvScheduler(config, block_size, rng, self._indexer.tree, lambda _: config.use_kv_events)
-        self._scheduler.set_workers({WorkerId(index): limits for index in range(workers)})
+        self._limits = limits
         self._placed: list[Placement] = []
+        self._scheduler.set_workers({WorkerId(index): limits for index in range(workers)})
 
     @property
     def requests(self) -> int:
         """That the workers have, as far as the router knows."""
         return self._scheduler.sequences.requests
+
+    def set_workers(self, workers: Collection[int], now_s: float) -> None:
+        for known in list(self._scheduler.workers()):
+            if known.instance_id not in workers:
+                self._indexer.forget(known.instance_id)
+        self._scheduler.set_workers({WorkerId(index): self._limits for index in workers})
+        self._admit(now_s)
 
     def submit(self, request_id: int, token_ids: TokenArray, now_s: float, *, prefilled: bool) -> None:
         request = RoutingRequest(request_id=str(request_id), token_ids=token_ids, prefilled=prefilled)
@@ -62,7 +71,7 @@ class KvCore:
     def _admit(self, now_s: float) -> None:
         if self._scheduler.queued:
             for admitted in self._scheduler.take_admitted(now_s):
-                assert admitted.decision is not None  # workers stay
+                assert admitted.decision is not None  # where no worker is left, nothing is queued
                 self._place(admitted.decision)
 
     def _place(self, decision: RoutingDecision) -> None:

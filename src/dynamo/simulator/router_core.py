@@ -1,6 +1,7 @@
 """The router as the simulated cluster sees it, whatever its mode."""
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from dynamo.protocols.kv_events import KvEventBatch
@@ -20,8 +21,12 @@ class RouterCore(Protocol):
 
     wants_cache_events: bool
 
+    def set_workers(self, workers: Collection[int], now_s: float) -> None:
+        """These take requests from now on, and no others. What is known of the others is forgotten."""
+        ...
+
     def submit(self, request_id: int, token_ids: TokenArray, now_s: float, *, prefilled: bool) -> None:
-        """A request has arrived. `prefilled`: elsewhere."""
+        """A request has arrived; there is a worker. `prefilled`: elsewhere. A known id needs a worker anew."""
         ...
 
     def first_token(self, request_id: int, now_s: float) -> None:
@@ -52,10 +57,13 @@ class SelectorCore:
 
     def __init__(self, selector: Selector, workers: int) -> None:
         self._selector = selector
-        self._workers = range(workers)
+        self._workers: Sequence[int] = range(workers)
         self._in_flight: Counter[int] = Counter()
         self._worker_of: dict[int, int] = {}
         self._placed: list[Placement] = []
+
+    def set_workers(self, workers: Collection[int], now_s: float) -> None:
+        self._workers = sorted(workers)
 
     def submit(self, request_id: int, token_ids: TokenArray, now_s: float, *, prefilled: bool) -> None:
         worker = self._selector.pick(self._workers, self._in_flight)
