@@ -79,9 +79,7 @@ class RoleChanges:
         if self._becoming is not None:
             raise UnavailableError(f"this worker is about to become a {self._becoming.value} worker")
         if role is WorkerType.Aggregated:
-            raise InvalidRequestError(
-                "a worker becomes a prefill or a decode worker, not both in one", param="role"
-            )
+            raise InvalidRequestError("a worker becomes a prefill or a decode worker, not both in one", param="role")
         if (refusal := self._refusal()) is not None:
             raise UnsupportedFeatureError(refusal)
         if role is WorkerType.Prefill and not request.force and not self._colleagues.decode():
@@ -124,9 +122,7 @@ class RoleChanges:
 
     async def _carry_out(self, role: WorkerType, timeout_s: float) -> None:
         served = self._served
-        logger.info(
-            "%s: %s turns to %s once its requests have ended", served.name, served.role.value, role.value
-        )
+        logger.info("%s: %s turns to %s once its requests have ended", served.name, served.role.value, role.value)
         await served.withdraw(timeout_s)
         await served.change_role(role)
         await served.announce()
