@@ -135,8 +135,8 @@ class Served:
         """Who prefills decodes from now on, and the other way round. The prefill worker is `prefill`, and so on."""
         (prefill,), (decode,) = self.prefill.client.instance_ids(), self.decode.client.instance_ids()
         began_s = time.monotonic()
-        await self.roles.ask(decode, WorkerType.Prefill, force=True)
         await self.roles.ask(prefill, WorkerType.Decode)
+        await self.roles.ask(decode, WorkerType.Prefill)
         print(f"changing places took {time.monotonic() - began_s:.3f} s")
         for client, instance_id in ((self.prefill.client, decode), (self.decode.client, prefill)):
             while client.instance_ids() != [instance_id]:
