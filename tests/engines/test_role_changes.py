@@ -65,7 +65,9 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
         (model / name).write_bytes(content)
     workers: list[Worker] = []
 
-    async def worker(role: WorkerType = PREFILL, *, can_change: bool = True, endpoint: str | None = None) -> Worker:
+    async def worker(
+        role: WorkerType = PREFILL, *, can_change: bool = True, endpoint: str | None = None, news_s: float = 0.05
+    ) -> Worker:
         config = DisaggregatedWorkerConfig(
             discovery_backend="mem",
             request_plane="inproc",
@@ -88,7 +90,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
             model_type=ModelType.Completions,
         )
         await served.announce()
-        changes = RoleChanges(served)
+        changes = RoleChanges(served, news_s=news_s)
         await changes.start()
         workers.append(Worker(runtime, changes, changing))
         return workers[-1]
@@ -140,6 +142,15 @@ async def test_somebody_has_to_decode(make: Make) -> None:
     assert refusal.value.param == "force"
     await make(DECODE)
     assert (await worker.ask(PREFILL)).role is PREFILL
+
+
+async def test_who_decodes_may_have_begun_just_now(make: Make) -> None:
+    worker = await make(DECODE, news_s=30.0)
+    changing = asyncio.create_task(worker.ask(PREFILL))
+    await asyncio.sleep(0)
+    await make(PREFILL)
+    await make(DECODE)
+    assert (await within(changing)).role is PREFILL
 
 
 async def test_one_change_at_a_time(make: Make) -> None:
