@@ -7,6 +7,7 @@ computed with the rest.
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from dynamo.protocols.generation import (
     StopConditions,
     merge_outputs,
 )
+from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.client import Client
 from dynamo.runtime.context import Context
 from dynamo.runtime.process import READY
@@ -40,6 +42,7 @@ from dynamo.transfer import nixl_library
 from .load import Loads, loads
 from .prompts import prompts
 from .raw_http import get
+from .roles import Roles, roles
 from .served import until_served
 
 pytestmark = [
@@ -98,6 +101,7 @@ class Answer:
 
     text: str
     prompt_tokens: int
+    cached_tokens: int
     reason: str | None  # why the prompt was prefilled where it was
 
 
@@ -106,6 +110,8 @@ class Served:
     openai: AsyncOpenAI
     prefill: Worker
     decode: Worker
+    roles: Roles
+    url: str
 
     async def ask(self, prompt: str, model: str = MODEL) -> Answer:
         answer = await self.openai.completions.create(
@@ -116,10 +122,26 @@ class Served:
             extra_body={"ignore_eos": True, "nvext": {"extra_fields": ["routing"]}},
         )
         assert answer.usage is not None
+        details = answer.usage.prompt_tokens_details
         disagg = ((answer.model_extra or {}).get("nvext") or {}).get("disaggregation") or {}
         return Answer(
-            text=answer.choices[0].text, prompt_tokens=answer.usage.prompt_tokens, reason=disagg.get("reason")
+            text=answer.choices[0].text,
+            prompt_tokens=answer.usage.prompt_tokens,
+            cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
+            reason=disagg.get("reason"),
         )
+
+    async def change_places(self) -> None:
+        """Who prefills decodes from now on, and the other way round. The prefill worker is `prefill`, and so on."""
+        (prefill,), (decode,) = self.prefill.client.instance_ids(), self.decode.client.instance_ids()
+        began_s = time.monotonic()
+        await self.roles.ask(prefill, WorkerType.Decode)
+        await self.roles.ask(decode, WorkerType.Prefill)
+        print(f"changing places took {time.monotonic() - began_s:.3f} s")
+        for client, instance_id in ((self.prefill.client, decode), (self.decode.client, prefill)):
+            while client.instance_ids() != [instance_id]:
+                await within(client.wait_for_change())
+        await until_served(self.url, 3)
 
     async def until_idle(self) -> None:
         """No request, and no block in use; of a lease that runs out nobody waits for the end here."""
@@ -156,6 +178,7 @@ async def served(smollm2_dir: Path) -> AsyncIterator[Served]:
         async with (
             loads(started, component="prefill") as prefill_loads,
             loads(started) as decode_loads,
+            roles(started) as asked,
             AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=120, max_retries=0) as openai,
         ):
             try:
@@ -163,6 +186,8 @@ async def served(smollm2_dir: Path) -> AsyncIterator[Served]:
                     openai=openai,
                     prefill=await worker(prefill, "prefill", prefill_loads),
                     decode=await worker(decode, "backend", decode_loads),
+                    roles=asked,
+                    url=url,
                 )
             finally:
                 await runtime.close()
@@ -309,6 +334,25 @@ async def test_cancel_before_it_comes_to_the_decode_worker(served: Served) -> No
     with pytest.raises(HandoffLostError):
         await served.decode.generate(decode_of(prompt, handoff))
     assert (await served.ask("What now?")).reason == "unconditional"
+
+
+async def test_the_two_change_places(served: Served) -> None:
+    """And back, with their weights and their caches, what they hold for others among it."""
+    question = "What have you got in your pocket? " * 20
+    before = await served.ask(question)
+    held = tokens(8000, 100)
+    handoff = (await served.prefill.generate(prefill_of(held))).handoff
+    await served.change_places()
+    await served.change_places()
+    answer = await served.decode.generate(decode_of(held, handoff))
+    assert answer.cached_tokens == 100
+
+    for _ in range(2):
+        await served.change_places()
+        after = await served.ask(question)
+        assert (after.text, after.reason) == (before.text, "unconditional")
+        assert after.cached_tokens >= after.prompt_tokens - 32  # one block at most is prefilled anew
+    await served.until_idle()
 
 
 async def test_prefill_worker_is_killed(served: Served) -> None:

@@ -23,7 +23,7 @@ from .served import until_served
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PREFILL, DECODE = WorkerType.Prefill, WorkerType.Decode
-CLIENTS = 8
+CLIENTS = 6
 TOKENS = 40
 DRAINS = "once its requests have ended"  # in the log
 FLAGS = ("--block-size", "16", "--num-gpu-blocks-override", "2048")
@@ -176,6 +176,8 @@ async def test_the_cache_stays_and_its_new_router_hears_of_it(own: Deployment, t
                     break
         assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= again["usage"]["prompt_tokens"] - 16
         assert again["choices"] == answer["choices"]
+        routing = again["nvext"]["disaggregation"]["routing"]
+        assert (routing["worker_id"], routing["overlap_blocks"]) == (holder, routing["prompt_blocks"])
 
 
 async def test_what_is_refused(own: Deployment, tiny_model: Path) -> None:

@@ -100,6 +100,22 @@ async def test_worker_that_no_longer_knows_what_it_holds(cluster: Cluster, route
     feed.publish(batch(stored(3)))  # which harms nobody
 
 
+async def test_worker_that_goes_on_elsewhere(cluster: Cluster, router: Router) -> None:
+    """What it holds is known there by a dump, with what has happened meanwhile; and so it is when it comes back."""
+    worker = await cluster.worker()
+    worker.feed.publish(batch(stored(1, 2)))
+    await eventually(lambda: router.knows(worker))
+    for component, elsewhere, block in (("backend", "test.prefill.generate", 3), ("prefill", GENERATE, 5)):
+        worker.feed.stop()
+        await within(worker.runtime.leave("test", component, 30.0))
+        await eventually(lambda: not contents(router.indexer, worker.id))
+        worker.feed.publish(batch(stored(block)))
+        await worker.feed.start(worker.runtime.endpoint(elsewhere))
+    worker.feed.publish(batch(stored(6)))
+    await eventually(lambda: router.knows(worker) and router.subscriber.has_feed(worker.id))
+    assert len(contents(router.indexer, worker.id)) == 5
+
+
 async def test_instances_of_other_models_are_not_followed(cluster: Cluster, router: Router) -> None:
     ours, theirs = await cluster.worker(), await cluster.worker()
     for worker in (ours, theirs):

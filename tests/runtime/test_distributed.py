@@ -18,7 +18,7 @@ from dynamo.errors import (
 )
 from dynamo.runtime import Context, DistributedRuntime, RuntimeConfig, distributed
 from dynamo.runtime.codec import encode_payload
-from dynamo.runtime.discovery.base import Discovery, Registration
+from dynamo.runtime.discovery.base import Delete, Discovery, Put, Registration
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery
 from dynamo.runtime.request_plane import listener
@@ -341,6 +341,93 @@ class TestSuspension:
         await runtime.suspend(endpoint.id, "it hangs")
         await within(runtime.close())
         await runtime.resume(endpoint.id)
+
+
+class TestLeaving:
+    """A component's endpoints, while the runtime goes on."""
+
+    async def test_calls_under_way_may_finish_and_new_ones_are_refused(self, new_runtime: NewRuntime) -> None:
+        runtime, caller = new_runtime(), new_runtime()
+        asked, answers = asyncio.Event(), asyncio.Event()
+
+        async def slow(request: str) -> AsyncIterator[str]:
+            asked.set()
+            await answers.wait()
+            yield request
+
+        for path in ("a.b.one", "a.b.two", "a.bc.one"):
+            await runtime.endpoint(path).start(slow if path == "a.b.one" else echo)
+        client = await caller.endpoint("a.b.one").client()
+        other = await caller.endpoint("a.bc.one").client()
+        await within(asyncio.gather(client.wait_for_instances(), other.wait_for_instances()))
+        stream = await client.generate("late", annotated=False)
+        await within(asked.wait())
+        channel = client._open[runtime.instance_id]
+
+        leaving = asyncio.create_task(runtime.leave("a", "b", 30.0))
+        await eventually(lambda: runtime.health.endpoints.get("a.b.one") is False)
+        assert not runtime.health.ready
+        with pytest.raises(DrainingError):  # to who has not heard of it
+            await within(anext(channel.call("a.b.two", encode_payload("new"), Context())))
+        await eventually(lambda: not client.instance_ids())
+        assert not leaving.done()
+        answers.set()
+        assert await within(anext(stream)) == "late"
+        await within(leaving)
+        assert runtime.health.endpoints == {"a.bc.one": True}
+        assert runtime.health.ready
+        assert await within(anext(await other.generate("there", annotated=False))) == "there"
+
+        await runtime.endpoint("a.b.one").start(echo)
+        await within(client.wait_for_instances())
+        assert await within(anext(await client.generate("again", annotated=False))) == "again"
+
+    async def test_calls_that_take_too_long_end(self, new_runtime: NewRuntime) -> None:
+        runtime, caller = new_runtime(), new_runtime()
+        ended = asyncio.Event()
+
+        async def endless(request: str) -> AsyncIterator[str]:
+            try:
+                yield "begun"
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        for path in ("a.b.one", "a.c.one"):
+            await runtime.endpoint(path).start(endless)
+        clients = [await caller.endpoint(path).client() for path in ("a.b.one", "a.c.one")]
+        await within(asyncio.gather(*(client.wait_for_instances() for client in clients)))
+        left, stays = [await client.generate("", annotated=False) for client in clients]
+        assert await within(anext(left)) == await within(anext(stays)) == "begun"
+        await within(runtime.leave("a", "b", 0.0))
+        assert ended.is_set()
+        with pytest.raises(DrainingError):
+            await within(anext(left))
+        going_on = asyncio.ensure_future(anext(stays))
+        await asyncio.sleep(0)
+        assert not going_on.done()
+        await stays.aclose()
+        going_on.cancel()
+        await asyncio.wait([going_on])
+
+    async def test_what_is_watched_is_not_any_more(self, new_runtime: NewRuntime) -> None:
+        runtime = new_runtime()
+        await runtime.endpoint("a.b.one").start(echo, health_check_payload={})
+        assert len(runtime._watchdogs) == 1
+        await within(runtime.leave("a", "b", 30.0))
+        assert not runtime._watchdogs
+        await within(runtime.leave("a", "b", 30.0))  # there is nothing
+
+    async def test_an_entry_is_taken_back(self, new_runtime: NewRuntime) -> None:
+        runtime = new_runtime()
+        watch = runtime.discovery.watch("things/")
+        for _ in range(2):
+            await runtime.register("things/one", b"1")
+            assert isinstance(await within(anext(watch)), Put)
+            await runtime.unregister("things/one")
+            assert isinstance(await within(anext(watch)), Delete)
+        await runtime.unregister("things/one")
+        await runtime.unregister("things/two")
 
 
 class SlowRegistry:

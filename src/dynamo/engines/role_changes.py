@@ -26,6 +26,8 @@ from dynamo.runtime.instance import EndpointId
 
 logger = logging.getLogger(__name__)
 
+_NEWS_S = 1.0
+
 
 class RoleChanges:
     """One worker's, one at a time. Each is carried out to its end, whether or not somebody waits for it.
@@ -35,7 +37,9 @@ class RoleChanges:
     going back: better a process that is started anew than a GPU that belongs to nobody.
     """
 
-    def __init__(self, served: ServedEngine) -> None:
+    def __init__(self, served: ServedEngine, *, news_s: float = _NEWS_S) -> None:
+        """`news_s`: how long news from other workers may be under way."""
+        self._news_s = news_s
         self._served = served
         self._runtime = served.runtime
         self._colleagues = Colleagues(served.runtime, served.config.endpoint_id().namespace, served.name)
@@ -51,8 +55,11 @@ class RoleChanges:
 
     async def answer(self, request: RoleRequest) -> AsyncIterator[WorkerRole]:
         """The endpoint's handler."""
-        if request.role is not None and (self._becoming is not None or request.role is not self._served.role):
-            await asyncio.shield(self._begin(request.role, request))  # who asks may not wait for the end
+        role = request.role
+        if role is WorkerType.Prefill and role is not self._served.role and not request.force:
+            await self._colleagues.until_decode(self._news_s)
+        if role is not None and (self._becoming is not None or role is not self._served.role):
+            await asyncio.shield(self._begin(role, request))  # who asks may not wait for the end
         yield WorkerRole(
             role=self._served.role,
             model=self._served.name,

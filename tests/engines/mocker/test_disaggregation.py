@@ -646,3 +646,51 @@ async def test_a_handoff_serves_its_own_prompt_only(fleet: Fleet, request_of: Ma
         await decode.serve(msgspec.structs.replace(longer, handoff=leg.handoff))
     await prefill.empty()  # the decode worker has said that it needs it no more
     assert await decode.serve(await prefilled(prefill, request_of(range(10), max_tokens=2)))
+
+
+async def change(worker: Worker, role: WorkerType) -> None:
+    assert worker.info.change_role is not None
+    await worker.info.change_role(role)
+
+
+@pytest.mark.parametrize("real_bytes", [False, True])
+async def test_two_change_places(fleet: Fleet, request_of: MakeRequest, real_bytes: bool) -> None:
+    """With their caches; and each knows the other by the name that it had."""
+    prefill, decode = [await fleet.worker(role, real_bytes=real_bytes) for role in _ROLES]
+    request = request_of(range(22), max_tokens=3)
+    expected = tokens(await decode.serve(await prefilled(prefill, request)))
+    await prefill.empty()
+    for _ in range(3):
+        await asyncio.gather(change(prefill, WorkerType.Decode), change(decode, WorkerType.Prefill))
+        prefill, decode = decode, prefill
+        with pytest.raises(InvalidRequestError):
+            await decode.serve(prefill_leg(request))
+        output = await within(prefill.begin(request).output)
+        assert output.cached_tokens == 20
+        answer = await decode.serve(msgspec.structs.replace(request, handoff=output.handoff))
+        assert tokens(answer) == expected
+        await prefill.empty()
+        await decode.empty()
+
+
+async def test_what_is_held_is_fetched_before_the_role_is_left(fleet: Fleet, request_of: MakeRequest) -> None:
+    prefill, decode = [await fleet.worker(role) for role in _ROLES]
+    request = request_of(range(10), max_tokens=2)
+    leg = await prefilled(prefill, request)
+    changing = asyncio.create_task(change(prefill, WorkerType.Decode))
+    await asyncio.sleep(0)
+    assert not changing.done()
+    assert len(await decode.serve(leg)) == 2
+    await within(changing)
+    await prefill.empty()
+
+
+async def test_or_its_time_is_up(fleet: Fleet, request_of: MakeRequest, caplog: pytest.LogCaptureFixture) -> None:
+    prefill, _ = [await fleet.worker(role, lease_s=0.01) for role in _ROLES]
+    await prefilled(prefill, request_of(range(10), max_tokens=2))
+    await within(change(prefill, WorkerType.Decode))
+    assert "nobody has come for a prompt of 10 tokens" in caplog.text
+
+
+async def test_who_does_all_does_not_change(fleet: Fleet) -> None:
+    assert (await fleet.worker(WorkerType.Aggregated)).info.change_role is None

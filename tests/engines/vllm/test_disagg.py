@@ -30,20 +30,20 @@ def _environment() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("role", "kv_role"), [("prefill", "kv_producer"), ("decode", "kv_consumer")])
-def test_roles(role: str, kv_role: str, smollm2_dir: Path) -> None:
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_roles(role: str, smollm2_dir: Path) -> None:
     flags = ["--model", str(smollm2_dir), "--disaggregation-mode", role, "--kv-handoff-timeout", "30"]
 
     config, engine_config = parse_command_line(flags)
 
     transfer = engine_config.kv_transfer_config
-    assert (transfer.kv_connector, transfer.kv_role) == ("NixlConnector", kv_role)
+    assert (transfer.kv_connector, transfer.kv_role) == ("NixlConnector", "kv_both")  # it may change
     assert transfer.kv_load_failure_policy == "fail"
     assert transfer.kv_buffer_device == "cpu"
     assert transfer.kv_connector_extra_config == {"kv_lease_duration": 30}
     assert config.worker_type is WorkerType(role)
     assert handoffs_of(flags) == Handoffs(
-        connector="NixlConnector", prefills=role == "prefill", decodes=role == "decode", lease_s=30
+        connector="NixlConnector", prefills=role == "prefill", decodes=role == "decode", lease_s=30, changeable=True
     )
 
 
@@ -71,6 +71,24 @@ def test_a_configuration_by_the_user_wins(smollm2_dir: Path) -> None:
     assert {name: getattr(transfer, name) for name in theirs} == theirs
     assert transfer.kv_connector_module_path is None
     assert handoffs_of(flags).lease_s == 20
+
+
+@pytest.mark.parametrize(("role", "kv_role"), [("prefill", "kv_producer"), ("decode", "kv_consumer")])
+def test_with_the_block_manager_a_role_is_for_good(role: str, kv_role: str, smollm2_dir: Path) -> None:
+    flags = ["--model", str(smollm2_dir), "--disaggregation-mode", role, "--kvbm-host-gb", "1"]
+
+    _, engine_config = parse_command_line(flags)
+
+    assert engine_config.kv_transfer_config.kv_role == kv_role
+    assert not handoffs_of(flags).changeable
+
+
+@pytest.mark.parametrize("kv_role", ["kv_consumer", "kv_both"])
+def test_a_role_by_the_user_may_be_for_good(kv_role: str, smollm2_dir: Path) -> None:
+    theirs = json.dumps({"kv_connector": "NixlConnector", "kv_role": kv_role})
+    flags = ["--model", str(smollm2_dir), "--disaggregation-mode", "decode", "--kv-transfer-config", theirs]
+
+    assert handoffs_of(flags).changeable is (kv_role == "kv_both")
 
 
 def test_a_configuration_for_the_other_role(smollm2_dir: Path) -> None:

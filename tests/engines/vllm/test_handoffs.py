@@ -5,6 +5,7 @@ from dynamo.engines.vllm.handoffs import Handoffs
 from dynamo.errors import HandoffLostError, InvalidRequestError
 from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import PreprocessedRequest
+from dynamo.protocols.model_card import WorkerType
 from dynamo.tokens import token_array
 
 PREFILL = Handoffs(connector="NixlConnector", prefills=True, lease_s=60)
@@ -110,3 +111,8 @@ def test_a_handoff_may_end_while_it_is_fetched(monkeypatch: pytest.MonkeyPatch) 
 def test_handoffs_of_no_use(handoff: Handoff, message: str) -> None:
     with pytest.raises(HandoffLostError, match=message):
         DECODE.received(request(handoff=handoff))
+
+
+def test_the_other_role() -> None:
+    assert PREFILL.in_role(WorkerType.Decode) == DECODE
+    assert DECODE.in_role(WorkerType.Prefill) == PREFILL

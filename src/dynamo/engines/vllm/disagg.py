@@ -15,14 +15,20 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
 _CONNECTOR = "NixlConnector"
+_NIXL = "Nixl"  # in the names of all of its connectors
 _CPU_CONNECTOR_MODULE = "dynamo.engines.vllm.cpu_nixl_connector"  # has a class of the same name
+_BOTH = "kv_both"  # vLLM advises against it, but what it does for the two roles is nothing that harms in the other
 _ROLES = {WorkerType.Prefill: "kv_producer", WorkerType.Decode: "kv_consumer"}
 _LEASE = "kv_lease_duration"
 _BUILDS = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
 
 
-def choose_connector(args: "AsyncEngineArgs", role: WorkerType, handoff_timeout_s: int) -> None:
+def choose_connector(
+    args: "AsyncEngineArgs", role: WorkerType, handoff_timeout_s: int, *, changeable: bool = True
+) -> None:
     """Gives a worker that is to prefill or to decode NIXL's connector, unless the user has chosen one.
+
+    `changeable`: so that it may change its role.
 
     Raises ConfigError when NIXL is not installed, or when the user's connector has another role.
     """
@@ -34,13 +40,13 @@ def choose_connector(args: "AsyncEngineArgs", role: WorkerType, handoff_timeout_
         args.kv_transfer_config = KVTransferConfig(
             kv_connector=_CONNECTOR,
             kv_connector_module_path=_CPU_CONNECTOR_MODULE if current_platform.is_cpu() else None,
-            kv_role=_ROLES[role],
+            kv_role=_BOTH if changeable else _ROLES[role],
             kv_load_failure_policy="fail",
         )
     config = args.kv_transfer_config
     if not (config.is_kv_producer if role is WorkerType.Prefill else config.is_kv_consumer):
         raise ConfigError(f"--kv-transfer-config has kv_role {config.kv_role}, of no use to a {role.value} worker")
-    if "Nixl" in (config.kv_connector or ""):
+    if _NIXL in (config.kv_connector or ""):
         _check_nixl()
         config.kv_connector_extra_config.setdefault(_LEASE, handoff_timeout_s)
 
@@ -56,6 +62,7 @@ def handoffs(config: KVTransferConfig | None, role: WorkerType, handoff_timeout_
         prefills=role is WorkerType.Prefill,
         decodes=role is WorkerType.Decode,
         lease_s=config.get_from_extra_config(_LEASE, handoff_timeout_s),
+        changeable=config.kv_role == _BOTH and _NIXL in (config.kv_connector or ""),
     )
 
 

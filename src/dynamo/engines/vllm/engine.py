@@ -28,6 +28,7 @@ from dynamo.engines.vllm.stats import LoadRecorder
 from dynamo.errors import ContextLengthExceededError, InternalError, InvalidRequestError
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.context import Context
 from dynamo.telemetry.kv_event_metrics import KvEventFigures
 from dynamo.telemetry.kv_transfer_metrics import KvTransferMetrics
@@ -74,7 +75,11 @@ class VllmEngine:
             await self._llm.get_supported_tasks()
         except Exception as error:
             raise InternalError(f"vLLM did not start: {error}") from error
-        info = replace(engine_info(self._llm.vllm_config), handoff_format=self._handoffs.format)
+        info = replace(
+            engine_info(self._llm.vllm_config),
+            handoff_format=self._handoffs.format,
+            change_role=self._change_role if self._handoffs.changeable else None,
+        )
         if self._kv_events is not None:
             assert info.limits.kv_block_size is not None
             self._kv_events.start(self._llm.get_kv_event_sources(), info.limits.kv_block_size)
@@ -157,6 +162,10 @@ class VllmEngine:
         finally:
             await self._thread.stop()
             self._llm = None
+
+    async def _change_role(self, role: WorkerType) -> None:
+        """See ChangeRole. vLLM is told with each request what to do; what it holds, it gives to who asks in time."""
+        self._handoffs = self._handoffs.in_role(role)
 
     def _build(self) -> AsyncLLM:
         return AsyncLLM.from_vllm_config(

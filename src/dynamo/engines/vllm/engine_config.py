@@ -40,7 +40,8 @@ def parse(
         if current_platform.is_cpu():
             cpu_defaults.choose(args, os.environ, role)
         chosen_by_user = args.kv_transfer_config is not None
-        disagg.choose_connector(args, role, handoff_timeout_s)
+        # With the block manager, what becomes of a load that fails depends on the role.
+        disagg.choose_connector(args, role, handoff_timeout_s, changeable=kvbm is None)
         if kvbm is not None:
             if chosen_by_user:
                 raise ConfigError("--kv-transfer-config and --kvbm-host-gb exclude each other: both choose a connector")

@@ -1,7 +1,7 @@
 """What travels from the vLLM that has prefilled a prompt to the one that decodes it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -9,6 +9,7 @@ import msgspec
 from dynamo.errors import HandoffLostError, InvalidRequestError
 from dynamo.protocols.disagg import Handoff
 from dynamo.protocols.generation import PreprocessedRequest
+from dynamo.protocols.model_card import WorkerType
 
 TransferParams = dict[str, Any]  # vLLM's kv_transfer_params: its connector's own plain values, for its peer
 
@@ -46,11 +47,16 @@ class Handoffs:
     prefills: bool = False
     decodes: bool = False
     lease_s: float = 0.0  # how long vLLM keeps a prefilled prompt that nobody asks for
+    changeable: bool = False  # vLLM does either, as each request says
 
     @property
     def format(self) -> str:
         """Equal for workers that can hand over to each other; empty for those that hand nothing over."""
         return f"{_ENGINE}/{self.connector}" if self.prefills or self.decodes else ""
+
+    def in_role(self, role: WorkerType) -> "Handoffs":
+        """Those of the same vLLM when it is to prefill, or to decode, from now on."""
+        return replace(self, prefills=role is WorkerType.Prefill, decodes=role is WorkerType.Decode)
 
     def transfer_params(self, request: PreprocessedRequest) -> TransferParams | None:
         """What vLLM is told with a request that has no handoff."""
