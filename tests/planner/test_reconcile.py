@@ -36,6 +36,15 @@ def test_late_orders_show_one_after_the_other() -> None:
     assert ledger.compare(Fleet(desired=4, ready=4, draining=1), 15).held == 5
 
 
+def test_an_order_that_takes_back_another_starts_one_while_one_drains() -> None:
+    ledger = _ledger()
+    ledger.ordered(2, 0)
+    ledger.compare(Fleet(desired=3, ready=3), 5)
+    ledger.ordered(3, 5)
+    standing = ledger.compare(Fleet(desired=3, ready=3), 10)
+    assert (standing.ordered, standing.held) == (3, 4)
+
+
 def test_an_order_is_given_up_after_the_timeout() -> None:
     ledger = _ledger()
     ledger.ordered(5, 0)

@@ -255,3 +255,22 @@ def test_fewer_never_before_the_delay(model: PerfModel, size: int, delay_s: floa
         assert not decision.actions or 5.0 * tick >= delay_s
         assert decision.roles[0].target >= decision.roles[0].current - 1
         fleets.apply(decision.actions)
+
+
+def test_an_order_under_way_is_not_taken_back_for_want_of_figures() -> None:
+    """It would start a worker while the one that the order ended still drains: found by the test above."""
+    planner = _make(PlannerOptions(scale_down_delay_s=0), UnknownModel())
+    fleets = SimulatedFleets({AGGREGATED: 6}, order_delay=3)
+    nothing = Traffic(
+        duration_s=5.0,
+        requests=0.0,
+        prompt_tokens=None,
+        cached_tokens=None,
+        output_tokens=None,
+        ttft_s=None,
+        itl_s=None,
+    )
+    first = planner.tick(Observation(now_s=0.0, traffic=nothing, fleets=fleets.observed()))
+    second = planner.tick(Observation(now_s=5.0, traffic=None, fleets=fleets.observed()))
+    assert first.actions == second.actions
+    assert len(first.actions) == 1

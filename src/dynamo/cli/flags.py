@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from dynamo.cli.deployment import ServeConfig
+from dynamo.cli.profile import ProfileConfig
 from dynamo.cli.run import RunConfig
 from dynamo.config import Setting, settings
 from dynamo.engines.config import WorkerConfig
@@ -30,6 +31,7 @@ _PAGES: Sequence[tuple[str, type, tuple[type, ...]]] = (
     ("dynamo serve", ServeConfig, (FrontendConfig, KvbmOptions)),
     ("dynamo run", RunConfig, ()),
     ("dynamo simulate", SimulationConfig, (KvRouterConfig, KvbmOptions)),
+    ("dynamo profile", ProfileConfig, ()),
     ("Every worker", WorkerConfig, (RuntimeConfig,)),
     ("python -m dynamo.vllm", VllmConfig, (WorkerConfig, KvbmOptions)),
     ("python -m dynamo.mocker", MockerConfig, (WorkerConfig, KvbmOptions)),

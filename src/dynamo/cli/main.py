@@ -12,6 +12,7 @@ _COMMANDS = {
     "kvbm": ("dynamo.cli.kvbm", "look after the block manager of this host: KV blocks beyond the engines' memory"),
     "keys": ("dynamo.cli.keys", "make a key for the OpenAI API"),
     "simulate": ("dynamo.cli.simulate", "compare routers on a recorded trace, in virtual time"),
+    "profile": ("dynamo.cli.profile", "measure how fast an engine is, for the planner"),
     "doctor": ("dynamo.cli.doctor", "say what is installed and whether this host lets it work"),
 }
 

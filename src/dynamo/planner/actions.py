@@ -52,8 +52,9 @@ def _affordable(
     """The targets, but no more than what GPUs are free for: those that end still have theirs."""
     if budget is None:
         return {plan.role: plan.target for plan in plans}
-    paid = {plan.role: max(numbers[plan.role], plan.standing.held - plan.fleet.draining) for plan in plans}
-    free = budget - sum((paid[plan.role] + plan.fleet.draining) * plan.bounds.gpus for plan in plans)
+    paid = {plan.role: numbers[plan.role] if plan.standing.settled else plan.standing.ordered for plan in plans}
+    changed = {plan.role: numbers[plan.role] - plan.fleet.desired for plan in plans}  # by a conversion: same GPUs
+    free = budget - sum((plan.standing.held + changed[plan.role]) * plan.bounds.gpus for plan in plans)
     lacks = {plan.role: Wish(workers=max(0, plan.target - paid[plan.role]), gpus=plan.bounds.gpus) for plan in plans}
     granted = share(max(free, 0), lacks)
     for plan in plans:

@@ -103,7 +103,8 @@ class LoadPolicy:
                     workers=counted, requests_per_s=situation.demand.requests_per_s, at_s=now_s
                 )
             return Proposal(workers=counted + 1, reason=shown)
-        enough = max(self._enough(situation, targets, now_s), key=lambda need: need.workers)
+        numbers = [*self._enough(situation, targets, now_s), *([] if least is None else [least])]
+        enough = max(numbers, key=lambda need: need.workers)
         if _whole(enough.workers) >= counted:
             return Proposal(workers=counted, reason=enough.reason)
         return Proposal(workers=_whole(enough.workers), reason=f"no more are needed: {enough.reason}")

@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dynamo.planner.observation import Fleet
 from dynamo.protocols.model_card import WorkerType
@@ -16,6 +17,7 @@ class Standing:
 
     changed_from: int | None  # somebody else has changed the desired number, which was this
     stuck: int  # workers that have been starting for too long
+    ordered: int  # what was asked for last, or without an order that is still to show, what is desired
     held: int  # workers that have their GPUs, or may get them by what has been asked for already
     settled: bool  # nobody starts or drains, and all orders show
     ask_again: bool  # though the number may be right: workers are lost, or an order may still be carried out
@@ -40,7 +42,7 @@ class Ledger:
         """At each observation that has fleets."""
         problems: list[str] = []
         changed_from = self._follow(fleet.desired, now_s)
-        if self._orders:
+        if self._orders and self._orders[-1][1] != fleet.desired:
             problems.append(f"{self._role}: {self._orders[-1][1]} were asked for, it is still {fleet.desired}")
         stuck = sum(started_s > self._start_timeout_s for started_s in fleet.starting_s)
         if stuck:
@@ -53,11 +55,17 @@ class Ledger:
         return Standing(
             changed_from=changed_from,
             stuck=min(stuck, fleet.desired),
-            held=max(fleet.desired, there, *(workers for _, workers in self._orders)) + fleet.draining,
+            ordered=self._orders[-1][1] if self._orders else fleet.desired,
+            held=max(fleet.desired, there) + self._further(fleet.desired) + fleet.draining,
             settled=not (self._orders or fleet.draining or fleet.starting_s or there < fleet.desired),
             ask_again=lost or bool(self._orders),
             problems=tuple(problems),
         )
+
+    def _further(self, desired: int) -> int:
+        """Workers that start when the orders are carried out, one after the other; who ends by them may still drain."""
+        numbers = [desired, *(workers for _, workers in self._orders)]
+        return sum(max(0, after - before) for before, after in pairwise(numbers))
 
     def ordered(self, workers: int, now_s: float) -> None:
         """So many are being asked for."""
@@ -70,7 +78,7 @@ class Ledger:
         """Takes note of the desired number; what it was if somebody else has changed it."""
         orders = self._orders
         seen, self._seen = self._seen, desired
-        if desired in (workers for _, workers in orders):
+        if desired != seen and desired in (workers for _, workers in orders):
             while orders.popleft()[1] != desired:
                 pass
             return None

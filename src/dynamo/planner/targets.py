@@ -22,7 +22,7 @@ def _calmly(plan: RolePlan) -> int:
     """More at once; fewer one at a time, after the cool-down, and not while workers start or end."""
     desired = plan.fleet.desired
     if plan.floor is None:
-        return desired
+        return plan.standing.ordered
     if plan.wanted >= desired:
         return plan.wanted
     if plan.floor >= desired:

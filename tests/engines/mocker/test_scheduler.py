@@ -288,3 +288,19 @@ def test_a_step_without_work_is_empty(request_of: MakeRequest) -> None:
 
     scheduler.add(request_of([1]))
     assert scheduler.has_work
+
+
+def test_counts_the_work_and_the_time_of_its_steps(request_of: MakeRequest) -> None:
+    """The second prompt's first two blocks are cached; its first token is no decoded one."""
+    scheduler = scheduler_of()
+    busy_s = 0.0
+    for _ in range(2):
+        scheduler.add(request_of(range(10), max_tokens=3))
+        while scheduler.has_work:
+            busy_s += scheduler.step().duration_s
+    load = scheduler.load()
+    assert load.busy_s == pytest.approx(busy_s)
+    assert (load.prefill_steps, load.prefilled_tokens) == (2, 10 + 2)
+    assert (load.decode_steps, load.decoded_tokens) == (4, 4)
+    assert (load.steps, load.generated_tokens) == (6, 6)
+    assert load.kv_token_steps == 4 * 3 * BLOCK_SIZE

@@ -4,9 +4,9 @@ from dynamo.planner.forecast.base import LARGEST, plausible
 
 # Variances of the noise, as multiples of the observations' own: the filter's gains depend on these ratios alone, so
 # they hold for any scale.
-_LEVEL_NOISE = 0.3
-_TREND_NOISE = 0.01
-_DAMPING = 0.9  # of the trend, per interval: no traffic rises for ever (Gardner, McKenzie 1985)
+_LEVEL_NOISE = 1.0
+_TREND_NOISE = 0.1
+_DAMPING = 0.8  # of the trend, per interval: no traffic rises for ever (Gardner, McKenzie 1985)
 _UNKNOWN = 1e6  # the variance of what is not known at the start
 
 

@@ -4,7 +4,7 @@ from collections import deque
 
 from dynamo.planner.forecast.base import LARGEST
 
-_WINDOW = 5  # intervals: late by two of them, and the noise of single ones more than halved
+_WINDOW = 3  # intervals: each further one costs more by being late than it gains on noise
 
 
 class MovingAverageForecaster:

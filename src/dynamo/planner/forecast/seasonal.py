@@ -13,6 +13,7 @@ _SHORTEST = 8  # intervals of a season
 _CYCLES = 2  # that must have been seen before one counts
 _ALIKE = 0.5  # the least autocorrelation at its length that makes a season
 _REVIEW = 16  # intervals until the decomposition is made anew
+_SMOOTH_SHARE = 1 / 12  # of a season: what happens within two hours of a day is taken for noise
 _SMOOTHING = 0.5  # of the level, which follows what the season does not explain
 
 Values = NDArray[np.float64]
@@ -56,8 +57,15 @@ class SeasonalForecaster:
         if period is not None:
             jump = 1 + period // 10  # a tenth of the course is drawn straight: 16 ms instead of 600
             parts = STL(values / peak, period=period, trend_jump=jump, low_pass_jump=jump).fit()
-            self._season = parts.seasonal[-period:] * peak
+            self._season = _smooth(parts.seasonal[-period:]) * peak
             self._level = float(parts.trend[-1]) * peak
+
+
+def _smooth(season: Values) -> Values:
+    """The mean over a window around each value, as in a circle: two cycles tell little of a single interval."""
+    window = 1 + 2 * int(len(season) * _SMOOTH_SHARE / 2)
+    around = np.concatenate([season[-(window // 2) :], season, season[: window // 2]]) if window > 1 else season
+    return np.convolve(around, np.full(window, 1 / window), mode="valid")
 
 
 def _period(values: Values) -> int | None:
