@@ -73,7 +73,7 @@ def day_shape(hour: float) -> float:
 
 def _swing(hour: float) -> float:
     turn = 2 * math.pi * hour / _DAY_H
-    return 1.25 * math.cos(turn - 2 * math.pi * 15.5 / _DAY_H) + 0.45 * math.cos(2 * turn - 4 * math.pi * 10.5 / _DAY_H)
+    return 1.2 * math.cos(turn - 2 * math.pi * 15.5 / _DAY_H) + 0.7 * math.cos(2 * turn - 4 * math.pi * 10 / _DAY_H)
 
 
 _MEAN_SWING = sum(math.exp(_swing(_DAY_H * step / _STEPS)) for step in range(_STEPS)) / _STEPS
