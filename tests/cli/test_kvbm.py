@@ -34,9 +34,10 @@ async def test_looking_and_clearing(socket: Path, capsys: pytest.CaptureFixture[
     assert "1 engine," in text
     assert next(line.split() for line in text.splitlines() if "host" in line)[1] == "20"
 
-    assert await run(socket, "clear", "--namespace", "00") == 0
+    assert await run(socket, "clear", "--namespace", "00") == 1
+    assert "no pool 00" in capsys.readouterr().err
     assert await run(socket, "inspect", "--json") == 0
-    pool = json.loads(capsys.readouterr().out.removeprefix("done\n"))["pools"][0]
+    pool = json.loads(capsys.readouterr().out)["pools"][0]
     assert (pool["namespace"], pool["tiers"][0]["blocks"]) == ("6e" * 16, 20), "it was another one's"
     assert await run(socket, "clear") == 0
     capsys.readouterr()

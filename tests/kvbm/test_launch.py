@@ -24,7 +24,6 @@ WORKER = """
 import sys
 from pathlib import Path
 from dynamo.kvbm.config import KvbmOptions
-from dynamo.kvbm.election import elected
 from dynamo.kvbm.launch import ensure_service
 from dynamo.runtime.config import RuntimeConfig
 print("has", ensure_service(KvbmOptions(host_gb=1, socket=sys.argv[1], linger_s=30.0), RuntimeConfig()), flush=True)

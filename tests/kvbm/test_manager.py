@@ -64,13 +64,15 @@ def test_a_stored_block_is_found_by_others() -> None:
 
 
 def test_what_peers_ask_for_is_neither_hit_nor_missed_here() -> None:
-    world = world_with(config(), 4)
+    world = world_with(config(), 4, 4)
     fill(world, 0)
     world.manager.attach(2, fills=False)
     world.manager.look_up(2, 7, [key_of(0), key_of(1)], 0.0, 0.0)
     figures = world.manager.figures
-    counted = figures.tiers[StorageTier.HOST]
-    assert (figures.lookups, counted.hits, counted.misses) == (0, 0, 0)
+    assert figures.lookups == 0
+    assert {tier: (counted.hits, counted.misses) for tier, counted in figures.tiers.items()} == dict.fromkeys(
+        figures.tiers, (0, 0)
+    )
 
 
 def test_a_block_stored_twice_takes_one_slot() -> None:

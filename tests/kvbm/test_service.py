@@ -284,6 +284,18 @@ async def test_who_does_not_come_to_the_point_is_not_waited_for(path: Path, monk
         await within(ended.wait())
 
 
+@contextlib.asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[None]:
+    """In this process, without any pool."""
+    pools = Pools(lambda *_: PoolTiers(storages=[], release=lambda: None), None)
+    server = KvbmServer(path, pools, asyncio.Event())
+    server.start()
+    try:
+        yield
+    finally:
+        await server.close()
+
+
 async def test_who_verifies_and_goes_is_not_verified_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, over = asyncio.Event(), asyncio.Event()
 
@@ -297,16 +309,46 @@ async def test_who_verifies_and_goes_is_not_verified_for(path: Path, monkeypatch
 
     monkeypatch.setattr("dynamo.kvbm.server.verify", slow)
     monkeypatch.setattr("dynamo.kvbm.pools.Pools.named", lambda *_: [None])
-    pools = Pools(lambda *_: PoolTiers(storages=[], release=lambda: None), None)
-    server = KvbmServer(path, pools, asyncio.Event())
-    server.start()
-    try:
+    async with serving(path):
         async with connected(path) as client:
             client.say(Verify())
             await within(begun.wait())
         await within(over.wait())
-    finally:
-        await server.close()
+
+
+async def test_who_clears_and_goes_has_it_cleared(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it would come back with the next start of the service."""
+    begun, go_on, cleared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Pool:
+        async def clear(self, tiers: object) -> None:
+            begun.set()
+            await go_on.wait()
+            cleared.set()
+
+    monkeypatch.setattr("dynamo.kvbm.pools.Pools.named", lambda *_: [Pool()])
+    async with serving(path):
+        async with connected(path) as client:
+            client.say(Clear(tiers=[StorageTier.DISK]))
+            await within(begun.wait())
+        async with connected(path) as other:  # once it is answered, the service knows that the first has gone
+            other.say(Inspect())
+            await other.hear()
+        go_on.set()
+        await within(cleared.wait())
+
+
+async def test_one_verification_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(_: object) -> Done:
+        await asyncio.Event().wait()
+        return Done()
+
+    monkeypatch.setattr("dynamo.kvbm.server.verify", slow)
+    monkeypatch.setattr("dynamo.kvbm.pools.Pools.named", lambda *_: [None])
+    async with serving(path), connected(path) as client:
+        client.say(Verify())
+        client.say(Verify())
+        assert isinstance(await client.hear(), Refused)
 
 
 def wrong_attaches() -> Iterator[Attach]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dynamo.errors import AuthenticationError, ConfigError, ConnectionLostError
-from dynamo.kvbm.socket_path import check_peer, connect, default_socket, private_directory
+from dynamo.kvbm.socket_path import check_peer, connect, default_socket, private_place
 from dynamo.runtime.user_directory import user_directory
 
 
@@ -16,9 +16,9 @@ def test_where_it_is() -> None:
 
 
 def test_a_directory_is_made_for_us_alone(tmp_path: Path) -> None:
-    private_directory(tmp_path / "new" / "s")
+    private_place(tmp_path / "new" / "s")
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
-    private_directory(tmp_path / "new" / "s")
+    private_place(tmp_path / "new" / "s")
 
 
 def test_a_directory_that_others_could_put_something_into(tmp_path: Path) -> None:
@@ -28,12 +28,12 @@ def test_a_directory_that_others_could_put_something_into(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     for name in ("open", "link", "file"):
         with pytest.raises(ConfigError):
-            private_directory(tmp_path / name / "s")
+            private_place(tmp_path / name / "s")
 
 
 def test_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="too long"):
-        private_directory(tmp_path / ("x" * 110))
+        private_place(tmp_path / ("x" * 110))
 
 
 def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     for path in (tmp_path / "file", tmp_path / "directory", Path("/")):
         with pytest.raises(ConfigError, match="no socket"):
-            private_directory(path)
+            private_place(path)
 
 
 def test_another_users_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

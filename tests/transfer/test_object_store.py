@@ -125,6 +125,16 @@ def test_urls_that_are_no_store(url: str) -> None:
 
 
 @needs_obstore
+def test_an_error_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, **options: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("obstore.store.from_url", refuse)
+    with pytest.raises(ConfigError, match="cannot be an object store"):
+        open_store("memory:///")
+
+
+@needs_obstore
 def test_options_that_there_are_not() -> None:
     for url in ("s3://bucket", "memory:///"):
         with pytest.raises(ConfigError):

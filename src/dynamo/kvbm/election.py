@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dynamo.errors import ConfigError
-from dynamo.kvbm.socket_path import private_directory
+from dynamo.kvbm.socket_path import private_place
 from dynamo.runtime.lock_file import lock_file
 
 
@@ -16,7 +16,7 @@ def elected(path: Path) -> Iterator[None]:
 
     Raises ConfigError when another one is, or the path cannot be.
     """
-    private_directory(path)
+    private_place(path)
     try:
         descriptor = lock_file(path.with_name(path.name + ".lock"))
     except BlockingIOError:

@@ -12,7 +12,7 @@ from dynamo.config import as_flags
 from dynamo.errors import DynamoError, UnavailableError
 from dynamo.kvbm.admin import ask
 from dynamo.kvbm.config import KvbmOptions
-from dynamo.kvbm.socket_path import private_directory
+from dynamo.kvbm.socket_path import private_place
 from dynamo.protocols.kvbm import Inspect
 from dynamo.runtime.config import RuntimeConfig
 
@@ -43,7 +43,7 @@ def ensure_service(options: KvbmOptions, config: RuntimeConfig, timeout_s: float
     Raises ConfigError for a socket that cannot be, UnavailableError when no service comes up.
     """
     path = options.socket_path
-    private_directory(path)
+    private_place(path)
     if _answers(path):
         return path
     deadline_s = time.monotonic() + timeout_s

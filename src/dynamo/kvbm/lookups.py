@@ -22,6 +22,7 @@ class Lookup:
     id: int
     keys: tuple[bytes, ...]
     deadline_s: float
+    is_counted: bool = True  # as hits and misses; not what peers ask: those are of our engines
     blocks: list[Block] = field(default_factory=list)
     origins: list[int] = field(default_factory=list)  # of `blocks`, as indexes in TIER_ORDER
     sources: list[StorageTier] = field(default_factory=list)  # of the keys up to `known`

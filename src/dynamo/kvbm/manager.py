@@ -135,10 +135,12 @@ class BlockManager:
             raise InvalidRequestError(f"lookup {lookup} of session {session} is open already, or too many are")
         self._now_s = now_s
         deadline_s = now_s + min(wait_s, self._config.onboard_timeout_s)
-        record = owner.lookups[lookup] = Lookup(session=session, id=lookup, keys=tuple(keys), deadline_s=deadline_s)
+        record = owner.lookups[lookup] = Lookup(
+            session=session, id=lookup, keys=tuple(keys), deadline_s=deadline_s, is_counted=owner.fills
+        )
         self._sketch.record(record.keys)
         self._find_on_host(record, now_s)
-        if owner.fills:  # others are peers: what they ask is not what our engines hit or miss
+        if record.is_counted:
             self.figures.lookups += 1
             self._host.hits += record.ready
             self._host.misses += len(keys) - record.ready

@@ -102,7 +102,7 @@ class Onboarding:
         lookup.asking = None
         tier.finds.took(now_s - question.asked_at_s, 1)
         asked = len(lookup.keys) - lookup.known
-        tier.counters.misses += asked - self._plan(tier, min(blocks, asked), lookup, now_s)
+        _count(lookup, tier, misses=asked - self._plan(tier, min(blocks, asked), lookup, now_s))
         self._explore(lookup, now_s)
         self._proceed(lookup, now_s)
 
@@ -192,7 +192,7 @@ class Onboarding:
         if not there:
             return 0
         worth = tier.reads.fitting(there, len(self._arrivals), lookup.deadline_s - now_s, now_s)
-        tier.counters.hits += worth
+        _count(lookup, tier, hits=worth)
         lookup.sources += [tier.tier] * worth
         lookup.is_complete = 0 < worth < there
         return worth
@@ -205,7 +205,7 @@ class Onboarding:
         rest = lookup.keys[lookup.known :]
         budget_s = lookup.deadline_s - now_s
         if not tier.is_ready or not tier.finds.fitting(1, 0, budget_s, now_s) or tier.reads.is_paused(now_s):
-            tier.counters.misses += len(rest)
+            _count(lookup, tier, misses=len(rest))
             return True
         lookup.asking = number = next(self._numbers)
         self._questions[number] = Question(lookup=lookup, tier=tier.tier, asked_at_s=now_s)
@@ -321,10 +321,16 @@ class Onboarding:
         """Tiers with books miss what nobody had; those that are asked are counted when they answer."""
         missing = len(lookup.keys) - lookup.known
         for tier in self._known:
-            tier.counters.misses += missing
+            _count(lookup, tier, misses=missing)
 
     def _answer(self, lookup: Lookup) -> None:
         slots = tuple(block.index for block in lookup.blocks[: lookup.ready])
         on_host, on_disk, in_store, at_peer = lookup.counts
         tiers = (on_host, on_disk, in_store, at_peer)
         self._effects.append(Answer(lookup.session, lookup.id, slots, lookup.coming, tiers))
+
+
+def _count(lookup: Lookup, tier: LowerTier, *, hits: int = 0, misses: int = 0) -> None:
+    if lookup.is_counted:
+        tier.counters.hits += hits
+        tier.counters.misses += misses

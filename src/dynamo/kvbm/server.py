@@ -54,7 +54,8 @@ class KvbmServer:
         self._sessions: dict[Connection, tuple[Engine, int]] = {}  # of schedulers
         self._owners: dict[Connection, str] = {}  # of schedulers and ranks
         self._followers: dict[Connection, Follower] = {}
-        self._work: dict[asyncio.Task[None], Connection] = {}  # for administrators
+        self._work: dict[Connection, asyncio.Task[None]] = {}  # for administrators, one thing at a time for each
+        self._verifying: dict[Connection, asyncio.Task[None]] = {}  # of that, what is only for who asked
 
     def start(self) -> None:
         """Listens, in the place of a service that is gone. Raises ConfigError."""
@@ -80,7 +81,7 @@ class KvbmServer:
         self._path.unlink(missing_ok=True)
         await self._acceptor.stop()
         self._acceptor = None
-        for task in tuple(self._work):
+        for task in tuple(self._work.values()):
             task.cancel()
         for connection in tuple(self._connections):
             connection.close()
@@ -110,7 +111,7 @@ class KvbmServer:
             case Clear():
                 self._in_background(connection, self._clear(request))
             case Verify():
-                self._in_background(connection, self._verify(request))
+                self._verifying[connection] = self._in_background(connection, self._verify(request))
             case Stop():
                 logger.info("a client says that the service is to end")
                 connection.send(Done())
@@ -148,8 +149,8 @@ class KvbmServer:
 
     def _on_closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        for task in [task for task, client in self._work.items() if client is connection]:
-            task.cancel()  # nobody waits for it any more
+        if (verifying := self._verifying.pop(connection, None)) is not None:
+            verifying.cancel()  # what is cleared goes on: half of it would come back with the next service
         self._sessions.pop(connection, None)
         if (owner := self._owners.pop(connection, None)) is not None:
             self._pools.left(owner, connection)
@@ -165,7 +166,11 @@ class KvbmServer:
 
     # Administration
 
-    def _in_background(self, connection: Connection, work: Coroutine[Any, Any, Done]) -> None:
+    def _in_background(self, connection: Connection, work: Coroutine[Any, Any, Done]) -> asyncio.Task[None]:
+        if connection in self._work:
+            work.close()
+            raise ProtocolError("this connection has asked for something that is not done yet")
+
         async def run() -> None:
             try:
                 connection.send(await work)
@@ -173,8 +178,9 @@ class KvbmServer:
                 connection.refuse(error)
 
         task = in_background(run(), "kvbm-administration")
-        self._work[task] = connection
-        task.add_done_callback(self._work.pop)
+        self._work[connection] = task
+        task.add_done_callback(lambda _: self._work.pop(connection))
+        return task
 
     async def _clear(self, request: Clear) -> Done:
         for pool in self._pools.named(request.namespace):

@@ -25,10 +25,10 @@ def default_socket(environ: Mapping[str, str] = os.environ) -> Path:
     return user_directory() / "kvbm.sock"
 
 
-def private_directory(path: Path) -> None:
-    """Makes the directory of a socket at `path` if there is none.
+def private_place(path: Path) -> None:
+    """Sees to it that a socket can be made at `path`: makes its directory if there is none.
 
-    Raises ConfigError when others could put something of theirs there: it has to be ours, and ours alone to
+    Raises ConfigError when others could put something of theirs there: the directory has to be ours, and ours alone to
     write to. Also when something else than a socket is there, which whoever listens would remove.
     """
     if len(os.fsencode(path)) > _PATH_BYTES_MAX:

@@ -37,7 +37,7 @@ def open_store(url: str, **options: str) -> ObjectStore:
                 **options,
             )
     except (obstore.exceptions.BaseError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]  # the rest is for who debugs obstore
+        reason = str(error).partition("\n")[0]  # the rest is for who debugs obstore
         raise ConfigError(f"{url} cannot be an object store: {reason}") from error
     return _Obstore(obstore, store)
 

@@ -19,6 +19,7 @@ from dynamo.errors import ConnectionLostError
 from dynamo.kvbm.layout import PoolLayout
 from dynamo.kvbm.slot import ALIGN_BYTES, HEADER_BYTES, SlotHeader
 from dynamo.kvbm.storage.base import Stored
+from dynamo.runtime.file_identity import is_file_of
 from dynamo.transfer.open_file import failure
 
 SLAB_BYTES = 8 << 30  # of the slots of a slab: few files, even of a large disk
@@ -103,7 +104,7 @@ class Slab:
         """
         indices = [place - self.first for place in places]
         with self._open() as descriptor:
-            if not _is_at(self.path, descriptor):
+            if not is_file_of(self.path, descriptor):
                 raise ConnectionLostError(f"{self.path} was removed")
             for index in indices:
                 self._take(descriptor, index * ENTRY_BYTES, ENTRY_BYTES)
@@ -169,13 +170,6 @@ class Slab:
         ):
             return None
         return Stored(key=header.key, name=header.name, place=place)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _digest(copied: bytes, place: int) -> bytes:

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from dynamo.runtime.file_identity import is_file_of
+
 _ENTRY = "@"  # first character of an entry's file name: quoting never leaves it in a key
 _NASCENT = ".@"  # of a file that has no name yet
 _MAGIC = b"dynamo-discovery-1 "  # then the quoted key, a newline and the value
@@ -34,7 +36,7 @@ class OwnedEntry:
     @property
     def in_place(self) -> bool:
         """False once somebody has removed the file."""
-        return self._descriptor is not None and _is_file_of(self._path, self._descriptor)
+        return self._descriptor is not None and is_file_of(self._path, self._descriptor)
 
     def remove(self) -> None:
         """Takes the entry back; idempotent."""
@@ -151,7 +153,7 @@ def _remove_if_dead(path: Path, descriptor: int) -> bool:
     # Only one may look and remove at a time: between the two, a new owner could have taken the name.
     if _lock(descriptor, fcntl.LOCK_EX):
         with contextlib.suppress(OSError):  # dead it is all the same; the directory may be read-only
-            if _is_file_of(path, descriptor):
+            if is_file_of(path, descriptor):
                 path.unlink(missing_ok=True)
     return True
 
@@ -164,13 +166,6 @@ def _lock(descriptor: int, kind: int) -> bool:
             raise
         return False
     return True
-
-
-def _is_file_of(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(descriptor))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _remove_if_abandoned(path: Path) -> None:
