@@ -134,7 +134,7 @@ def _recorded(trace: Path, scale: float) -> Load:
         duration_s=times_s[-1],
         block_size=BLOCK_SIZE,
         speedup_ratio=0.3,
-        targets=Targets(ttft_s=10.0, tpot_s=0.1),
+        targets=Targets(ttft_s=12.0, tpot_s=0.15),
         start_up_s=60.0,
     )
 

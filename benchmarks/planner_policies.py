@@ -9,6 +9,7 @@ from benchmarks.planner_config import PlannerBenchConfig
 from benchmarks.planner_fleets import Outcome, Workers, simulate, timing
 from benchmarks.planner_loads import Load
 from benchmarks.planner_oracle import Need, Oracle
+from dynamo.errors import ConfigError
 from dynamo.planner.config import PlannerOptions
 from dynamo.planner.interpolated import InterpolatedModel
 from dynamo.planner.make import make_planner
@@ -20,6 +21,7 @@ GOAL = 0.99  # of the requests that an idle worker could answer in time
 _STEP = 0.05  # of headrooms
 _STRIDE = 4  # steps
 _FIRST = 28  # steps, where the search begins
+_MOST = 80  # steps: who is late with so many workers would be so with more
 _START_TIMEOUTS = 3  # start-up times
 
 
@@ -105,7 +107,10 @@ class Comparison:
         return simulate(self._load, self._config, self._at_first(headroom), Oracle(self._need, headroom, lead_s))
 
     def _least(self, outcome_of: Callable[[float], Outcome]) -> tuple[float, Outcome]:
-        """The smallest headroom, in steps, with which the goal is reached; more of it is taken to reach it too."""
+        """The smallest headroom, in steps, with which the goal is reached; more of it is taken to reach it too.
+
+        Raises ConfigError where none does.
+        """
         outcomes: dict[int, Outcome] = {}
 
         def reaches(step: int) -> bool:
@@ -115,6 +120,8 @@ class Comparison:
 
         good = bad = _FIRST
         while not reaches(good):
+            if good > _MOST:
+                raise ConfigError(f"{good * _STEP:.0f} times the workers that are busy do not reach {self._goal:.1%}")
             bad, good = good, good + _STRIDE
         while bad >= good and good > 1:
             if reaches(bad := max(1, good - _STRIDE)):
