@@ -17,6 +17,7 @@ SLOWER = 1.3  # what this machine may add to the model's time; nothing makes it 
 SHORT = ("--prompt-lengths", "256,4096", "--contexts", "256,99999", "--concurrencies", "1,8")
 
 
+@pytest.mark.alone
 async def test_of_a_server_that_it_starts(tiny_model: Path, environ: dict[str, str], tmp_path: Path) -> None:
     output, plot = tmp_path / "mocker.json", tmp_path / "mocker.png"
     flags = ["--engine", "mocker", "--output", str(output), "--plot", str(plot), "--duration-s", "30", *SHORT]
