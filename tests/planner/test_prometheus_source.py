@@ -1,5 +1,6 @@
 """The traffic as Prometheus tells it: by a stand-in that speaks its API."""
 
+import asyncio
 import re
 from collections.abc import Iterator
 
@@ -92,6 +93,20 @@ async def test_wrong_answers(server: PrometheusStandIn, raw: tuple[int, bytes], 
 async def test_nobody_there() -> None:
     with pytest.raises(UnavailableError, match="does not answer"):
         await ask(f"http://127.0.0.1:{free_port()}")
+
+
+async def test_somebody_else_there() -> None:
+    """Who does not speak HTTP."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"220 mail.example.org ESMTP\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(UnavailableError, match="does not answer: 220 mail"):
+            await ask(f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("url", ["prometheus:9090", "file:///etc/passwd", "http://", "http://h/?x=1"])

@@ -4,16 +4,19 @@ By its HTTP API, as its documentation describes it under "HTTP API", "Instant qu
 """
 
 import asyncio
+import http.client
 import math
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 
-from dynamo.errors import ConfigError, UnavailableError
+from dynamo.errors import UnavailableError
 from dynamo.planner.observation import Traffic
+from dynamo.planner.server_url import server_url
 
 _ANSWER_BYTES_MAX = 1 << 20
 _PREFIX = "dynamo_frontend_"
@@ -52,15 +55,14 @@ class _Answer(msgspec.Struct):
 class PrometheusSource:
     """Asks for all figures by one query, so that they are of one moment."""
 
+    problems: Sequence[str] = ()  # it does not know which frontends there should be
+
     def __init__(self, url: str, *, window_s: float, labels: str, model: str | None, timeout_s: float) -> None:
         """`window_s`: over which time; `labels`: matchers in PromQL that the series must fulfil, "" for none.
 
         Raises ConfigError for a URL that is none.
         """
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise ConfigError(f"--prometheus-url is written http(s)://host:port, not {url!r}")
-        self._url = f"{url.rstrip('/')}/api/v1/query"
+        self._url = f"{server_url(url, '--prometheus-url')}/api/v1/query"
         self._window_s = window_s
         self._timeout_s = timeout_s
         self.query = _query(window_s, labels, model)
@@ -100,8 +102,8 @@ class PrometheusSource:
                 raise UnavailableError(
                     f"Prometheus answers {error.code}: {_said(error.read(_ANSWER_BYTES_MAX))}"
                 ) from error
-        except OSError as error:
-            raise UnavailableError(f"Prometheus at {self._url} does not answer: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise UnavailableError(f"Prometheus at {self._url} does not answer: {_reason(error)}") from error
         try:
             answer = msgspec.json.decode(content, type=_Answer)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -139,6 +141,10 @@ def _figures(vector: _Vector) -> dict[str, float]:
 
 def _positive(value: float | None) -> float | None:
     return value if value is not None and value >= 0 else None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _said(content: bytes) -> str:
