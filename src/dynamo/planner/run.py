@@ -44,6 +44,7 @@ class PlannerLoop:
         interval_s: float,
         connector_timeout_s: float,
         advisory: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`explain` makes the line for the log. `advisory`: nothing is carried out."""
         self._planner = planner
@@ -55,15 +56,16 @@ class PlannerLoop:
         self._interval_s = interval_s
         self._connector_timeout_s = connector_timeout_s
         self._advisory = advisory
+        self._clock = clock
         self._problems: list[str] = []  # for the next observation
         self._last_said: tuple[object, ...] = ()
 
     async def run(self) -> None:
         """Until it is cancelled."""
         await self._source.observe([])  # what only grows tells something from the second look on
-        next_s = time.monotonic() + self._interval_s
+        next_s = self._clock() + self._interval_s
         while True:
-            await asyncio.sleep(next_s - time.monotonic())
+            await asyncio.sleep(next_s - self._clock())
             await self.tick()
             next_s = self._next_s(next_s)
 
@@ -83,7 +85,7 @@ class PlannerLoop:
 
     def _next_s(self, last_s: float) -> float:
         """When the next decision is due: whole intervals after the last one, and not in the past."""
-        late_s = time.monotonic() - last_s
+        late_s = self._clock() - last_s
         skipped = int(late_s / self._interval_s)
         if skipped:
             self._metrics.skipped.inc(skipped)

@@ -41,4 +41,5 @@ def _give_up(plans: Sequence[RolePlan], allowed: Mapping[WorkerType, int], budge
         given_up = min(plan.target - allowed[plan.role], math.ceil(excess / plan.bounds.gpus))
         if given_up > 0:
             plan.target -= given_up
+            plan.withheld = max(0, plan.wanted - plan.target)
             plan.reasons.append(f"the budget of {budget} GPUs leaves {plan.target} of {plan.target + given_up}")
