@@ -163,8 +163,6 @@ async def test_a_budget_that_cannot_hold_the_fewest_workers_is_refused_at_once(f
 
 
 async def test_a_budget_that_no_deployment_could_keep_to_is_refused_too(fleet: FakeFleet) -> None:
-    config = dataclasses.replace(
-        CONFIG, planner=dataclasses.replace(OPTIONS, gpu_budget=1, min_decode_workers=2)
-    )
+    config = dataclasses.replace(CONFIG, planner=dataclasses.replace(OPTIONS, gpu_budget=1, min_decode_workers=2))
     with pytest.raises(ConfigError, match="the fewest decode workers have 2 GPUs, --gpu-budget is 1"):
         await within(run_planner(fleet.runtime, config, lambda: None))

@@ -16,7 +16,9 @@ FULL = Decision(
     forecast=Forecast(requests_per_s=4.0, prompt_tokens=110, output_tokens=11),
     ttft_s=0.5,
     itl_s=0.05,
-    roles=(RoleDecision(role=WorkerType.Decode, ready=1, current=2, throughput=3, load=4, wanted=5, target=3, withheld=4),),
+    roles=(
+        RoleDecision(role=WorkerType.Decode, ready=1, current=2, throughput=3, load=4, wanted=5, target=3, withheld=4),
+    ),
     held="x",
     problems=("a", "b"),
 )

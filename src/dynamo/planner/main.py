@@ -117,7 +117,7 @@ async def _converts(connector: Connector, config: PlannerConfig) -> bool:
             async with asyncio.timeout(config.connector_timeout_s):
                 await connector.fleets()
         except (DynamoError, TimeoutError) as error:
-            logger.warning("waiting for what starts and ends workers: %s", error or "no answer")
+            logger.warning("waiting for what starts and ends workers: %s", str(error) or "no answer")
             await asyncio.sleep(config.planner.interval_s)
         else:
             if not connector.converts:

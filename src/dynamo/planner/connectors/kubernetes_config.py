@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from dynamo.config import option
 from dynamo.errors import ConfigError
+from dynamo.planner.config import DAY_S
 from dynamo.planner.server_url import server_url
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.listening_socket import is_loopback
@@ -87,7 +88,11 @@ class KubernetesConfig:
         help="Kubernetes: who has signed the API's certificate (default: the authority that the pod was given)",
     )
     timeout_s: float = option(
-        5.0, flag="--kubernetes-timeout-s", minimum=0.01, help="Kubernetes: how long its API may be silent"
+        5.0,
+        flag="--kubernetes-timeout-s",
+        minimum=0.01,
+        maximum=DAY_S,
+        help="Kubernetes: how long its API may be silent",
     )
 
     def fleets(self) -> Mapping[WorkerType, ScaledObject]:
