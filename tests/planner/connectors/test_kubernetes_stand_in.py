@@ -10,6 +10,7 @@ from dynamo.testing.kubernetes_checks import Refusal
 
 MERGE = "application/merge-patch+json"
 SCALE = "/apis/apps/v1/namespaces/serving/deployments/decode/scale"
+NO_SCALE = ' "" is invalid: patch: Invalid value'
 PODS = "/api/v1/namespaces/serving/pods"
 
 
@@ -51,14 +52,14 @@ def test_merge_patches(api: KubernetesApi, patch: dict[str, Any], replicas: int)
 @pytest.mark.parametrize(
     ("patch", "code", "reason", "message"),
     [
-        ({"spec": {"replicas": "3"}}, 422, "Invalid", ' "" is invalid: patch: Invalid value'),
-        ({"spec": {"replicas": 2**31}}, 422, "Invalid", ' "" is invalid: patch: Invalid value'),
-        ({"spec": {"replicas": True}}, 422, "Invalid", ' "" is invalid: patch: Invalid value'),
-        ({"spec": 3}, 422, "Invalid", ' "" is invalid: patch: Invalid value'),
-        ({"metadata": 3}, 422, "Invalid", ' "" is invalid: patch: Invalid value'),
-        ({"spec": {"replicas": -1}}, 422, "Invalid", 'Scale.autoscaling "decode" is invalid: spec.replicas: Invalid value'),
-        ({"metadata": {"name": "x"}}, 400, "BadRequest", "the name of the object (x) does not match the name on the URL"),
-        ({"metadata": {"resourceVersion": "1"}}, 409, "Conflict", 'Operation cannot be fulfilled on deployments.apps "'),
+        ({"spec": {"replicas": "3"}}, 422, "Invalid", NO_SCALE),
+        ({"spec": {"replicas": 2**31}}, 422, "Invalid", NO_SCALE),
+        ({"spec": {"replicas": True}}, 422, "Invalid", NO_SCALE),
+        ({"spec": 3}, 422, "Invalid", NO_SCALE),
+        ({"metadata": 3}, 422, "Invalid", NO_SCALE),
+        ({"spec": {"replicas": -1}}, 422, "Invalid", 'Scale.autoscaling "decode" is invalid: spec.replicas: '),
+        ({"metadata": {"name": "x"}}, 400, "BadRequest", "the name of the object (x) does not match"),
+        ({"metadata": {"resourceVersion": "1"}}, 409, "Conflict", 'Operation cannot be fulfilled on deployments.apps'),
         ([], 400, "BadRequest", "error decoding patch"),
         (b"{", 400, "BadRequest", "error decoding patch"),
     ],
