@@ -127,7 +127,7 @@ PLANNER = PlannerOptions(
     max_prefill_workers=5,
     min_decode_workers=3,
     max_decode_workers=6,
-    gpu_budget=7,
+    gpu_budget=70,
     prefill_gpus=2,
     decode_gpus=4,
     mode="load",
@@ -251,6 +251,14 @@ def test_prefill_and_decode_workers() -> None:
         ({"with_planner": True, "workers": 1, "decode_workers": 1}, "scales either --workers, or"),
         ({"with_planner": True, "workers": 65}, "65 --workers is more"),
         ({"with_planner": True, "prefill_workers": 65, "decode_workers": 1}, "65 --prefill-workers is more"),
+        (
+            {"with_planner": True, "prefill_workers": 1, "decode_workers": 1, "planner": PlannerOptions(gpu_budget=1)},
+            "the fewest prefill and decode workers have 2 GPUs",
+        ),
+        (
+            {"with_planner": True, "workers": 3, "planner": PlannerOptions(gpu_budget=5, decode_gpus=2)},
+            "to begin with, the workers have 6 GPUs",
+        ),
     ],
 )
 def test_workers_that_cannot_be(options: dict[str, Any], reason: str) -> None:

@@ -123,12 +123,15 @@ async def test_target_and_acknowledgement(runtime: DistributedRuntime, environ: 
     assert told == [ScalingRequest(), ScalingRequest(acknowledge=3, workers={DECODE: 1})]
 
 
-@pytest.mark.parametrize(("action", "what"), [("status", "no planner runs"), ("target", "virtual runs")])
-def test_no_planner(discovery: Path, capsys: pytest.CaptureFixture[str], action: str, what: str) -> None:
+@pytest.mark.parametrize(
+    ("action", "what", "flags"),
+    [("status", "no planner runs", ""), ("target", "--connector virtual runs", " --connector virtual")],
+)
+def test_no_planner(discovery: Path, capsys: pytest.CaptureFixture[str], action: str, what: str, flags: str) -> None:
     assert main(["planner", "--file-kv", str(discovery), action]) == 1
     said = capsys.readouterr().err
     assert what in said
-    assert "start one by `python -m dynamo.planner" in said
+    assert f"start one by `python -m dynamo.planner{flags}`" in said
 
 
 @pytest.mark.parametrize(
@@ -137,9 +140,12 @@ def test_no_planner(discovery: Path, capsys: pytest.CaptureFixture[str], action:
         ([], "the following arguments are required: action"),
         (["stop"], "invalid choice"),
         (["status", "3"], "status takes no '3'"),
-        (["status", "--last", "0"], "--last must be at least 1"),
+        (["status", "--last", "0"], "--last must be from 1 to 256"),
+        (["status", "--last", "9" * 30], "--last must be from 1 to 256"),
         (["acknowledge"], "acknowledge needs the target's ID"),
         (["acknowledge", "x"], "acknowledge needs the target's ID"),
+        (["acknowledge", "9" * 30], "acknowledge needs the target's ID"),
+        (["acknowledge", "1", f"decode={'9' * 30}"], "workers are written ROLE=N"),
         (["acknowledge", "1", "decode"], "workers are written ROLE=N"),
         (["acknowledge", "1", "encode=1"], "with aggregated, prefill, decode as ROLE, not 'encode=1'"),
         (["status", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),

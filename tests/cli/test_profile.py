@@ -57,7 +57,10 @@ async def test_of_a_running_server(tiny_model: Path, tmp_path: Path) -> None:
         (["--contexts", "0"], "0 is less than 1"),
         (["--output", "/nowhere/at/all.json"], "there is no directory /nowhere/at"),
         (["--url", "http://127.0.0.1:1"], "does not answer"),
-        (["--url", "nonsense"], "is no URL"),
+        (["--url", "nonsense"], "--url is written http(s)://host:port, not 'nonsense'"),
+        (["--url", "http://127.0.0.1:x"], "--url is written"),
+        (["--contexts", "1,99999999999"], "99999999999 is more than 10000000"),
+        (["--output", "/"], "/ is a directory"),
     ],
 )
 def test_says_what_is_wrong(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

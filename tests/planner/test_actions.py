@@ -40,6 +40,7 @@ def test_more_only_for_gpus_that_are_free() -> None:
     actions = _actions(prefill, _plan(DECODE, 4, 3, draining=1), budget=8)
     assert actions == (Scale(role=DECODE, workers=3), Scale(role=PREFILL, workers=3))
     assert prefill.reasons == ["2 of 5 have to wait until GPUs are free"]
+    assert prefill.withheld == 2
 
 
 def test_surplus_turns_into_what_is_lacking_and_nothing_else() -> None:

@@ -5,7 +5,11 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
+
+from dynamo.errors import ConfigError
 from dynamo.planner.config import PlannerOptions
+from dynamo.planner.connectors.kubernetes_config import KubernetesConfig
 from dynamo.planner.decision import Decision, Scale
 from dynamo.planner.decisions import DecisionsRequest, PlannerReport
 from dynamo.planner.main import run_planner
@@ -145,3 +149,20 @@ async def test_a_connector_that_does_not_convert(fleet: FakeFleet) -> None:
     config = dataclasses.replace(CONFIG, planner=dataclasses.replace(OPTIONS, convert_roles=True))
     async with running(fleet, config) as planner:
         assert not (await planner.first(lambda decision: not decision.held)).actions
+
+
+async def test_a_budget_that_cannot_hold_the_fewest_workers_is_refused_at_once(fleet: FakeFleet) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        connector="kubernetes",
+        kubernetes=KubernetesConfig(prefill="p", decode="d", namespace="n", url="http://127.0.0.1:1"),
+        planner=dataclasses.replace(OPTIONS, gpu_budget=1),
+    )
+    with pytest.raises(ConfigError, match="the fewest prefill and decode workers have 2 GPUs, --gpu-budget is 1"):
+        await within(run_planner(fleet.runtime, config, lambda: None))
+
+
+async def test_a_budget_that_no_deployment_could_keep_to_is_refused_too(fleet: FakeFleet) -> None:
+    config = dataclasses.replace(CONFIG, planner=dataclasses.replace(OPTIONS, gpu_budget=1, min_decode_workers=2))
+    with pytest.raises(ConfigError, match="the fewest decode workers have 2 GPUs, --gpu-budget is 1"):
+        await within(run_planner(fleet.runtime, config, lambda: None))

@@ -57,7 +57,10 @@ def test_an_empty_file(path: Path, text: str) -> None:
         ("advisory: 1\n", "advisory is true or false, not 1"),
         ("advisory: maybe\n", "advisory is true or false, not 'maybe'"),
         ("ttft-ms: true\n", "ttft-ms is a value, not True"),
-        ("ttft-ms: [1]\n", "is not YAML with one"),
+        ("ttft-ms: [1]\n", "ttft-ms is a value, not [1]"),
+        ("ttft-ms: {a: 1}\n", "ttft-ms is a value, not {'a': 1}"),
+        ("ttft-ms: 2020-01-01\n", "ttft-ms is a value, not datetime.date"),
+        ("1: 2\n", "is not YAML with one"),
         ("- ttft-ms\n", "is not YAML with one"),
         ("a: b: c\n", "is not YAML with one"),
         ("min-workers: 9\nmax-workers: 8\n", "--min-decode-workers 9 is more than"),
@@ -75,15 +78,23 @@ def test_no_file(path: Path) -> None:
         planner_config(["--config", str(path)], {})
 
 
-@pytest.mark.parametrize(("text", "reason"), [("ttft-ms: -1\n", "at least 0.001"), ("mode: fast\n", "'fast'")])
-def test_wrong_values_are_said_in_the_files_name(
-    path: Path, text: str, reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ttft-ms: -1\n", "at least 0.001"),
+        ("ttft-ms: .nan\n", "nan is not a number of at least 0.001"),
+        ("itl-ms: .inf\n", "inf is not a number"),
+        ("interval-s: 1e300\n", "at most 86400"),
+        ("min-workers: 2.5\n", "'2.5' is not a whole number"),
+        (f"max-workers: {10**400}\n", "at most 1e+06"),
+        ("mode: fast\n", "'fast' is not one of load, throughput, both"),
+    ],
+)
+def test_wrong_values_are_said_in_the_files_name(path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as refused:
         config(path, text)
-    said = capsys.readouterr().err
-    assert said.startswith(f"{path}: error: argument --")
-    assert reason in said
+    assert str(refused.value).startswith(f"{path}: argument --")
+    assert reason in str(refused.value)
 
 
 def test_file_and_flags_may_be_right_only_together(path: Path) -> None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
         (b"{}", "missing required field"),
         (b'{"version": 2, "anything": true}', "version 2, and this knows version 1"),
         (b'{"version": "one"}', "is not a profile"),
+        (b'{"anything": ' + b"[" * 100_000, "is not a profile"),
         (msgspec.json.encode(SMALL)[:-20], "is not a profile"),
     ],
 )
@@ -76,9 +78,24 @@ def test_profiles_that_could_not_be_interpolated(change: dict[str, Any], message
         read_profile(path)
 
 
-def test_numbers_too_large_for_a_float(tmp_path: Path) -> None:
+HUGE = b"9" * 400
+
+
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [
+        (b"ttft_s", b"1e999"),
+        (b"prompt_tokens", HUGE),
+        (b"context_tokens", HUGE),
+        (b"concurrency", HUGE),
+        (b"gpus", HUGE),
+    ],
+)
+def test_numbers_too_large_for_a_float(field: bytes, number: bytes, tmp_path: Path) -> None:
     path = tmp_path / "p.json"
-    path.write_bytes(msgspec.json.encode(SMALL).replace(b"1500.0", b"1e999"))
+    content, count = re.subn(b'"%b":[^,}]+' % field, b'"%b":%b' % (field, number), msgspec.json.encode(SMALL), count=1)
+    assert count == 1
+    path.write_bytes(content)
     with pytest.raises(ConfigError):
         read_profile(path)
 

@@ -1,5 +1,6 @@
 """The traffic as Prometheus tells it: by a stand-in that speaks its API."""
 
+import asyncio
 import re
 from collections.abc import Iterator
 
@@ -41,6 +42,17 @@ async def test_all_figures(server: PrometheusStandIn) -> None:
     assert await ask(server.url + "/") == Traffic(
         duration_s=60, requests=36.5, prompt_tokens=100, cached_tokens=25.5, output_tokens=40, ttft_s=0.25, itl_s=0.01
     )
+
+
+async def test_windows_overlap_and_no_request_counts_twice(server: PrometheusStandIn) -> None:
+    server.figures = ALL
+    times_s = iter((100.0, 105.0, 120.0, 300.0))
+    asked = PrometheusSource(
+        server.url, window_s=60.0, labels="", model=None, timeout_s=5.0, clock=lambda: next(times_s)
+    )
+    told = [await within(asked.traffic()) for _ in range(4)]
+    seen = [(traffic.duration_s, traffic.requests) for traffic in told]
+    assert seen == [(60, 36.5), (5, pytest.approx(36.5 / 12)), (15, 36.5 / 4), (60, 36.5)]
 
 
 async def test_no_traffic_is_a_value(server: PrometheusStandIn) -> None:
@@ -92,6 +104,20 @@ async def test_wrong_answers(server: PrometheusStandIn, raw: tuple[int, bytes], 
 async def test_nobody_there() -> None:
     with pytest.raises(UnavailableError, match="does not answer"):
         await ask(f"http://127.0.0.1:{free_port()}")
+
+
+async def test_somebody_else_there() -> None:
+    """Who does not speak HTTP."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"220 mail.example.org ESMTP\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(UnavailableError, match="does not answer: 220 mail"):
+            await ask(f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("url", ["prometheus:9090", "file:///etc/passwd", "http://", "http://h/?x=1"])

@@ -16,7 +16,9 @@ FULL = Decision(
     forecast=Forecast(requests_per_s=4.0, prompt_tokens=110, output_tokens=11),
     ttft_s=0.5,
     itl_s=0.05,
-    roles=(RoleDecision(role=WorkerType.Decode, ready=1, current=2, throughput=3, load=4, wanted=5, target=3),),
+    roles=(
+        RoleDecision(role=WorkerType.Decode, ready=1, current=2, throughput=3, load=4, wanted=5, target=3, withheld=4),
+    ),
     held="x",
     problems=("a", "b"),
 )
@@ -40,12 +42,20 @@ def test_every_figure() -> None:
     assert shown.value("time_to_first_token_seconds") == 0.5
     assert shown.value("inter_token_latency_seconds") == 0.05
     names = ("ready_workers", "current_workers", "wanted_workers", "target_workers", "withheld_workers")
-    assert [shown.value(name, role="decode") for name in names] == [1, 2, 5, 3, 2]
+    assert [shown.value(name, role="decode") for name in names] == [1, 2, 5, 3, 4]
     assert [shown.value("proposed_workers", role="decode", policy=policy) for policy in ("throughput", "load")] == [
         3,
         4,
     ]
     assert (shown.value("held"), shown.value("problems"), shown.value("decisions_total")) == (1, 2, 1)
+
+
+def test_what_is_not_known_yet_is_not_zero() -> None:
+    shown = Shown()
+    for name in ("time_to_first_token_seconds", "inter_token_latency_seconds"):
+        value = shown.value(name)
+        assert value is not None
+        assert math.isnan(value)
 
 
 def test_what_is_not_known_any_more_is_not_shown() -> None:

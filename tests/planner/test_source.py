@@ -22,6 +22,7 @@ TRAFFIC = Traffic(
 class ScriptedTraffic:
     def __init__(self, answer: Traffic | DynamoError | None) -> None:
         self.answer = answer  # None: it never comes
+        self.problems = ["one is left out"]
 
     async def traffic(self) -> Traffic:
         if self.answer is None:
@@ -51,7 +52,7 @@ async def test_all_that_is_known() -> None:
     assert observation.fleets is not None
     assert observation.fleets[AGGREGATED] == Fleet(desired=2, ready=1, loads={"a/0": WorkerLoad()})
     assert observation.fleets[WorkerType.Prefill].loads == {}
-    assert observation.problems == ("said before", "one is silent", "nobody listens")
+    assert observation.problems == ("said before", "one is silent", "one is left out", "nobody listens")
 
 
 async def test_what_fails_is_missing_and_said() -> None:

@@ -14,6 +14,7 @@ from dynamo.frontend.config import FrontendConfig
 from dynamo.kvbm.config import KvbmOptions
 from dynamo.kvbm.launch import service_command
 from dynamo.kvbm.socket_path import default_socket
+from dynamo.planner.budget import check_budget
 from dynamo.planner.config import PlannerOptions
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
@@ -71,12 +72,23 @@ class ServeConfig(FrontendConfig):
             return
         if self.aggregated_workers() and self.decode_workers:
             raise ConfigError("--planner scales either --workers, or --prefill-workers and --decode-workers")
+        others = max(self.aggregated_workers(), self.decode_workers)
         for flag, count, most in (
             ("--prefill-workers", self.prefill_workers, options.max_prefill_workers),
-            ("--workers", max(self.aggregated_workers(), self.decode_workers), options.max_decode_workers),
+            ("--workers", others, options.max_decode_workers),
         ):
             if count > most:
                 raise ConfigError(f"to begin with, {count} {flag} is more than the planner may have: {most}")
+        check_budget(options, frozenset(self.roles()))
+        gpus = self.prefill_workers * options.prefill_gpus + others * options.decode_gpus
+        if options.gpu_budget is not None and gpus > options.gpu_budget:
+            raise ConfigError(f"to begin with, the workers have {gpus} GPUs, --gpu-budget is {options.gpu_budget}")
+
+    def roles(self) -> Sequence[WorkerType]:
+        """Those of which there may be more and fewer workers; of prefill workers none, perhaps."""
+        if self.decode_workers:
+            return (WorkerType.Prefill, WorkerType.Decode)
+        return (WorkerType.Aggregated,)
 
     def aggregated_workers(self) -> int:
         """How many workers do all of each request."""
@@ -111,10 +123,7 @@ class Deployment:
 
     @property
     def roles(self) -> Sequence[WorkerType]:
-        """Those of which there may be more and fewer workers; of prefill workers none, perhaps."""
-        if self.config.decode_workers:
-            return (WorkerType.Prefill, WorkerType.Decode)
-        return (WorkerType.Aggregated,)
+        return self.config.roles()
 
     @property
     def converts(self) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 from dynamo.cli.planner_report import report_lines
 from dynamo.config import build_parser, from_namespace
 from dynamo.errors import DynamoError, UnavailableError
-from dynamo.planner.decisions import DECISIONS_ENDPOINT, PLANNER_COMPONENT, DecisionsRequest, PlannerReport
+from dynamo.planner.decisions import DECISIONS_ENDPOINT, KEPT, PLANNER_COMPONENT, DecisionsRequest, PlannerReport
 from dynamo.planner.scaling import SCALING_ENDPOINT, ScalingRequest, ScalingTarget
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
@@ -22,6 +22,7 @@ from dynamo.runtime.instance import EndpointId
 
 PROG = "dynamo planner"
 _ANSWER_S = 5.0
+_DIGITS_MAX = 15
 _NEWS_S = 1.0  # where discovery is another host's, it takes a moment to hear of a planner
 
 
@@ -68,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 def _request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> DecisionsRequest | ScalingRequest:
     if arguments.action != "acknowledge" and arguments.values:
         parser.error(f"{arguments.action} takes no {arguments.values[0]!r}")
-    if arguments.last < 1:
-        parser.error(f"--last must be at least 1, not {arguments.last}")
+    if not 1 <= arguments.last <= KEPT:
+        parser.error(f"--last must be from 1 to {KEPT}, as many are kept, not {arguments.last}")
     match arguments.action:
         case "status":
             return DecisionsRequest(last=arguments.last, follow=arguments.follow)
@@ -80,15 +81,20 @@ def _request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
 
 
 def _acknowledgement(parser: argparse.ArgumentParser, values: Sequence[str]) -> ScalingRequest:
-    if not values or not values[0].isdecimal():
+    if not values or not _is_number(values[0]):
         parser.error("acknowledge needs the target's ID, as `dynamo planner target` shows it")
     workers: dict[WorkerType, int] = {}
     for value in values[1:]:
         role, _, count = value.partition("=")
-        if role not in set(WorkerType) or not count.isdecimal():
+        if role not in set(WorkerType) or not _is_number(count):
             parser.error(f"workers are written ROLE=N, with {', '.join(WorkerType)} as ROLE, not {value!r}")
         workers[WorkerType(role)] = int(count)
     return ScalingRequest(acknowledge=int(values[0]), workers=workers or None)
+
+
+def _is_number(text: str) -> bool:
+    """Of a size that is worth sending: what is wrong with it beyond that, the planner says."""
+    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX
 
 
 async def _run(config: PlannerCommandConfig, request: DecisionsRequest | ScalingRequest, *, as_json: bool) -> int:
@@ -121,10 +127,10 @@ async def _answers(
     try:
         await client.wait_for_instances(_NEWS_S)
     except TimeoutError:
-        virtual = "" if of_decisions else " with --connector virtual"
+        flags = "" if of_decisions else " --connector virtual"
         raise UnavailableError(
-            f"no planner{virtual} runs in namespace {namespace!r}: start one by `python -m dynamo.planner{virtual}`, or"
-            " say by --namespace where it is"
+            f"no planner{flags and f' with{flags}'} runs in namespace {namespace!r}: start one by"
+            f" `python -m dynamo.planner{flags}`, or say by --namespace where it is"
         ) from None
     async with closing(await client.generate(request, annotated=False)) as answers:
         while True:

@@ -12,13 +12,16 @@ from dynamo.config import build_parser, from_namespace, option
 from dynamo.engines.make import ENGINES, check_engine
 from dynamo.errors import ConfigError, DynamoError
 from dynamo.llm.model_card import default_name
+from dynamo.planner.config import DAY_S
 from dynamo.planner.profile import Profile
 from dynamo.planner.profile_file import check_profile, write_profile
+from dynamo.planner.server_url import server_url
 from dynamo.profiling.server import served
 from dynamo.profiling.stream import Server
 from dynamo.profiling.sweep import Grid, Sweep
 
 PROG = "dynamo profile"
+_NUMBER_MAX = 10_000_000  # tokens, or requests at once: what more of them measure is the client's memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,7 @@ class ProfileConfig:
         None, flag="--output", metavar="FILE", help="where the profile goes (default: MODEL's name.profile.json)"
     )
     plot: str | None = option(None, flag="--plot", metavar="FILE", help="draw it too (needs the extra plot)")
-    duration_s: float = option(300.0, flag="--duration-s", minimum=1, help="measure no longer than that")
+    duration_s: float = option(300.0, flag="--duration-s", minimum=1, maximum=DAY_S, help="measure no longer than that")
     prompt_lengths: str = option(
         "128,512,2048,8192", flag="--prompt-lengths", metavar="N,N", help="tokens of the prompts, for prefill"
     )
@@ -76,11 +79,13 @@ async def _profile(model: str, config: ProfileConfig, worker_flags: Sequence[str
     for path in (output, *([Path(config.plot)] if config.plot else [])):
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"there is no directory {path.absolute().parent}")
+        if path.is_dir():
+            raise ConfigError(f"{path} is a directory: a file is to be written there")
     if config.plot and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--plot needs matplotlib: pip install 'dynamo-py[plot]'")
     async with AsyncExitStack() as stack:
         if config.url is not None:
-            server = Server(url=config.url.rstrip("/"), model=model, api_key=config.api_key)
+            server = Server(url=server_url(config.url, "--url"), model=model, api_key=config.api_key)
         else:
             check_engine(config.engine)
             server = await stack.enter_async_context(served(model, config.engine, worker_flags))
@@ -115,4 +120,6 @@ def _numbers(flag: str, text: str) -> Sequence[int]:
         raise ConfigError(f"{flag} takes whole numbers with commas between them, not {text!r}") from error
     if numbers[0] < 1:
         raise ConfigError(f"{flag}: {numbers[0]} is less than 1")
+    if numbers[-1] > _NUMBER_MAX:
+        raise ConfigError(f"{flag}: {numbers[-1]} is more than {_NUMBER_MAX}")
     return numbers

@@ -60,5 +60,6 @@ def _affordable(
     for plan in plans:
         late = lacks[plan.role].workers - granted[plan.role]
         if late:
+            plan.withheld += late
             plan.reasons.append(f"{late} of {plan.target} have to wait until GPUs are free")
     return {plan.role: min(plan.target, paid[plan.role] + granted[plan.role]) for plan in plans}

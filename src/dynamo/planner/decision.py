@@ -41,6 +41,7 @@ class RoleDecision(msgspec.Struct, frozen=True, kw_only=True):
     load: int | None = None  # what the load policy wants; None: likewise
     wanted: int = 0  # of both, within the bounds
     target: int = 0  # what the budget, the cool-down and workers under way leave of it
+    withheld: int = 0  # of those wanted, that the budget has no GPUs for: at all, or until others have given theirs up
     reasons: tuple[str, ...] = ()  # a short sentence for each stage that had something to say
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from dynamo.runtime.client import Client
 
 ANSWER_S = 2.0  # how long a frontend may take
 _NEWBORN_INTERVALS = 2.0  # one that has been up for longer was there before, but not known
+_SILENT_LOOKS = 12  # in a row, after which a frontend counts for nothing: with the default interval, a minute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +26,20 @@ class _Answer:
 
 
 class FrontendSource:
-    """Asks all frontends of a namespace each time. What each has counted since it was asked before is the traffic."""
+    """Asks all frontends of a namespace each time. What each has counted since it was asked before is the traffic.
 
-    def __init__(self, client: Client, *, model: str | None = None, timeout_s: float = ANSWER_S) -> None:
+    While one does not answer the traffic is not known. One that has been silent for long, such as a process that hangs,
+    is left out, as long as others answer: a single one must not keep the planner from deciding for ever.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        model: str | None = None,
+        timeout_s: float = ANSWER_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`client` of the frontends' traffic endpoint, with replies of list[ModelTraffic]; closed with the source.
 
         `model` is the only one whose requests count; None: all do.
@@ -35,12 +47,15 @@ class FrontendSource:
         self._client = client
         self._model = model
         self._timeout_s = timeout_s
+        self._clock = clock
         self._answers: Mapping[int, _Answer] = {}
+        self._silent_looks: Mapping[int, int] = {}  # of those that did not answer at the last look: how many in a row
         self._looked_s: float | None = None
+        self.problems: Sequence[str] = ()  # what is left out of the traffic
 
     async def traffic(self) -> Traffic:
         """Since the last call. Raises UnavailableError when it cannot be known whole, as at the first."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         looked_s, self._looked_s = self._looked_s, now_s
         before = self._answers
         instance_ids = self._client.instance_ids()
@@ -49,13 +64,18 @@ class FrontendSource:
         silent = {i: answer for i, answer in zip(instance_ids, asked, strict=True) if isinstance(answer, str)}
         # One that is silent now is asked for all since its last answer, when it speaks again.
         self._answers = {i: before[i] for i in silent if i in before} | answers
+        self._silent_looks = {i: self._silent_looks.get(i, 0) + 1 for i in silent}
+        self.problems = ()
         if not instance_ids:
             raise UnavailableError(f"no frontend in namespace {self._client.endpoint.namespace!r} tells its traffic")
         if silent:
             first = min(silent)
-            raise UnavailableError(
+            said = (
                 f"{len(silent)} of {len(instance_ids)} frontends do not tell their traffic: {first:x}: {silent[first]}"
             )
+            if not answers or min(self._silent_looks.values()) < _SILENT_LOOKS:
+                raise UnavailableError(said)
+            self.problems = (f"traffic: left out, as {said}",)
         if looked_s is None:
             raise UnavailableError("the traffic shows at the second look")
         return _traffic(before, answers, now_s - looked_s)
@@ -78,7 +98,7 @@ class FrontendSource:
         counted = summed(model for model in models if self._model in (None, model.model))
         if not is_sane(counted):
             return "what it says makes no sense"
-        return _Answer(counted=counted, at_s=time.monotonic())
+        return _Answer(counted=counted, at_s=self._clock())
 
 
 def _traffic(before: Mapping[int, _Answer], answers: Mapping[int, _Answer], duration_s: float) -> Traffic:

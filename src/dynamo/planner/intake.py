@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from dynamo.planner.config import WORKERS_MAX
 from dynamo.planner.observation import Fleet, Observation, Traffic
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import WorkerType
 
 _AMOUNT_MAX = 1e15  # more of anything is a mistake, and less never overflows when two are multiplied
-_WORKERS_MAX = 10**6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ def _mix_problems(fleets: Mapping[WorkerType, Fleet]) -> Iterator[str]:
 def _problems(role: WorkerType, fleet: Fleet) -> Iterator[str]:
     counts = {"desired": fleet.desired, "ready": fleet.ready, "draining": fleet.draining}
     for name, count in counts.items():
-        if not 0 <= count <= _WORKERS_MAX:
+        if not 0 <= count <= WORKERS_MAX:
             yield f"{role}: {count} workers are {name}"
     if not all(map(_is_amount, fleet.starting_s)):
         yield f"{role}: a worker has been starting for no sensible time"

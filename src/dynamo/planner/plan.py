@@ -21,6 +21,7 @@ class RolePlan:
     load: int | None = None
     floor: int | None = None  # fewer were not enough lately; None: nothing is known, so that all stay
     target: int = 0
+    withheld: int = 0
     reasons: list[str] = field(default_factory=list)
 
     @property
@@ -54,5 +55,6 @@ class RolePlan:
             load=self.load,
             wanted=self.wanted,
             target=self.target,
+            withheld=self.withheld,
             reasons=tuple(self.reasons),
         )

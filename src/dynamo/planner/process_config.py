@@ -10,14 +10,13 @@ import msgspec
 
 from dynamo.config import build_parser, group, option, parse, settings
 from dynamo.errors import ConfigError
-from dynamo.planner.config import PlannerOptions
+from dynamo.planner.config import DAY_S, PlannerOptions
 from dynamo.planner.connectors.kubernetes_config import KubernetesConfig
 from dynamo.runtime.config import RuntimeConfig
 
 CONNECTORS = ("local", "kubernetes", "virtual")
 PROG = "python -m dynamo.planner"
 _CONFIG_FLAG = "--config"
-_Value = bool | int | float | str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,11 @@ class PlannerConfig(RuntimeConfig):
         None, flag="--model-name", metavar="NAME", help="count only this model's requests and workers (default: all)"
     )
     connector_timeout_s: float = option(
-        10.0, flag="--connector-timeout-s", minimum=0.01, help="how long the connector may take over one call"
+        10.0,
+        flag="--connector-timeout-s",
+        minimum=0.01,
+        maximum=DAY_S,
+        help="how long the connector may take over one call",
     )
     acknowledge_timeout_s: float = option(
         60.0,
@@ -58,6 +61,7 @@ class PlannerConfig(RuntimeConfig):
         60.0,
         flag="--prometheus-window-s",
         minimum=1,
+        maximum=DAY_S,
         help="over which time the traffic is taken: several of Prometheus' scrapes",
     )
     prometheus_labels: str = option(
@@ -73,16 +77,21 @@ class PlannerConfig(RuntimeConfig):
 def planner_config(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> PlannerConfig:
     """From the command line, then the file that it names, then the environment.
 
-    Exits like argparse for a wrong flag or value; raises ConfigError for a file that cannot be used, and for options
-    that do not go together.
+    Exits like argparse for a wrong flag or value; raises ConfigError for a file that cannot be used, or has a wrong
+    value, and for options that do not go together.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     finder.add_argument(_CONFIG_FLAG)
     path = finder.parse_known_args(argv)[0].config
     if path is None:
         return parse(PlannerConfig, argv, prog=PROG, environ=environ)
     flags = file_flags(PlannerConfig, Path(path))
-    build_parser(PlannerConfig, prog=path).parse_args(flags)  # what is wrong with it is said in its name
+    checker = build_parser(PlannerConfig, prog=PROG)
+    checker.exit_on_error = False
+    try:
+        checker.parse_args(flags)
+    except argparse.ArgumentError as error:  # what is wrong with the file is said in its name
+        raise ConfigError(f"{path}: {error}") from error
     return parse(PlannerConfig, [*flags, *argv], prog=PROG, environ=environ)
 
 
@@ -92,7 +101,7 @@ def file_flags(cls: type, path: Path) -> list[str]:
     null leaves a flag away. Raises ConfigError for what is no such file, and for a key that is no flag of `cls`.
     """
     try:
-        values = msgspec.yaml.decode(path.read_bytes(), type=dict[str, _Value] | None) or {}
+        values = msgspec.yaml.decode(path.read_bytes(), type=dict[str, object] | None) or {}
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:
@@ -109,10 +118,10 @@ def file_flags(cls: type, path: Path) -> list[str]:
     return flags
 
 
-def _as_flag(path: Path, name: str, value: _Value, kind: type) -> list[str]:
+def _as_flag(path: Path, name: str, value: object, kind: type) -> list[str]:
     if value is None:
         return []
-    if isinstance(value, bool) != (kind is bool):
+    if not isinstance(value, bool | int | float | str) or isinstance(value, bool) != (kind is bool):
         raise ConfigError(f"{path}: {name} is {'true or false' if kind is bool else 'a value'}, not {value!r}")
     if kind is bool:
         return [f"--{name}" if value else f"--no-{name}"]

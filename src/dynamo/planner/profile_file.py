@@ -11,6 +11,7 @@ from dynamo.errors import ConfigError
 from dynamo.planner.profile import Profile
 
 VERSION = 1
+_LARGEST = 10**12  # tokens, requests or GPUs: more are a mistake
 
 
 class _Versioned(msgspec.Struct):
@@ -28,7 +29,7 @@ def read_profile(path: Path) -> Profile:
         if version != VERSION:
             raise ConfigError(f"the profile {path} has version {version}, and this knows version {VERSION}")
         profile = msgspec.json.decode(data, type=Profile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a profile: {error}") from error
     try:
         check_profile(profile)
@@ -52,16 +53,20 @@ def check_profile(profile: Profile) -> None:
         raise ConfigError("it needs at least one point of prefill and one of decode")
     _check_ascending("prefill", [(point.prompt_tokens,) for point in profile.prefill])
     _check_ascending("decode", [(point.context_tokens, point.concurrency) for point in profile.decode])
-    if profile.gpus < 1 or (profile.max_kv_tokens is not None and profile.max_kv_tokens < 1):
-        raise ConfigError("gpus and max_kv_tokens must be at least 1")
+    if not _is_number(profile.gpus) or not (profile.max_kv_tokens is None or _is_number(profile.max_kv_tokens)):
+        raise ConfigError(f"gpus and max_kv_tokens must be at least 1, and at most {_LARGEST:g}")
     times = [value for point in profile.prefill for value in (point.ttft_s, point.tokens_per_s)]
     times += [value for point in profile.decode for value in (point.itl_s, point.tokens_per_s)]
     if not all(0 < value < math.inf for value in times):
         raise ConfigError("times and rates must be finite and more than 0")
 
 
+def _is_number(number: int) -> bool:
+    return 1 <= number <= _LARGEST
+
+
 def _check_ascending(kind: str, places: Sequence[tuple[int, ...]]) -> None:
-    if any(number < 1 for place in places for number in place):
-        raise ConfigError(f"lengths and numbers of requests must be at least 1 ({kind})")
+    if not all(_is_number(number) for place in places for number in place):
+        raise ConfigError(f"lengths and numbers of requests must be at least 1, and at most {_LARGEST:g} ({kind})")
     if any(left >= right for left, right in pairwise(places)):
         raise ConfigError(f"the points of {kind} must ascend")

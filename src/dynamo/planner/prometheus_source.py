@@ -4,16 +4,20 @@ By its HTTP API, as its documentation describes it under "HTTP API", "Instant qu
 """
 
 import asyncio
+import http.client
 import math
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
 
-from dynamo.errors import ConfigError, UnavailableError
+from dynamo.errors import UnavailableError
 from dynamo.planner.observation import Traffic
+from dynamo.planner.server_url import server_url
 
 _ANSWER_BYTES_MAX = 1 << 20
 _PREFIX = "dynamo_frontend_"
@@ -50,24 +54,39 @@ class _Answer(msgspec.Struct):
 
 
 class PrometheusSource:
-    """Asks for all figures by one query, so that they are of one moment."""
+    """Asks for all figures by one query, so that they are of one moment.
 
-    def __init__(self, url: str, *, window_s: float, labels: str, model: str | None, timeout_s: float) -> None:
+    Windows overlap. So that no request counts twice, an answer stands for the time since the one before, with the rate
+    of the window.
+    """
+
+    problems: Sequence[str] = ()  # it does not know which frontends there should be
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        window_s: float,
+        labels: str,
+        model: str | None,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`window_s`: over which time; `labels`: matchers in PromQL that the series must fulfil, "" for none.
 
         Raises ConfigError for a URL that is none.
         """
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise ConfigError(f"--prometheus-url is written http(s)://host:port, not {url!r}")
-        self._url = f"{url.rstrip('/')}/api/v1/query"
+        self._url = f"{server_url(url, '--prometheus-url')}/api/v1/query"
         self._window_s = window_s
         self._timeout_s = timeout_s
+        self._clock = clock
+        self._answered_s = -math.inf
         self.query = _query(window_s, labels, model)
 
     async def traffic(self) -> Traffic:
-        """Over the last window. Raises UnavailableError when Prometheus does not answer, or has no requests to tell of.
+        """Since the last answer.
 
+        Raises UnavailableError when Prometheus does not answer, or has no requests to tell of.
         Figures that are missing, or no numbers, as means over nothing are, are None.
         """
         figures = _figures(await asyncio.to_thread(self._ask))
@@ -76,9 +95,11 @@ class PrometheusSource:
             raise UnavailableError(
                 f"Prometheus has no {_PREFIX}request_duration_seconds of the last {self._window_s:g} s"
             )
+        now_s = self._clock()
+        duration_s, self._answered_s = min(now_s - self._answered_s, self._window_s), now_s
         return Traffic(
-            duration_s=self._window_s,
-            requests=max(0.0, ended + figures.get("begun", 0.0)),
+            duration_s=duration_s,
+            requests=max(0.0, ended + figures.get("begun", 0.0)) * duration_s / self._window_s,
             prompt_tokens=_positive(figures.get("prompt_tokens")),
             cached_tokens=_positive(figures.get("cached_tokens")),
             output_tokens=_positive(figures.get("output_tokens")),
@@ -100,8 +121,8 @@ class PrometheusSource:
                 raise UnavailableError(
                     f"Prometheus answers {error.code}: {_said(error.read(_ANSWER_BYTES_MAX))}"
                 ) from error
-        except OSError as error:
-            raise UnavailableError(f"Prometheus at {self._url} does not answer: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise UnavailableError(f"Prometheus at {self._url} does not answer: {_reason(error)}") from error
         try:
             answer = msgspec.json.decode(content, type=_Answer)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -139,6 +160,10 @@ def _figures(vector: _Vector) -> dict[str, float]:
 
 def _positive(value: float | None) -> float | None:
     return value if value is not None and value >= 0 else None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _said(content: bytes) -> str:

@@ -17,7 +17,7 @@ def record(metrics: PlannerMetrics, decision: Decision) -> None:
     _record_traffic(metrics, "forecast", decision.forecast)
     _set_known(metrics.ttft, decision.ttft_s)
     _set_known(metrics.itl, decision.itl_s)
-    for gauge in (metrics.ready, metrics.current, metrics.proposed, metrics.wanted, metrics.target, metrics.cut):
+    for gauge in (metrics.ready, metrics.current, metrics.proposed, metrics.wanted, metrics.target, metrics.withheld):
         gauge.clear()
     for role in decision.roles:
         _record_role(metrics, role)
@@ -39,7 +39,7 @@ def _record_role(metrics: PlannerMetrics, role: RoleDecision) -> None:
             metrics.proposed.labels(name, policy).set(workers)
     metrics.wanted.labels(name).set(role.wanted)
     metrics.target.labels(name).set(role.target)
-    metrics.cut.labels(name).set(max(0, role.wanted - role.target))
+    metrics.withheld.labels(name).set(role.withheld)
 
 
 def _set_known(gauge: Gauge, value: float | None) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -17,6 +17,11 @@ T = TypeVar("T")
 
 class TrafficSource(Protocol):
     """Where the traffic is known."""
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What is wrong with the traffic although traffic() has told it; each a short sentence."""
+        ...
 
     async def traffic(self) -> Traffic:
         """Since the last call. Raises UnavailableError when it is not known."""
@@ -57,6 +62,8 @@ class Source:
             _in_time(self._connector.fleets(), self._connector_timeout_s, "workers", found),
         )
         loads = self._loads.loads()
+        if traffic is not None:
+            found += self._traffic.problems
         found += [*loads.problems, *self._connector.problems]
         return Observation(
             now_s=time.monotonic(),

@@ -55,7 +55,7 @@ class Planner:
         self._number += 1
         intake = self._gate.check(observation)
         if intake.fleets is None:
-            return self._told(intake, intake.traffic, [], ())
+            return self._told(intake, [], ())
         now_s = intake.now_s
         plans = [self._plan(role, fleet, now_s) for role, fleet in intake.fleets.items()]
         if not intake.held and intake.traffic is not None:
@@ -68,7 +68,7 @@ class Planner:
         actions = plan_actions(plans, self._options.gpu_budget, converts=self._converts)
         if not self._options.advisory:
             self._remember(plans, actions, now_s)
-        return self._told(intake, intake.traffic, plans, actions)
+        return self._told(intake, plans, actions)
 
     def _budget_problem(self, plans: list[RolePlan]) -> tuple[str, ...]:
         """Only now it is known which roles there are."""
@@ -103,10 +103,8 @@ class Planner:
             for role in changed:
                 self._ledgers[role].ordered(numbers[role], now_s)
 
-    def _told(
-        self, intake: Intake, traffic: Traffic | None, plans: list[RolePlan], actions: tuple[Action, ...]
-    ) -> Decision:
-        forecast = self._policies.forecast
+    def _told(self, intake: Intake, plans: list[RolePlan], actions: tuple[Action, ...]) -> Decision:
+        traffic, forecast = intake.traffic, self._policies.forecast
         return Decision(
             number=self._number,
             at_s=intake.now_s,

@@ -28,8 +28,8 @@ def _calmly(plan: RolePlan) -> int:
     if plan.floor >= desired:
         plan.reasons.append(f"{desired} stay for now: {plan.floor} were wanted lately")
         return desired
-    if plan.fleet.draining or plan.coming:
-        plan.reasons.append(f"{desired} stay while {plan.coming} start and {plan.fleet.draining} end")
+    if plan.standing.draining or plan.coming:
+        plan.reasons.append(f"{desired} stay while {plan.coming} start and {plan.standing.draining} end")
         return desired
     return desired - 1
 
@@ -41,4 +41,5 @@ def _give_up(plans: Sequence[RolePlan], allowed: Mapping[WorkerType, int], budge
         given_up = min(plan.target - allowed[plan.role], math.ceil(excess / plan.bounds.gpus))
         if given_up > 0:
             plan.target -= given_up
+            plan.withheld = max(0, plan.wanted - plan.target)
             plan.reasons.append(f"the budget of {budget} GPUs leaves {plan.target} of {plan.target + given_up}")

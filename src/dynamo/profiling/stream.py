@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-from dynamo.errors import ConfigError, InvalidRequestError, UnavailableError
+from dynamo.errors import InvalidRequestError, UnavailableError
 
 _READ_BYTES = 64 << 10
 _EVENT_END = b"\n\n"
@@ -23,7 +23,7 @@ _DONE = b"[DONE]"
 class Server:
     """Where completions come from."""
 
-    url: str
+    url: str  # http(s)://host:port, and a path perhaps
     model: str
     api_key: str | None = field(default=None, repr=False)
 
@@ -86,8 +86,6 @@ async def complete(server: Server, prompt: Sequence[int], max_tokens: int) -> Co
 async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     parts = urlsplit(url)
     secure = parts.scheme == "https"
-    if parts.scheme not in ("http", "https") or parts.hostname is None:
-        raise ConfigError(f"{url!r} is no URL of a server, such as http://127.0.0.1:8000")
     port = parts.port or (443 if secure else 80)
     return await asyncio.open_connection(parts.hostname, port, ssl=ssl.create_default_context() if secure else None)
 

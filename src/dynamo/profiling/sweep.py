@@ -39,9 +39,17 @@ class Sweep:
 
     async def run(self, grid: Grid) -> tuple[tuple[PrefillPoint, ...], tuple[DecodePoint, ...]]:
         """Each in the order of a Profile. Raises UnavailableError when the server does not answer at all."""
-        await complete(self._server, self._prompts.of(_WARM_UP_TOKENS[0]), _WARM_UP_TOKENS[1])
+        await self._warm_up()
         self._started_s = time.perf_counter()
         return await self._prefill(grid.prompt_tokens), await self._decode(grid.context_tokens, grid.concurrency)
+
+    async def _warm_up(self) -> None:
+        prompt_tokens, output_tokens = _WARM_UP_TOKENS
+        try:
+            async with asyncio.timeout(self._duration_s):
+                await complete(self._server, self._prompts.of(prompt_tokens), output_tokens)
+        except TimeoutError:
+            raise UnavailableError(f"{self._server.url} has not answered within {self._duration_s:g} s") from None
 
     async def _prefill(self, lengths: Sequence[int]) -> tuple[PrefillPoint, ...]:
         until_s = self._started_s + _PREFILL_SHARE * self._duration_s

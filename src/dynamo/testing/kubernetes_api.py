@@ -12,10 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from dynamo.testing.kubernetes_checks import Refusal, merge_patch, patched_replicas, selected
+from dynamo.testing.kubernetes_checks import Refusal, described, merge_patch, page, patched_replicas, selected
 from dynamo.testing.kubernetes_objects import StandInPod, StandInScaled, pod_object, scale_object
-
-_PAGE_MAX = 500
 
 # (verb, API group, resource) that a role may allow: what docs/planner-kubernetes.md has the planner's allow.
 PLANNER_ROLE = frozenset(
@@ -40,7 +38,7 @@ class KubernetesApi:
         self.skew_s = 0.0  # by how much its clock is ahead of ours
         self.requests: list[str] = []  # method and path of each, in order
         self.before_patch: list[int] = []  # replicas that somebody else sets just before the next patches
-        self.page_max = _PAGE_MAX
+        self.page_max: int | None = None  # pods in one answer, when more are asked for: for tests of pages
         self._version = 100
         self._scaled: dict[tuple[str, str, str, str], StandInScaled] = {}
         self._lock = threading.RLock()
@@ -124,7 +122,7 @@ class KubernetesApi:
         patch = merge_patch(content_type, body)
         if self.before_patch:
             self.set_replicas(scaled, self.before_patch.pop(0))
-        self.set_replicas(scaled, patched_replicas(scaled, patch))
+        self.set_replicas(scaled, patched_replicas(scaled, self.namespace, patch))
 
     def _list(self, method: str, namespace: str, query: Mapping[str, list[str]]) -> dict[str, Any]:
         if method != "GET":
@@ -137,8 +135,8 @@ class KubernetesApi:
             [pod for scaled in self._scaled.values() for pod in scaled.pods] if namespace == self.namespace else []
         )
         found = [pod for pod in all_pods if labels.items() <= pod.labels.items()]
-        limit = min(int(query.get("limit", [str(_PAGE_MAX)])[0]), self.page_max)
-        start = int(query.get("continue", ["0"])[0])
+        asked, start = page(query.get("limit", ["0"])[0], query.get("continue", ["0"])[0])
+        limit = min(asked or len(found), self.page_max or len(found))
         metadata = {"resourceVersion": str(self._version)}
         if start + limit < len(found):
             metadata["continue"] = str(start + limit)
@@ -148,7 +146,8 @@ class KubernetesApi:
     def _find(self, group: str, version: str, plural: str, name: str, namespace: str) -> StandInScaled:
         scaled = self._scaled.get((group, version, plural, name)) if namespace == self.namespace else None
         if scaled is None:
-            raise Refusal(404, "NotFound", f'{plural}.{group} "{name}" not found')
+            details = described(group, plural, name)
+            raise Refusal(404, "NotFound", f'{plural}.{group} "{name}" not found', details=details)
         return scaled
 
     def _check_token(self, authorization: str) -> None:
@@ -165,7 +164,7 @@ class KubernetesApi:
             f'{subject} is forbidden: User "system:serviceaccount:{self.namespace}:planner" cannot {verb} resource'
             f' "{resource}" in API group "{group}" in the namespace "{namespace}"'
         )
-        raise Refusal(403, "Forbidden", message)
+        raise Refusal(403, "Forbidden", message, details=described(group, plural, name))
 
     def _touch(self, scaled: StandInScaled) -> None:
         scaled.resource_version = self._next_version()

@@ -266,6 +266,13 @@ class TestOutages:
             await connector.fleets()
         await connector.close()
 
+    async def test_a_token_that_is_none(self, connector: KubernetesConnector, token: Path) -> None:
+        for text in ("geheim\u00e4", "two\nlines"):
+            _write(token, text)
+            with pytest.raises(UnavailableError) as failed:
+                await connector.fleets()
+            assert text not in str(failed.value)
+
     @pytest.mark.parametrize("status", [429, 500, 503])
     async def test_a_busy_server(
         self, connector: KubernetesConnector, server: KubernetesServer, decode: StandInScaled, status: int
@@ -356,6 +363,8 @@ class TestWhereItIs:
             (KubernetesConfig(url="http://localhost:1"), "--kubernetes-namespace"),
             (KubernetesConfig(url="localhost:1", namespace="n"), "--kubernetes-url is written"),
             (KubernetesConfig(url="http://example.org", namespace="n", token_file="t"), "in the clear"),
+            (KubernetesConfig(url="HTTP://example.org", namespace="n", token_file="t"), "--kubernetes-url is written"),
+            (KubernetesConfig(url="http://localhost:1", namespace="../kube-system"), "is no name of Kubernetes'"),
         ],
     )
     def test_not_said(self, config: KubernetesConfig, reason: str, tmp_path: Path) -> None:
@@ -371,6 +380,8 @@ class TestWhereItIs:
             (KubernetesConfig(prefill="p", decode="p"), "the same object"),
             (KubernetesConfig(workers="a/b"), "is written NAME or"),
             (KubernetesConfig(workers="../x"), "is written NAME or"),
+            (KubernetesConfig(workers="Decode"), "is written NAME or"),
+            (KubernetesConfig(workers="decode-"), "is written NAME or"),
             (KubernetesConfig(workers="apps/v1/deployments/.."), "is written NAME or"),
         ],
     )

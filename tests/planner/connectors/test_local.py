@@ -26,6 +26,7 @@ class Supervisor:
     def __init__(self) -> None:
         self.answer = SupervisedFleets(fleets=(SupervisedFleet(role=A, desired=1, ready=1),))
         self.refusal: DynamoError | None = None
+        self.silent = False  # answers, but with nothing
         self.actions: list[Action] = []
 
     async def start(self, runtime: DistributedRuntime) -> None:
@@ -35,7 +36,8 @@ class Supervisor:
     async def _fleets(self, request: Any) -> AsyncIterator[SupervisedFleets]:
         if self.refusal is not None:
             raise self.refusal
-        yield self.answer
+        if not self.silent:
+            yield self.answer
 
     async def _scale(self, action: Action) -> AsyncIterator[SupervisedFleets]:
         if self.refusal is not None:
@@ -107,6 +109,12 @@ async def test_supervisor_that_comes_later(runtime: DistributedRuntime, connecto
             await asyncio.sleep(0)
 
     assert (await within(until_it_answers()))[A].desired == 1
+
+
+async def test_a_supervisor_that_says_nothing(supervisor: Supervisor, connector: LocalConnector) -> None:
+    supervisor.silent = True
+    with pytest.raises(UnavailableError, match="it says nothing"):
+        await connector.fleets()
 
 
 async def test_two_supervisors(runtime: DistributedRuntime, supervisor: Supervisor) -> None:

@@ -56,6 +56,18 @@ async def test_what_is_there_is_what_is_wanted_until_something_is_decided(
     assert (target.id, target.workers, target.acknowledged) == (0, {DECODE: 1, PREFILL: 1}, True)
 
 
+async def test_workers_that_come_one_after_the_other_are_all_wanted(
+    fleet: FakeFleet, connector: VirtualConnector
+) -> None:
+    await fleet.add()
+    assert await until(connector, lambda found: found.ready == 1) == Fleet(desired=1, ready=1)
+    await fleet.add()
+    assert await until(connector, lambda found: found != Fleet(desired=1, ready=1)) == Fleet(desired=2, ready=2)
+    await connector.apply(Scale(role=AGGREGATED, workers=2))
+    await fleet.add()
+    assert await until(connector, lambda found: bool(found.draining)) == Fleet(desired=2, ready=2, draining=1)
+
+
 async def test_workers_come_as_they_were_wanted(fleet: FakeFleet, connector: VirtualConnector) -> None:
     await fleet.add()
     await only(connector)
@@ -116,10 +128,16 @@ async def test_outside_may_have_other_numbers(fleet: FakeFleet, connector: Virtu
         ScalingRequest(acknowledge=1),
         ScalingRequest(acknowledge=-1),
         ScalingRequest(acknowledge=0, workers={AGGREGATED: -1}),
+        ScalingRequest(acknowledge=0, workers={AGGREGATED: 10**9}),
+        ScalingRequest(acknowledge=0, workers={DECODE: 1}),
         ScalingRequest(workers={AGGREGATED: 1}),
     ],
 )
-async def test_what_cannot_be_acknowledged(connector: VirtualConnector, request_: ScalingRequest) -> None:
+async def test_what_cannot_be_acknowledged(
+    fleet: FakeFleet, connector: VirtualConnector, request_: ScalingRequest
+) -> None:
+    await fleet.add()
+    await only(connector)
     with pytest.raises(InvalidRequestError):
         await tell(connector, request_)
 

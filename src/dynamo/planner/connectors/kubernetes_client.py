@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BROKEN = (httpx2.RequestError, OSError)
-_OK = 200
+_DONE = frozenset({200, 201})
 _CONFLICT = 409
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})  # another try may succeed
 _TRIES = 3
@@ -115,7 +115,7 @@ class KubernetesClient:
             response = await self._http.request(method, path, params=query, content=body, headers=headers)
         except _BROKEN as error:
             raise KubernetesError(f"{self._cluster.url}: {_reason(error)}") from error
-        if response.status_code != _OK:
+        if response.status_code not in _DONE:
             raise _failure(response)
         try:
             return msgspec.json.decode(response.content, type=answer), _date(response)
@@ -126,11 +126,20 @@ class KubernetesClient:
         """With the token as it is now: Kubernetes renews that of a pod while the pod runs."""
         headers = {"Accept": "application/json"}
         if self._cluster.token_file is not None:
-            try:
-                headers["Authorization"] = f"Bearer {self._cluster.token_file.read_text().strip()}"
-            except (OSError, UnicodeDecodeError) as error:
-                raise KubernetesError(f"no token for Kubernetes: {error}") from error
+            headers["Authorization"] = f"Bearer {_token(self._cluster.token_file)}"
         return headers
+
+
+def _token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise KubernetesError(f"no token for Kubernetes: {error}") from error
+    except UnicodeDecodeError:
+        token = ""
+    if not token.isprintable() or not token or " " in token:
+        raise KubernetesError(f"no token for Kubernetes: {path} holds something else")
+    return token
 
 
 def _failure(response: httpx2.Response) -> KubernetesError:

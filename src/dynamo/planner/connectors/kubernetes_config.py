@@ -1,6 +1,7 @@
 """Where the Kubernetes API is, how to show who we are, and which objects are the fleets."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,14 @@ from urllib.parse import urlsplit
 
 from dynamo.config import option
 from dynamo.errors import ConfigError
+from dynamo.planner.config import DAY_S
+from dynamo.planner.server_url import server_url
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.listening_socket import is_loopback
 
 # Where a pod finds what its service account needs; by Kubernetes' documentation, "Accessing the API from a Pod".
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_NAME = re.compile("[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,11 @@ class KubernetesConfig:
         help="Kubernetes: who has signed the API's certificate (default: the authority that the pod was given)",
     )
     timeout_s: float = option(
-        5.0, flag="--kubernetes-timeout-s", minimum=0.01, help="Kubernetes: how long its API may be silent"
+        5.0,
+        flag="--kubernetes-timeout-s",
+        minimum=0.01,
+        maximum=DAY_S,
+        help="Kubernetes: how long its API may be silent",
     )
 
     def fleets(self) -> Mapping[WorkerType, ScaledObject]:
@@ -120,15 +128,18 @@ class Cluster:
     ) -> "Cluster":
         """Raises ConfigError when it is not said where the API is, or a token would be told to everybody."""
         within = config.url is None
-        url = _pods_url(environ) if config.url is None else _checked(config.url)
+        url = _pods_url(environ) if config.url is None else server_url(config.url, "--kubernetes-url")
         own_token = service_account / "token" if within else None
         own_ca = service_account / "ca.crt" if within else None
         token_file = Path(config.token_file) if config.token_file else own_token
         if token_file is not None and url.startswith("http:") and not is_loopback(urlsplit(url).hostname or ""):
             raise ConfigError(f"--kubernetes-token-file: {url} would send the token in the clear; use https")
+        namespace = config.namespace or _pods_namespace(service_account)
+        if not _is_name(namespace):
+            raise ConfigError(f"--kubernetes-namespace: {namespace!r} is no name of Kubernetes'")
         return cls(
             url=url,
-            namespace=config.namespace or _pods_namespace(service_account),
+            namespace=namespace,
             token_file=token_file,
             ca_file=Path(config.ca_file) if config.ca_file else own_ca,
         )
@@ -148,13 +159,6 @@ def _pods_namespace(service_account: Path) -> str:
         raise ConfigError("say in which namespace the workers are, by --kubernetes-namespace") from None
 
 
-def _checked(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-        raise ConfigError(f"--kubernetes-url is written http(s)://host:port, not {url!r}")
-    return url.rstrip("/")
-
-
 def _is_name(part: str) -> bool:
-    """Kubernetes' names and groups: lower case, digits, "-" and "."."""
-    return bool(part) and all(c.isascii() and (c.isalnum() or c in "-.") for c in part) and part.strip(".") == part
+    """Kubernetes' names and groups: lower case and digits, between them "-" and "." too."""
+    return _NAME.fullmatch(part) is not None

@@ -58,5 +58,5 @@ class LocalConnector:
                 return answer
         except (InvalidRequestError, UnavailableError):
             raise
-        except DynamoError as error:
-            raise UnavailableError(f"the supervisor has not answered: {error}") from error
+        except (DynamoError, StopAsyncIteration) as error:
+            raise UnavailableError(f"the supervisor has not answered: {str(error) or 'it says nothing'}") from error

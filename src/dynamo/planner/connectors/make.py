@@ -1,6 +1,8 @@
 """The connector that the command line names."""
 
 from dynamo.errors import ConfigError
+from dynamo.planner.budget import check_budget
+from dynamo.planner.config import PlannerOptions
 from dynamo.planner.connectors.base import Connector
 from dynamo.planner.connectors.kubernetes_config import KubernetesConfig
 from dynamo.planner.connectors.local import LocalConnector
@@ -18,16 +20,17 @@ async def make_connector(runtime: DistributedRuntime, config: PlannerConfig) -> 
         case "local":
             return LocalConnector(runtime, config.worker_namespace)
         case "kubernetes":
-            return _kubernetes(config.kubernetes)
+            return _kubernetes(config.kubernetes, config.planner)
         case _:
             return await _virtual(runtime, config)
 
 
-def _kubernetes(config: KubernetesConfig) -> Connector:
+def _kubernetes(config: KubernetesConfig, options: PlannerOptions) -> Connector:
     try:
         from dynamo.planner.connectors.kubernetes import KubernetesConnector
     except ImportError as error:
         raise ConfigError(f"Kubernetes needs the {error.name} package: pip install 'dynamo-py[kubernetes]'") from None
+    check_budget(options, frozenset(config.fleets()))
     return KubernetesConnector(config)
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from dynamo.errors import InvalidRequestError, UnavailableError, UnsupportedFeatureError
+from dynamo.planner.config import WORKERS_MAX
 from dynamo.planner.decision import Action, Convert
 from dynamo.planner.observation import Fleet
 from dynamo.planner.scaling import ScalingRequest, ScalingTarget
@@ -23,6 +24,7 @@ class VirtualConnector:
         self._workers = workers
         self._acknowledge_timeout_s = acknowledge_timeout_s
         self._desired: dict[WorkerType, int] = {}  # of each role that was ever seen
+        self._decided: set[WorkerType] = set()  # roles whose number was decided upon, here or outside
         self._missing_since_s: dict[WorkerType, list[float]] = {}  # workers that are not there yet, ascending
         self._id = 0
         self._acknowledged = 0
@@ -58,7 +60,8 @@ class VirtualConnector:
         """Of roles that there are, or were; UnavailableError when no worker has ever been there."""
         found = self._workers.by_role()
         for role, workers in found.items():
-            self._desired.setdefault(role, len(workers))
+            if role not in self._decided:
+                self._desired[role] = max(self._desired.get(role, 0), len(workers))
         if not self._desired:
             raise UnavailableError("no worker has been seen yet, so that it is not known of which kind they are")
         return {role: self._fleet(role, len(found.get(role, ()))) for role in self._desired}
@@ -67,6 +70,7 @@ class VirtualConnector:
         if isinstance(action, Convert):
             raise UnsupportedFeatureError("the virtual connector cannot turn workers from one role to another")
         self._desired[action.role] = action.workers
+        self._decided.add(action.role)
         self._id += 1
         self._decided_s = time.monotonic()
         self._news.set()
@@ -79,12 +83,16 @@ class VirtualConnector:
         """That of an earlier target than the present one changes nothing: it has been overtaken."""
         if not 0 <= target <= self._id:
             raise InvalidRequestError(f"there is no target {target}, the last one is {self._id}", param="acknowledge")
-        for role, count in (workers or {}).items():
-            if count < 0:
+        workers = workers or {}
+        for role, count in workers.items():
+            if role not in self._desired:
+                raise InvalidRequestError(f"there are no {role.value} workers here", param="workers")
+            if not 0 <= count <= WORKERS_MAX:
                 raise InvalidRequestError(f"{count} {role.value} workers there cannot be", param="workers")
         if target == self._id:
             self._acknowledged = target
-            self._desired |= workers or {}
+            self._desired |= workers
+            self._decided |= workers.keys()
 
     def _target(self) -> ScalingTarget:
         return ScalingTarget(
