@@ -250,6 +250,7 @@ def test_prefill_and_decode_workers() -> None:
         ({"planner": PlannerOptions(ttft_ms=3)}, "--ttft-ms needs --planner"),
         ({"with_planner": True, "workers": 1, "decode_workers": 1}, "scales either --workers, or"),
         ({"with_planner": True, "workers": 65}, "65 --workers is more"),
+        ({"with_planner": True, "planner": PlannerOptions(max_decode_workers=257)}, "and one host 256"),
         ({"with_planner": True, "prefill_workers": 65, "decode_workers": 1}, "65 --prefill-workers is more"),
         (
             {"with_planner": True, "prefill_workers": 1, "decode_workers": 1, "planner": PlannerOptions(gpu_budget=1)},

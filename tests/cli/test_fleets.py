@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dynamo.cli import process as process_module
-from dynamo.cli.deployment import Deployment, ServeConfig
-from dynamo.cli.fleets import WORKERS_MAX, Fleets
+from dynamo.cli.deployment import WORKERS_MAX, Deployment, ServeConfig
+from dynamo.cli.fleets import Fleets
 from dynamo.cli.process import Child, State
 from dynamo.cli.supervisor import Supervisor
 from dynamo.errors import InvalidRequestError, UnavailableError, UnsupportedFeatureError

@@ -20,6 +20,7 @@ from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 
 _NOT_THE_FRONTENDS = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # the workers listen there
+WORKERS_MAX = 256  # of a role: more on one host are a mistake
 _SIMULATED_TIERS = ("mocker",)  # need no block manager
 _CHANGEABLE = "--changeable-role"  # of vLLM's workers
 _BY_ENVIRONMENT = ("nats_server",)  # may hold a password, and command lines can be read by all
@@ -82,6 +83,8 @@ class ServeConfig(FrontendConfig):
         ):
             if count > most:
                 raise ConfigError(f"to begin with, {count} {flag} is more than the planner may have: {most}")
+        if (most := max(options.max_prefill_workers, options.max_decode_workers)) > WORKERS_MAX:
+            raise ConfigError(f"the planner may have {most} workers of a role, and one host {WORKERS_MAX}")
         check_budget(options, frozenset(self.roles()))
         others = self.aggregated_workers() + self.decode_workers  # one of both is 0
         gpus = self.prefill_workers * options.prefill_gpus + others * options.decode_gpus

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter
 
-from dynamo.cli.deployment import Deployment, worker_name
+from dynamo.cli.deployment import WORKERS_MAX, Deployment, worker_name
 from dynamo.cli.members import Member, smallest_but, surplus
 from dynamo.cli.process import State
 from dynamo.cli.supervisor import Supervisor
@@ -13,8 +13,6 @@ from dynamo.errors import DynamoError, InvalidRequestError, UnavailableError, Un
 from dynamo.planner.decision import Action, Convert, Scale
 from dynamo.planner.supervision import SupervisedFleet, SupervisedFleets
 from dynamo.protocols.model_card import WorkerType
-
-WORKERS_MAX = 256  # of a role: more on one host are a mistake
 
 
 class Fleets:
