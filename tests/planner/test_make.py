@@ -54,7 +54,7 @@ def test_a_decision_as_a_line() -> None:
         "decision 1 | observed 10 req/s of 1000+200 tokens, TTFT 0.12 s, ITL 30 ms | prefill 2 (2 ready) -> "
     )
     assert "decode 1 (1 ready) -> 2 (load 3: 7.17 req/s x 200 tokens x 50 ms = 71.7 at once" in line
-    assert line.endswith("actions: decode to 2")
+    assert line.endswith("actions: scale decode to 2")
 
 
 def test_advice_that_is_not_taken_is_nobodys_change() -> None:

@@ -63,6 +63,19 @@ def test_workers_that_do_not_get_ready() -> None:
     assert (standing.stuck, standing.problems) == (1, ("decode: 1 not ready after 60 s",))
 
 
+def test_workers_that_do_not_end_are_reported_and_not_waited_for() -> None:
+    ledger = _ledger()
+    ending = Fleet(desired=3, ready=3, draining=1)
+    for now_s in (5, 64):
+        standing = ledger.compare(ending, now_s)
+        assert (standing.draining, standing.problems, standing.settled) == (1, (), False)
+    standing = ledger.compare(ending, 65)
+    assert (standing.draining, standing.problems) == (0, ("decode: 1 have not ended within 60 s",))
+    assert (standing.settled, standing.held) == (True, 4), "it still has its GPUs"
+    ledger.compare(Fleet(desired=3, ready=3), 70)
+    assert ledger.compare(ending, 75).draining == 1
+
+
 def test_lost_workers_are_asked_for_again_when_it_lasts() -> None:
     ledger = _ledger()
     assert not ledger.compare(Fleet(desired=3, ready=1), 5).ask_again

@@ -78,7 +78,6 @@ class World:
             self.connector,
             self.decisions,
             PlannerMetrics(self.registry),
-            explain=lambda decision: f"decision {decision.number}",
             interval_s=interval_s,
             connector_timeout_s=timeout_s,
             advisory=advisory,
@@ -129,7 +128,7 @@ async def test_after_a_failure_nothing_is_carried_out_and_it_is_said() -> None:
     await world.loop.tick()
     assert world.connector.applied == [DOWN, UP] * 2
     problems = [observation.problems for observation in world.planner.observations]
-    assert problems == [(), ("scaling to 1 prefill workers: gone",), ()]
+    assert problems == [(), ("scale prefill to 1: gone",), ()]
     assert world.value("errors_total", stage="apply") == 1
 
 
@@ -140,7 +139,7 @@ async def test_a_silent_connector_is_not_waited_for() -> None:
     await within(world.loop.tick())
     world.connector.hangs = False
     await within(world.loop.tick())
-    assert world.planner.observations[1].problems == ("scaling to 3 decode workers: no answer within 0.02 s",)
+    assert world.planner.observations[1].problems == ("scale decode to 3: no answer within 0.02 s",)
 
 
 async def test_after_a_defect_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -181,7 +180,9 @@ async def test_decisions_do_not_pile_up() -> None:
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno == level and r.name == "dynamo.planner.run"]
+    """How each line begins."""
+    said = (r.getMessage() for r in caplog.records if r.levelno == level and r.name == "dynamo.planner.run")
+    return [line.partition(" |")[0] for line in said]
 
 
 @pytest.mark.parametrize(

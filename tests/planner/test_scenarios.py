@@ -16,6 +16,7 @@ NAMES = {
     "flapping_metrics",
     "lost_worker",
     "manual_change",
+    "never_ends",
     "never_ready",
     "ramp",
     "unknown_engine",

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from dynamo.planner.decision import Action, Convert, Decision, Forecast, RoleDecision, Scale
+from dynamo.planner.decision import Decision, Forecast, RoleDecision
 from dynamo.planner.decisions import PlannerReport
+from dynamo.planner.explanation import described
 
 _COLUMNS = ("role", "ready", "current", "throughput", "load", "wanted", "target")
 
@@ -32,18 +33,10 @@ def report_lines(report: PlannerReport) -> Sequence[str]:
 def _outcome(decision: Decision, *, advisory: bool) -> str:
     if decision.held:
         return f"held, {decision.held}"
-    actions = ", ".join(map(_action, decision.actions))
+    actions = ", ".join(map(described, decision.actions))
     if not actions:
         return "no change"
     return f"would {actions}" if advisory else actions
-
-
-def _action(action: Action) -> str:
-    match action:
-        case Scale(role=role, workers=workers):
-            return f"scale {role.value} to {workers}"
-        case Convert(source=source, destination=destination, workers=workers):
-            return f"turn {workers} {source.value} into {destination.value}"
 
 
 def _traffic(traffic: Forecast | None) -> str:

@@ -85,7 +85,7 @@ class PlannerOptions:
         600.0,
         flag="--start-timeout-s",
         minimum=0.01,
-        help="when a worker that is not ready is reported, and not counted on",
+        help="when a worker that is not ready, or has not ended, is reported, and not counted on or waited for",
     )
     convert_roles: bool = option(
         False, flag="--convert-roles", help="turn prefill into decode workers and back, where engines can"

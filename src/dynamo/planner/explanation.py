@@ -1,6 +1,6 @@
-"""A decision as one line of the log. Pure."""
+"""A decision as one line of the log, and an action in words. Pure."""
 
-from dynamo.planner.decision import Action, Convert, Decision, Forecast, RoleDecision
+from dynamo.planner.decision import Action, Convert, Decision, Forecast, RoleDecision, Scale
 
 
 def explain(decision: Decision) -> str:
@@ -15,8 +15,17 @@ def explain(decision: Decision) -> str:
     parts += map(_role, decision.roles)
     if decision.problems:
         parts.append(f"problems: {', '.join(decision.problems)}")
-    parts.append(f"actions: {', '.join(map(_action, decision.actions)) or 'none'}")
+    parts.append(f"actions: {', '.join(map(described, decision.actions)) or 'none'}")
     return " | ".join(" ".join(part.split()) for part in parts)
+
+
+def described(action: Action) -> str:
+    """What is to be done, as an order."""
+    match action:
+        case Scale(role=role, workers=workers):
+            return f"scale {role.value} to {workers}"
+        case Convert(source=source, destination=destination, workers=workers):
+            return f"turn {workers} {source.value} into {destination.value}"
 
 
 def _traffic(traffic: Forecast) -> str:
@@ -33,9 +42,3 @@ def _latencies(decision: Decision) -> str:
 def _role(role: RoleDecision) -> str:
     why = f" ({'; '.join(role.reasons)})" if role.reasons else ""
     return f"{role.role} {role.current} ({role.ready} ready) -> {role.target}{why}"
-
-
-def _action(action: Action) -> str:
-    if isinstance(action, Convert):
-        return f"{action.workers} {action.source} become {action.destination}"
-    return f"{action.role} to {action.workers}"

@@ -13,7 +13,6 @@ from dynamo.errors import DynamoError
 from dynamo.planner.connectors.base import Connector
 from dynamo.planner.connectors.make import make_connector
 from dynamo.planner.decisions import DECISIONS_ENDPOINT, PLANNER_COMPONENT, Decisions, PlannerSettings
-from dynamo.planner.explanation import explain
 from dynamo.planner.frontend_source import ANSWER_S, FrontendSource
 from dynamo.planner.load_source import LoadSource
 from dynamo.planner.make import make_planner
@@ -96,7 +95,6 @@ async def run_planner(runtime: DistributedRuntime, config: PlannerConfig, on_rea
             connector,
             decisions,
             PlannerMetrics(runtime.registry),
-            explain=explain,
             interval_s=options.interval_s,
             connector_timeout_s=config.connector_timeout_s,
             advisory=options.advisory,

@@ -1,5 +1,7 @@
 """A planner as its options say."""
 
+from functools import partial
+
 from dynamo.planner.config import PlannerOptions
 from dynamo.planner.forecast.make import make_forecaster
 from dynamo.planner.interpolated import InterpolatedModel
@@ -14,15 +16,8 @@ def make_planner(options: PlannerOptions, profile: Profile | None, *, converts: 
     `converts`: the connector carries out Convert. Raises ConfigError for a budget that is too small, and for a
     predictor whose library is missing.
     """
+    forecaster = partial(make_forecaster, options.predictor)
     if profile is not None:
-        return Planner(
-            options, InterpolatedModel(profile), lambda: make_forecaster(options.predictor), converts=converts
-        )
+        return Planner(options, InterpolatedModel(profile), forecaster, converts=converts)
     learned = LearnedModel()
-    return Planner(
-        options,
-        learned,
-        lambda: make_forecaster(options.predictor),
-        converts=converts,
-        learn=learned.observe,
-    )
+    return Planner(options, learned, forecaster, converts=converts, learn=learned.observe)

@@ -80,7 +80,7 @@ def planner_config(argv: Sequence[str], environ: Mapping[str, str] | None = None
     Exits like argparse for a wrong flag or value; raises ConfigError for a file that cannot be used, or has a wrong
     value, and for options that do not go together.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     finder.add_argument(_CONFIG_FLAG)
     path = finder.parse_known_args(argv)[0].config
     if path is None:

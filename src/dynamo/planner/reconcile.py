@@ -17,9 +17,10 @@ class Standing:
 
     changed_from: int | None  # somebody else has changed the desired number, which was this
     stuck: int  # workers that have been starting for too long
+    draining: int  # that are waited for: none once they have been ending for too long
     ordered: int  # what was asked for last, or without an order that is still to show, what is desired
     held: int  # workers that have their GPUs, or may get them by what has been asked for already
-    settled: bool  # nobody starts or drains, and all orders show
+    settled: bool  # nobody starts or is waited for to end, and all orders show
     ask_again: bool  # though the number may be right: workers are lost, or an order may still be carried out
     problems: tuple[str, ...]
 
@@ -37,6 +38,7 @@ class Ledger:
         self._seen: int | None = None  # desired, when last observed
         self._orders: deque[tuple[float, int]] = deque(maxlen=_ORDERS_MAX)
         self._missing_ticks = 0
+        self._draining_since_s: float | None = None
 
     def compare(self, fleet: Fleet, now_s: float) -> Standing:
         """At each observation that has fleets."""
@@ -47,6 +49,10 @@ class Ledger:
         stuck = sum(started_s > self._start_timeout_s for started_s in fleet.starting_s)
         if stuck:
             problems.append(f"{self._role}: {stuck} not ready after {self._start_timeout_s:g} s")
+        draining = fleet.draining
+        if self._drains_for_s(fleet, now_s) >= self._start_timeout_s:
+            problems.append(f"{self._role}: {draining} have not ended within {self._start_timeout_s:g} s")
+            draining = 0
         there = fleet.ready + len(fleet.starting_s)
         self._missing_ticks = self._missing_ticks + 1 if there < fleet.desired else 0
         lost = self._missing_ticks >= _MISSING_TICKS
@@ -55,12 +61,22 @@ class Ledger:
         return Standing(
             changed_from=changed_from,
             stuck=min(stuck, fleet.desired),
+            draining=draining,
             ordered=self._orders[-1][1] if self._orders else fleet.desired,
             held=max(fleet.desired, there) + self._further(fleet.desired) + fleet.draining,
-            settled=not (self._orders or fleet.draining or fleet.starting_s or there < fleet.desired),
+            settled=not (self._orders or draining or fleet.starting_s or there < fleet.desired),
             ask_again=lost or bool(self._orders),
             problems=tuple(problems),
         )
+
+    def _drains_for_s(self, fleet: Fleet, now_s: float) -> float:
+        """For how long there has always been somebody who drains."""
+        if not fleet.draining:
+            self._draining_since_s = None
+            return 0.0
+        if self._draining_since_s is None or now_s < self._draining_since_s:  # the clock was set back
+            self._draining_since_s = now_s
+        return now_s - self._draining_since_s
 
     def _further(self, desired: int) -> int:
         """Workers that start when the orders are carried out, one after the other; who ends by them may still drain."""

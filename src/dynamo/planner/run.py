@@ -10,6 +10,7 @@ from dynamo.errors import DynamoError
 from dynamo.planner.connectors.base import Connector
 from dynamo.planner.decision import Action, Convert, Decision, Scale
 from dynamo.planner.decisions import Decisions
+from dynamo.planner.explanation import described, explain
 from dynamo.planner.observation import Observation
 from dynamo.planner.recorded import record
 from dynamo.telemetry.planner_metrics import PlannerMetrics
@@ -40,19 +41,17 @@ class PlannerLoop:
         decisions: Decisions,
         metrics: PlannerMetrics,
         *,
-        explain: Callable[[Decision], str],
         interval_s: float,
         connector_timeout_s: float,
         advisory: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`explain` makes the line for the log. `advisory`: nothing is carried out."""
+        """`advisory`: nothing is carried out."""
         self._planner = planner
         self._source = source
         self._connector = connector
         self._decisions = decisions
         self._metrics = metrics
-        self._explain = explain
         self._interval_s = interval_s
         self._connector_timeout_s = connector_timeout_s
         self._advisory = advisory
@@ -101,7 +100,7 @@ class PlannerLoop:
         said = (decision.held, decision.problems)
         is_news = bool(decision.actions) or said != self._last_said
         self._last_said = said
-        logger.log(logging.INFO if is_news else logging.DEBUG, "%s", self._explain(decision))
+        logger.log(logging.INFO if is_news else logging.DEBUG, "%s", explain(decision))
 
     async def _carry_out(self, decision: Decision) -> None:
         """In this order: what comes later may need what comes first, so nothing is done after a failure."""
@@ -111,7 +110,7 @@ class PlannerLoop:
                     await self._connector.apply(action)
             except (DynamoError, TimeoutError) as error:
                 said = str(error) or f"no answer within {self._connector_timeout_s:g} s"
-                self._fail("apply", f"{_described(action)}: {said}")
+                self._fail("apply", f"{described(action)}: {said}")
                 return
             self._metrics.actions.labels(*_labels(action)).inc()
 
@@ -123,14 +122,6 @@ class PlannerLoop:
     def _fail(self, stage: str, problem: str) -> None:
         self._metrics.errors.labels(stage).inc()
         self._problems.append(problem)
-
-
-def _described(action: Action) -> str:
-    match action:
-        case Scale(role=role, workers=workers):
-            return f"scaling to {workers} {role.value} workers"
-        case Convert(source=source, destination=destination, workers=workers):
-            return f"turning {workers} {source.value} into {destination.value} workers"
 
 
 def _labels(action: Action) -> tuple[str, str]:

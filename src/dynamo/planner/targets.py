@@ -28,8 +28,8 @@ def _calmly(plan: RolePlan) -> int:
     if plan.floor >= desired:
         plan.reasons.append(f"{desired} stay for now: {plan.floor} were wanted lately")
         return desired
-    if plan.fleet.draining or plan.coming:
-        plan.reasons.append(f"{desired} stay while {plan.coming} start and {plan.fleet.draining} end")
+    if plan.standing.draining or plan.coming:
+        plan.reasons.append(f"{desired} stay while {plan.coming} start and {plan.standing.draining} end")
         return desired
     return desired - 1
 

@@ -25,7 +25,7 @@ class Refusal(Exception):  # noqa: N818 - an answer
         """`details`: of what object it is told, and of which fields."""
         super().__init__(message)
         self.code = code
-        self.body = {
+        self.body: dict[str, Any] = {
             "kind": "Status",
             "apiVersion": "v1",
             "metadata": {},
