@@ -250,6 +250,7 @@ def test_prefill_and_decode_workers() -> None:
         ({"planner": PlannerOptions(ttft_ms=3)}, "--ttft-ms needs --planner"),
         ({"with_planner": True, "workers": 1, "decode_workers": 1}, "scales either --workers, or"),
         ({"with_planner": True, "workers": 65}, "65 --workers is more"),
+        ({"with_planner": True, "planner": PlannerOptions(max_decode_workers=257)}, "and one host 256"),
         ({"with_planner": True, "prefill_workers": 65, "decode_workers": 1}, "65 --prefill-workers is more"),
         (
             {"with_planner": True, "prefill_workers": 1, "decode_workers": 1, "planner": PlannerOptions(gpu_budget=1)},
@@ -258,6 +259,17 @@ def test_prefill_and_decode_workers() -> None:
         (
             {"with_planner": True, "workers": 3, "planner": PlannerOptions(gpu_budget=5, decode_gpus=2)},
             "to begin with, the workers have 6 GPUs",
+        ),
+        ({"with_planner": True, "prefill_workers": 1, "decode_workers": 65}, "65 --decode-workers is more"),
+        (
+            {
+                "engine": "vllm",
+                "with_planner": True,
+                "planner": PlannerOptions(convert_roles=True),
+                "kvbm": KvbmOptions(host_gb=1),
+                "decode_workers": 2,
+            },
+            "--convert-roles and --kvbm-host-gb",
         ),
     ],
 )
@@ -306,8 +318,23 @@ def test_a_planner_of_its_own() -> None:
     assert made["planner"][1:5] == ["-m", "dynamo.planner", "--connector", "local"]
     runtime, unknown = parse_known(RuntimeConfig, made["planner"][5:], prog="test", environ={})
     assert (runtime.namespace, runtime.file_kv, runtime.stall_timeout_s) == ("mine", "/tmp/kv", 7.5)
-    assert (runtime.rpc_port, runtime.system_port) == (0, -1)  # those are the workers'
+    assert (runtime.rpc_port, runtime.system_host, runtime.system_port) == (5000, "127.0.0.3", 6000)
     assert parse_known(PlannerOptions, unknown, prog="test", environ={}) == (PLANNER, [])
+    workers = [parsed(MockerConfig, made[name]) for name in ("worker-1", "worker-2")]
+    assert [(worker.rpc_port, worker.system_port) for worker in workers] == [(5001, 6001), (5002, 6002)]
+
+
+@pytest.mark.parametrize("engine", ["mocker", "vllm"])
+def test_workers_whose_role_may_change(engine: str) -> None:
+    config = ServeConfig(engine=engine, decode_workers=2, prefill_workers=1)
+    changing = dataclasses.replace(config, with_planner=True, planner=PlannerOptions(convert_roles=True))
+    assert ("--changeable-role" in commands(changing)["prefill-1"]) is (engine == "vllm")
+    assert deployed(changing).converts
+    assert deployed(config).converts is (engine == "mocker")
+    assert deployed(config, "--changeable-role").converts
+    together = dataclasses.replace(changing, decode_workers=0, prefill_workers=0)
+    assert "--changeable-role" not in commands(together)["worker-1"]
+    assert not deployed(together).converts
 
 
 def test_how_to_look_at_the_planner() -> None:

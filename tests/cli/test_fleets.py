@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dynamo.cli import process as process_module
-from dynamo.cli.deployment import Deployment, ServeConfig
-from dynamo.cli.fleets import WORKERS_MAX, Fleets
-from dynamo.cli.process import Child
+from dynamo.cli.deployment import WORKERS_MAX, Deployment, ServeConfig
+from dynamo.cli.fleets import Fleets
+from dynamo.cli.process import Child, State
 from dynamo.cli.supervisor import Supervisor
 from dynamo.errors import InvalidRequestError, UnavailableError, UnsupportedFeatureError
 from dynamo.planner.decision import Action, Convert, Scale
@@ -211,12 +211,12 @@ class Roles:
 
 
 @asynccontextmanager
-async def apart(directory: Path, decode_workers: int = 2) -> AsyncIterator[tuple[World, Roles]]:
-    """One prefill and some decode workers, all up."""
-    config = ServeConfig(engine="mocker", prefill_workers=1, decode_workers=decode_workers)
-    async with world(directory, config, allowed=["ready", "drained"]) as w:
+async def apart(directory: Path, allowed: Sequence[str] = ("ready", "drained")) -> AsyncIterator[tuple[World, Roles]]:
+    """One prefill and two decode workers, all up."""
+    config = ServeConfig(engine="mocker", prefill_workers=1, decode_workers=2)
+    async with world(directory, config, allowed) as w:
         await w.until(1, 1, 0, 0, role=P)
-        await w.until(decode_workers, decode_workers, 0, 0, role=D)
+        await w.until(2, 2, 0, 0, role=D)
         w.fleets.worker_roles = roles = Roles()
         yield w, roles
 
@@ -247,14 +247,19 @@ async def test_a_worker_that_refuses(tmp_path: Path) -> None:
 
 
 async def test_a_worker_of_which_nobody_knows_is_restarted(tmp_path: Path) -> None:
-    async with apart(tmp_path) as (w, roles):
+    async with apart(tmp_path, allowed=["ready"]) as (w, roles):
         child = w.child("decode-2")
         pid = child.pid
         roles.outcome.set_exception(UnavailableError("lost"))
         w.convert(1)
+        await eventually(lambda: child.state is State.DRAINING)
+        assert w.counts(P) == (2, 1, 1, 0), "it finishes what it has in its former role"
+        assert w.fleets.state().problems == ("prefill-2 is restarted to become a prefill worker: lost",)
+        w.allow("drained")
         await eventually(lambda: child.pid not in (pid, None))
         await w.until(2, 2, 0, 0, role=P)
         assert w.counts(D) == (1, 1, 0, 0)
+        assert w.fleets.state().problems == ()
 
 
 async def test_a_worker_that_dies_as_it_turns(tmp_path: Path) -> None:
@@ -269,20 +274,34 @@ async def test_a_worker_that_dies_as_it_turns(tmp_path: Path) -> None:
         assert child.restarts == 1
 
 
-async def test_one_that_turns_can_be_told_to_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [UnavailableError("it drains"), UnsupportedFeatureError("not this engine")])
+async def test_one_that_turns_can_be_told_to_end(tmp_path: Path, error: Exception) -> None:
     async with apart(tmp_path) as (w, roles):
         w.convert(1)
         w.scale(1, P)
         assert w.counts(P) == (1, 1, 0, 1)
-        roles.outcome.set_exception(UnavailableError("it drains"))
+        roles.outcome.set_exception(error)
         await w.until(1, 1, 0, 0, role=P)
         assert w.names() == ["prefill-1", "decode-1"]
+        assert w.counts(D) == (1, 1, 0, 0)
+        assert w.fleets.state().problems == ()
+
+
+async def test_somebody_has_to_decode(tmp_path: Path) -> None:
+    """Workers that are asked at the same moment do not know of each other."""
+    async with apart(tmp_path) as (w, roles):
+        with pytest.raises(InvalidRequestError, match="nobody would decode"):
+            w.convert(2)
+        with pytest.raises(InvalidRequestError, match="is one already"):
+            w.convert(1, D, D)
+        assert w.counts(D) == (2, 2, 0, 0)
+        assert roles.asked == []
 
 
 async def test_only_those_that_serve_can_turn(tmp_path: Path) -> None:
     async with apart(tmp_path) as (w, _):
         w.convert(1)
-        with pytest.raises(UnavailableError, match="only 1 decode workers serve now"):
+        with pytest.raises(UnavailableError, match="1 decode workers serve now, not 2"):
             w.convert(2)
         with pytest.raises(InvalidRequestError):
             w.convert(1, A, P)
@@ -296,6 +315,16 @@ async def test_one_that_does_not_start_is_a_problem(tmp_path: Path) -> None:
         await eventually(lambda: w.child("worker-3").restarts >= 1)
         assert w.fleets.state().problems == ("worker-3 ended with exit code 3 before it was ready",)
         assert w.counts() == (3, 2, 1, 0)
+
+
+async def test_one_that_does_not_start_any_more_is_a_problem(tmp_path: Path) -> None:
+    async with world(tmp_path, TWO) as w:
+        await w.until(2, 2, 0, 0)
+        child = w.child("worker-2")
+        child.command = [sys.executable, "-c", "import sys; sys.exit(3)"]
+        child.kill()
+        await eventually(lambda: child.restarts >= 2)
+        assert w.fleets.state().problems == ("worker-2 ended with exit code 3 before it was ready",)
 
 
 async def test_nothing_starts_while_all_are_being_ended(tmp_path: Path) -> None:

@@ -147,3 +147,37 @@ async def test_settled() -> None:
         assert not waiting.done()
         started.supervisor.end(hanging)
         await within(waiting)
+
+
+async def test_settled_is_who_has_gone() -> None:
+    async with family() as started:
+        gone = await started.up("gone", READY)
+        started.supervisor.end(gone)
+        await eventually(lambda: started.children == [])
+        await within(started.supervisor.settled(gone))
+
+
+async def test_restart_lets_it_finish(tmp_path: Path) -> None:
+    """And until it has, it is not up, and is told nothing twice."""
+    async with family() as started:
+        child = await started.up("it", FINISHES, str(tmp_path / "go"))
+        restarting = asyncio.create_task(started.supervisor.restart(child))
+        await eventually(lambda: "[it] told 1" in started.shown)
+        assert child.state is State.DRAINING
+        started.supervisor.end(child)
+        await asyncio.wait({restarting}, timeout=0.05)  # in which it would have been told again
+        (tmp_path / "go").touch()
+        await within(restarting)
+        await eventually(lambda: started.children == [])
+        assert started.shown == ["[it] told 1", "[it] has ended"]
+
+
+async def test_restart_of_one_that_does_not_end() -> None:
+    async with family(end_timeout_s=0.05) as started:
+        child = await started.up("it", DEAF)
+        await within(started.supervisor.restart(child))
+        await eventually(lambda: child.restarts == 1 and child.state is State.UP)
+        assert started.shown == [
+            "[it] has not ended within 0.05 s: it is killed",
+            "[it] ended with signal SIGKILL: starting it again in 0.01 s",
+        ]

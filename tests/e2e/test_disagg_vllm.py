@@ -62,6 +62,7 @@ GENERATED = 32
 FLAGS = (
     *("--dtype", "float32", "--kv-cache-memory-bytes", str(512 << 20)),
     *("--max-num-seqs", str(SEATS), "--kv-handoff-timeout", str(LEASE_S)),
+    "--changeable-role",
     *("--max-num-batched-tokens", "256"),  # a long prompt takes several steps, after each of which vLLM tells its load
 )
 # As many threads as the others have on a small machine, and where the prefill worker has its own.

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from dynamo.errors import ConnectionLostError, DrainingError, InvalidRequestError, UnavailableError
 from dynamo.protocols.model_card import WorkerType
 from dynamo.protocols.role import WorkerRole
 from dynamo.testing import Program, within
-from dynamo.testing.deployment import Deployment
+from dynamo.testing.deployment import Deployment, deployment
 
 from .load import loads
 from .raw_http import post
@@ -39,14 +40,15 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(
-    deployment: Deployment, model: Path, *flags: str, prefill: int = 2, decode: int = 2, router_mode: str = "kv"
-) -> AsyncIterator[Fleet]:
+async def fleet(deployment: Deployment, model: Path, *flags: str, decode: int = 2) -> AsyncIterator[Fleet]:
+    """Two workers prefill, and `decode` decode."""
+    prefill = 2
+
     def start(role: WorkerType) -> asyncio.Future[Program]:
         return asyncio.ensure_future(deployment.mocker(model, "m", "--disaggregation-mode", role.value, *FLAGS, *flags))
 
     programs = asyncio.gather(*(start(role) for role in [PREFILL] * prefill + [DECODE] * decode))
-    (_, url), started = await asyncio.gather(deployment.frontend("--router-mode", router_mode), programs)
+    (_, url), started = await asyncio.gather(deployment.frontend("--router-mode", "kv"), programs)
     await until_served(url, prefill + decode)
     async with roles(deployment) as asked:
         await asked.until(prefill + decode)
@@ -97,6 +99,13 @@ class Load:
                 self.answered.clear()
                 await self.answered.wait()
 
+    async def only(self, reason: str) -> None:
+        """Once those under way are answered, this is the reason of all."""
+        await self.go_on()
+        self.reasons.clear()
+        await self.go_on()
+        assert self.reasons == {reason}
+
 
 @asynccontextmanager
 async def load(url: str) -> AsyncIterator[Load]:
@@ -116,9 +125,19 @@ async def load(url: str) -> AsyncIterator[Load]:
     assert clients.wrong == []
 
 
-async def test_back_and_forth_under_load(own: Deployment, tiny_model: Path) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def workers(tiny_model: Path) -> AsyncIterator[Fleet]:
+    """Two that prefill and two that decode, for tests that break nothing."""
     flags = ("--kv-transfer", "bytes", "--kv-bytes-per-token", "256")
-    async with fleet(own, tiny_model, *flags) as workers, load(workers.url) as clients:
+    async with deployment() as started, fleet(started, tiny_model, *flags) as workers:
+        yield workers
+    for program in (*workers.prefill, *workers.decode):
+        assert "Traceback" not in program.output
+        assert "defect" not in program.output
+
+
+async def test_back_and_forth_under_load(workers: Fleet) -> None:
+    async with load(workers.url) as clients:
         ids = await workers.roles.ids()
         changing = [ids[workers.decode[0].pid], ids[workers.prefill[0].pid]]
         for _ in range(2):
@@ -130,58 +149,89 @@ async def test_back_and_forth_under_load(own: Deployment, tiny_model: Path) -> N
                 assert set(await until_served(workers.url, 4)) == set(ids.values())  # they stay the same ones
                 await clients.go_on(CLIENTS)
         assert clients.reasons <= {"unconditional", "prefill_failed", "handoff_lost"}
-    for program in (*workers.prefill, *workers.decode):
-        assert "Traceback" not in program.output
-        assert "defect" not in program.output
 
 
-async def test_taking_turns_and_without_time_to_drain(own: Deployment, tiny_model: Path) -> None:
+async def test_taking_turns_and_without_time_to_drain(workers: Fleet) -> None:
     """What is under way goes on elsewhere. Then nobody prefills for others, and then there is somebody again."""
-    async with fleet(own, tiny_model, prefill=1, router_mode="round-robin") as workers, load(workers.url) as clients:
-        prefill, decode = await workers.roles.id_of(workers.prefill[0]), await workers.roles.id_of(workers.decode[0])
-        for instance_id, role in ((decode, PREFILL), (prefill, DECODE), (decode, DECODE)):
+    _, url = await workers.deployment.frontend("--router-mode", "round-robin")
+    await until_served(url, 4)
+    ids = await workers.roles.ids()
+    first, second = (ids[program.pid] for program in workers.prefill)
+    decode = ids[workers.decode[0].pid]
+    async with load(url) as clients:
+        for instance_id, role in ((decode, PREFILL), (first, DECODE), (decode, DECODE), (second, DECODE)):
             await workers.roles.ask(instance_id, role, drain_timeout_s=0.0)
-            await until_served(workers.url, 3)
-            await clients.go_on()
-        clients.reasons.clear()
-        await clients.go_on()
-        assert clients.reasons == {"no_prefill_worker"}
-        await workers.roles.ask(prefill, PREFILL)
-        await until_served(workers.url, 3)
-        await clients.go_on()
-        clients.reasons.clear()
-        await clients.go_on()
-        assert clients.reasons == {"unconditional"}
+            await until_served(url, 4)
+            await clients.go_on(CLIENTS)
+        await clients.only("no_prefill_worker")
+        for instance_id in (first, second):
+            await workers.roles.ask(instance_id, PREFILL)
+        await until_served(url, 4)
+        await clients.only("unconditional")
     assert "cancelling" in workers.decode[0].output
 
 
-async def test_the_cache_stays_and_its_new_router_hears_of_it(own: Deployment, tiny_model: Path) -> None:
+async def test_the_cache_stays_and_its_new_router_hears_of_it(workers: Fleet) -> None:
     """A prompt that a decode worker has answered needs no prefill once that is a prefill worker."""
-    async with fleet(own, tiny_model, prefill=1, decode=1) as workers:
-        former = await workers.roles.id_of(workers.prefill[0])
-        await workers.roles.ask(former, DECODE)  # so that the prompt is prefilled where it is decoded
-        await until_served(workers.url, 2)
-        body = {"model": "m", "prompt": "a long story " * 40, "max_tokens": 4, "ignore_eos": True}
-        body |= {"nvext": {"extra_fields": ["routing", "worker_id"]}}
-        answer = (await post(workers.url, "/v1/completions", body)).json()
-        holder = answer["nvext"]["worker_id"]["decode_worker_id"]
-        await workers.roles.ask(holder, PREFILL)
-        async with asyncio.timeout(10):
-            while True:  # until the frontend knows of it, and of what it holds
-                again = (await post(workers.url, "/v1/completions", body)).json()
-                routing = again["nvext"]["disaggregation"]["routing"]
-                if routing is not None and routing["overlap_blocks"] == routing["prompt_blocks"]:
-                    break
-        assert routing["worker_id"] == holder
-        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= again["usage"]["prompt_tokens"] - 16
-        assert again["choices"] == answer["choices"]
+    ids = await workers.roles.ids()
+    prefill = [ids[program.pid] for program in workers.prefill]
+    for instance_id in prefill:
+        await workers.roles.ask(instance_id, DECODE)  # so that the prompt is prefilled where it is decoded
+    await until_served(workers.url, 4)
+    body = {"model": "m", "prompt": "a long story " * 40, "max_tokens": 4, "ignore_eos": True}
+    body |= {"nvext": {"extra_fields": ["routing", "worker_id"]}}
+    answer = (await post(workers.url, "/v1/completions", body)).json()
+    holder = answer["nvext"]["worker_id"]["decode_worker_id"]
+    await workers.roles.ask(holder, PREFILL)
+    async with asyncio.timeout(10):
+        while True:  # until the frontend knows of it, and of what it holds
+            again = (await post(workers.url, "/v1/completions", body)).json()
+            routing = again["nvext"]["disaggregation"]["routing"]
+            if routing is not None and routing["overlap_blocks"] == routing["prompt_blocks"]:
+                break
+    assert routing["worker_id"] == holder
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= again["usage"]["prompt_tokens"] - 16
+    assert again["choices"] == answer["choices"]
 
 
-async def test_what_is_refused(own: Deployment, tiny_model: Path) -> None:
-    slow = ("--speedup-ratio", "0.2")
-    async with fleet(own, tiny_model, *slow, prefill=1, decode=1) as workers, loads(own) as decoding:
+async def test_killed_or_told_to_end_while_it_changes_and_what_is_refused(own: Deployment, tiny_model: Path) -> None:
+    async with fleet(own, tiny_model, "--speedup-ratio", "0.3", decode=3) as workers:
+        async with load(workers.url):
+            await _end_while_they_change(workers)
+        await _what_is_refused(workers, workers.prefill[1], workers.decode[2])
+
+
+async def _end_while_they_change(workers: Fleet) -> None:
+    """Of three that decode and two that prefill, the last of each are left."""
+    ids = await workers.roles.ids()
+
+    async def begin(leaving: Program, role: WorkerType) -> asyncio.Task[WorkerRole]:
+        changing = asyncio.create_task(workers.roles.ask(ids[leaving.pid], role))
+        await leaving.line(DRAINS)
+        return changing
+
+    killed = [(workers.decode[0], PREFILL), (workers.prefill[0], DECODE)]
+    for number, (leaving, role) in enumerate(killed):
+        changing = await begin(leaving, role)
+        leaving.signal(signal.SIGKILL)
+        with pytest.raises(ConnectionLostError):
+            await changing
+        await until_served(workers.url, 4 - number)
+    leaving = workers.decode[1]
+    changing = await begin(leaving, PREFILL)
+    leaving.signal(signal.SIGTERM)
+    with pytest.raises(DrainingError):
+        await changing
+    assert await leaving.exit_code() == 0
+    await until_served(workers.url, 2)
+    assert "Traceback" not in leaving.output
+
+
+async def _what_is_refused(workers: Fleet, prefilling: Program, decoder: Program) -> None:
+    """Of two that are left."""
+    async with loads(workers.deployment) as decoding:
         ask = workers.roles.ask
-        prefill, decode = await workers.roles.id_of(workers.prefill[0]), await workers.roles.id_of(workers.decode[0])
+        prefill, decode = await workers.roles.id_of(prefilling), await workers.roles.id_of(decoder)
         with pytest.raises(InvalidRequestError, match="no other worker"):
             await ask(decode, PREFILL)
         with pytest.raises(InvalidRequestError, match="not both"):
@@ -191,7 +241,7 @@ async def test_what_is_refused(own: Deployment, tiny_model: Path) -> None:
         answering = asyncio.create_task(Load(workers.url).ask(0))
         await decoding.until(1, seconds=10)
         changing = asyncio.create_task(ask(decode, PREFILL, force=True))
-        await workers.decode[0].line(DRAINS)
+        await decoder.line(DRAINS)
         state = await ask(decode)
         assert (state.role, state.becoming) == (DECODE, PREFILL)
         for role in (PREFILL, DECODE):
@@ -199,31 +249,5 @@ async def test_what_is_refused(own: Deployment, tiny_model: Path) -> None:
                 await ask(decode, role, force=True)
         changing.cancel()  # who asks need not wait
         assert "length" in await within(answering, 30)
-        await workers.decode[0].line("for prefill from now on")
+        await decoder.line("for prefill from now on")
         assert (await ask(decode)).role is PREFILL
-
-
-async def test_killed_or_told_to_end_while_it_changes(own: Deployment, tiny_model: Path) -> None:
-    async with fleet(own, tiny_model, "--speedup-ratio", "0.3", decode=3) as workers, load(workers.url):
-        ids = await workers.roles.ids()
-
-        async def begin(leaving: Program, role: WorkerType) -> asyncio.Task[WorkerRole]:
-            changing = asyncio.create_task(workers.roles.ask(ids[leaving.pid], role))
-            await leaving.line(DRAINS)
-            return changing
-
-        killed = [(workers.decode[0], PREFILL), (workers.prefill[0], DECODE)]
-        for number, (leaving, role) in enumerate(killed):
-            changing = await begin(leaving, role)
-            leaving.signal(signal.SIGKILL)
-            with pytest.raises(ConnectionLostError):
-                await changing
-            await until_served(workers.url, 4 - number)
-        leaving = workers.decode[1]
-        changing = await begin(leaving, PREFILL)
-        leaving.signal(signal.SIGTERM)
-        with pytest.raises(DrainingError):
-            await changing
-        assert await leaving.exit_code() == 0
-        await until_served(workers.url, 2)
-    assert "Traceback" not in leaving.output

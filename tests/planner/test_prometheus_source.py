@@ -1,8 +1,10 @@
 """The traffic as Prometheus tells it: by a stand-in that speaks its API."""
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -92,6 +94,7 @@ async def test_more_has_ended_than_begun(server: PrometheusStandIn) -> None:
         ((200, b'{"status":"success","data":{"resultType":"scalar","result":[]}}'), "as Prometheus does"),
         ((200, b'{"status":"error","error":"too much"}'), "does not answer the question: too much"),
         ((200, b"\xff\xfe"), "as Prometheus does"),
+        ((200, b'{"x":' + b"[" * 100_000), "as Prometheus does"),
     ],
 )
 async def test_wrong_answers(server: PrometheusStandIn, raw: tuple[int, bytes], reason: str) -> None:
@@ -99,6 +102,36 @@ async def test_wrong_answers(server: PrometheusStandIn, raw: tuple[int, bytes], 
     with pytest.raises(UnavailableError) as failed:
         await ask(server.url)
     assert reason in str(failed.value)
+
+
+@asynccontextmanager
+async def answering(*parts: bytes, pause_s: float = 0.0) -> AsyncIterator[str]:
+    """The URL of a server that says this to everybody, piece by piece."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(pause_s)
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_redirect_to_nowhere() -> None:
+    async with answering(b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n") as url:
+        with pytest.raises(UnavailableError, match="as Prometheus does"):
+            await ask(url)
+
+
+async def test_an_answer_that_takes_for_ever() -> None:
+    """Each byte comes in time."""
+    async with answering(b"HTTP/1.1 200 OK\r\n\r\n", *[b" "] * 1000, pause_s=0.02) as url:
+        slow = PrometheusSource(url, window_s=60.0, labels="", model=None, timeout_s=0.1)
+        with pytest.raises(UnavailableError, match="takes too long"):
+            await within(slow.traffic(), 5)
 
 
 async def test_nobody_there() -> None:

@@ -20,7 +20,9 @@ from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 
 _NOT_THE_FRONTENDS = ("rpc_port", "rpc_advertise", "system_host", "system_port")  # the workers listen there
+WORKERS_MAX = 256  # of a role: more on one host are a mistake
 _SIMULATED_TIERS = ("mocker",)  # need no block manager
+_CHANGEABLE = "--changeable-role"  # of vLLM's workers
 _BY_ENVIRONMENT = ("nats_server",)  # may hold a password, and command lines can be read by all
 _NAMES = {WorkerType.Aggregated: "worker", WorkerType.Prefill: "prefill", WorkerType.Decode: "decode"}
 
@@ -72,14 +74,19 @@ class ServeConfig(FrontendConfig):
             return
         if self.aggregated_workers() and self.decode_workers:
             raise ConfigError("--planner scales either --workers, or --prefill-workers and --decode-workers")
-        others = max(self.aggregated_workers(), self.decode_workers)
+        if options.convert_roles and self.engine == "vllm" and self.decode_workers and self.kvbm.is_enabled:
+            raise ConfigError("--convert-roles and --kvbm-host-gb exclude each other with --engine vllm")
         for flag, count, most in (
             ("--prefill-workers", self.prefill_workers, options.max_prefill_workers),
-            ("--workers", others, options.max_decode_workers),
+            ("--decode-workers", self.decode_workers, options.max_decode_workers),
+            ("--workers", self.aggregated_workers(), options.max_decode_workers),
         ):
             if count > most:
                 raise ConfigError(f"to begin with, {count} {flag} is more than the planner may have: {most}")
+        if (most := max(options.max_prefill_workers, options.max_decode_workers)) > WORKERS_MAX:
+            raise ConfigError(f"the planner may have {most} workers of a role, and one host {WORKERS_MAX}")
         check_budget(options, frozenset(self.roles()))
+        others = self.aggregated_workers() + self.decode_workers  # one of both is 0
         gpus = self.prefill_workers * options.prefill_gpus + others * options.decode_gpus
         if options.gpu_budget is not None and gpus > options.gpu_budget:
             raise ConfigError(f"to begin with, the workers have {gpus} GPUs, --gpu-budget is {options.gpu_budget}")
@@ -128,7 +135,10 @@ class Deployment:
     @property
     def converts(self) -> bool:
         """Whether workers may turn from one role to another; a single one may still refuse."""
-        return bool(self.config.decode_workers)  # so the engine is one of DISAGGREGATED_ENGINES
+        c = self.config
+        if c.engine == "vllm":  # has to know when it starts
+            return bool(c.decode_workers) and (c.planner.convert_roles or _CHANGEABLE in self.worker_flags)
+        return bool(c.decode_workers)  # so the engine is one of DISAGGREGATED_ENGINES
 
     def services(self) -> dict[str, list[str]]:
         """The command line of each process that is no worker, by a name for it."""
@@ -140,16 +150,9 @@ class Deployment:
         return commands
 
     def worker(self, role: WorkerType, position: int) -> list[str]:
-        """A worker's command line. `position` sets its ports apart from those of the others that live."""
-        c = self.config
-        own = replace(
-            self._shared(),
-            system_port=_port(c.system_port, position),
-            rpc_port=_port(c.rpc_port, position),
-            rpc_advertise=_address(c.advertised(), position),
-        )
-        flags = as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT)
-        return [*self._engine(role), *flags, *self._kvbm_flags(), *self.worker_flags]
+        """A worker's command line. `position` sets its ports apart from those of the other workers that live."""
+        before = 1 if self.config.with_planner else 0
+        return [*self._engine(role), *self._with_ports(before + position), *self._kvbm_flags(), *self.worker_flags]
 
     def further_worker(self) -> list[str]:
         """What somebody types to start one more, like the last one; secrets have to be in the environment there too."""
@@ -185,8 +188,8 @@ class Deployment:
         return [sys.executable, "-m", "dynamo.frontend", *flags]
 
     def _planner(self) -> list[str]:
-        flags = as_flags(RuntimeConfig, self._shared(), without=(*_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT))
-        flags += as_flags(PlannerOptions, self.config.planner)
+        """Its ports are the first ones, whatever workers come and go."""
+        flags = [*self._with_ports(0), *as_flags(PlannerOptions, self.config.planner)]
         return [sys.executable, "-m", "dynamo.planner", "--connector", "local", *flags]
 
     def _engine(self, role: WorkerType) -> list[str]:
@@ -196,7 +199,20 @@ class Deployment:
         command += ["--served-model-name" if c.engine == "vllm" else "--model-name", self.model_name]
         if role is not WorkerType.Aggregated:
             command += ["--disaggregation-mode", role.value]
+        if c.engine == "vllm" and c.planner.convert_roles and role is not WorkerType.Aggregated:
+            command.append(_CHANGEABLE)
         return command
+
+    def _with_ports(self, position: int) -> list[str]:
+        """How a process takes part that listens on ports of its own."""
+        c = self.config
+        own = replace(
+            self._shared(),
+            system_port=_port(c.system_port, position),
+            rpc_port=_port(c.rpc_port, position),
+            rpc_advertise=_address(c.advertised(), position),
+        )
+        return as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT)
 
     def _kvbm(self) -> KvbmOptions:
         """The deployment's own block manager, which is one of its processes."""
@@ -228,7 +244,7 @@ def worker_name(role: WorkerType, number: int) -> str:
 
 
 def _port(first: int, position: int) -> int:
-    """Workers on one host need ports of their own; 0 and -1 mean no port in particular."""
+    """Processes on one host need ports of their own; 0 and -1 mean no port in particular."""
     return first + position if first > 0 else first
 
 

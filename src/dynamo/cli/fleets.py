@@ -3,9 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
 
-from dynamo.cli.deployment import Deployment, worker_name
+from dynamo.cli.deployment import WORKERS_MAX, Deployment, worker_name
 from dynamo.cli.members import Member, smallest_but, surplus
 from dynamo.cli.process import State
 from dynamo.cli.supervisor import Supervisor
@@ -14,8 +13,6 @@ from dynamo.errors import DynamoError, InvalidRequestError, UnavailableError, Un
 from dynamo.planner.decision import Action, Convert, Scale
 from dynamo.planner.supervision import SupervisedFleet, SupervisedFleets
 from dynamo.protocols.model_card import WorkerType
-
-WORKERS_MAX = 256  # of a role: more on one host are a mistake
 
 
 class Fleets:
@@ -28,7 +25,6 @@ class Fleets:
         self._desired = Counter(deployment.workers())
         self._members: list[Member] = []  # in the order of their start; some may have ended
         self._conversions: set[asyncio.Task[None]] = set()
-        self._refusal = ""  # why the last conversion has failed
 
     def start(self) -> None:
         """Starts those that there are at first, and must be."""
@@ -40,7 +36,7 @@ class Fleets:
         return SupervisedFleets(
             fleets=tuple(self._fleet(role) for role in self._deployment.roles),
             converts=self._deployment.converts,
-            problems=tuple(self._problems()),
+            problems=tuple(member.problem for member in self._living() if member.stays and member.problem),
         )
 
     def apply(self, action: Action) -> None:
@@ -73,35 +69,44 @@ class Fleets:
         self._desired[role] = workers
 
     def _convert(self, source: WorkerType, destination: WorkerType, workers: int) -> None:
+        if source is destination:
+            raise InvalidRequestError(f"a {source.value} worker is one already", param="destination")
         serving = [member for member in self._living(source) if member.serves]
         if len(serving) < workers:
-            raise UnavailableError(f"only {len(serving)} {source.value} workers serve now")
+            raise UnavailableError(f"{len(serving)} {source.value} workers serve now, not {workers}")
+        if source is WorkerType.Decode and len(serving) == workers:  # each of them would still see the others decode
+            raise InvalidRequestError("nobody would decode", param="workers")
         for member in surplus(serving, workers):
-            task = asyncio.create_task(self._turn(member, source, destination), name=f"convert-{member.child.name}")
             self._move(member, destination)
             member.converting_since_s = time.monotonic()
+            task = asyncio.create_task(self._turn(member, source), name=f"convert-{member.child.name}")
             self._conversions.add(task)
             task.add_done_callback(self._conversions.discard)
 
-    async def _turn(self, member: Member, source: WorkerType, destination: WorkerType) -> None:
-        """Has the worker change. If nobody knows what came of it, it is restarted in the role that it shall have.
+    async def _turn(self, member: Member, source: WorkerType) -> None:
+        member.trouble = ""
+        if (pid := member.child.pid) is not None:  # else it has just ended, and comes back in its new role by itself
+            await self._ask_to_turn(member, pid, source)
+        member.converting_since_s = None
 
-        One that ends meanwhile comes back in that role by itself.
-        """
-        pid = member.child.pid
+    async def _ask_to_turn(self, member: Member, pid: int, source: WorkerType) -> None:
+        """If nobody knows what has come of it, the worker is restarted in the role that it shall have."""
         try:
             async with asyncio.timeout(self._supervisor.end_timeout_s):
-                await self.worker_roles.change(pid or 0, destination)
+                await self.worker_roles.change(pid, member.role)
         except InvalidRequestError as error:
-            self._move(member, source)
-            self._refusal = f"{member.child.name} has to stay a {source.value} worker: {error}"
+            if member.stays:
+                self._move(member, source)
+                self._trouble(member, f"has to stay a {source.value} worker: {error}")
         except (DynamoError, TimeoutError) as error:
-            self._refusal = f"{member.child.name} is restarted to become one: {error or 'no answer'}"
-            if member.child.pid == pid and member.stays:
-                member.child.restart()
-        else:
-            self._refusal = ""
-        member.converting_since_s = None
+            if member.stays and member.child.pid == pid:
+                self._trouble(member, f"is restarted to become a {member.role.value} worker: {error or 'no answer'}")
+                await self._supervisor.restart(member.child)
+                member.trouble = ""
+
+    def _trouble(self, member: Member, text: str) -> None:
+        member.trouble = text
+        self._supervisor.say(member.child, text)
 
     def _move(self, member: Member, role: WorkerType) -> None:
         """Into the books of another role; its next start would be in that one."""
@@ -140,10 +145,3 @@ class Fleets:
             starting_s=tuple(sorted((m.not_serving_s() for m in staying if not m.serves), reverse=True)),
             draining=len(members) - len(staying),
         )
-
-    def _problems(self) -> Iterator[str]:
-        for member in self._living():
-            if member.child.failure and member.stays:
-                yield f"{member.child.name} {member.child.failure}"
-        if self._refusal:
-            yield self._refusal

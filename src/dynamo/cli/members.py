@@ -17,6 +17,7 @@ class Member:
     number: int  # in its name: the smallest that no other of its role has
     position: int  # of its ports: the smallest that no other has
     converting_since_s: float | None = None  # by time.monotonic(); None: it is in its role
+    trouble: str = ""  # what has come of its last conversion, if it went wrong
 
     @property
     def serves(self) -> bool:
@@ -25,7 +26,13 @@ class Member:
 
     @property
     def stays(self) -> bool:
+        """Whether it was not told to end."""
         return not self.child.stopping
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it; "": nothing that a restart would not mend."""
+        return f"{self.child.name} {found}" if (found := self.child.failure or self.trouble) else ""
 
     def not_serving_s(self) -> float:
         """For how long it has not; of one that does not."""

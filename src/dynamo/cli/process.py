@@ -54,6 +54,7 @@ class Child:
         self._show = show
         self._must_start = must_start
         self._process: asyncio.subprocess.Process | None = None
+        self._told = False  # whether the process was asked to end
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -64,9 +65,9 @@ class Child:
             end = await self._run_once()
             if self._stopping.is_set():
                 break
-            if not self.was_up.is_set():
+            if self.state is State.STARTING:
                 self.failure = end = f"{end} before it was ready"
-                if self._must_start:
+                if self._must_start and not self.was_up.is_set():
                     raise StartError(f"{self.name} {end}")
             if self.state is State.UP:
                 self.down_since_s = time.monotonic()
@@ -93,14 +94,22 @@ class Child:
 
     def restart(self) -> None:
         """Asks the command to end, by SIGTERM, after which it is started again: as `command` says by then."""
+        if self.state is State.UP:
+            self.state = State.DRAINING
+            self.down_since_s = time.monotonic()
         self._terminate()
 
     def stop(self) -> None:
-        """Asks the command to end, by SIGTERM, for good; idempotent, as a second signal would cut its requests off."""
+        """Asks the command to end, by SIGTERM, for good; idempotent."""
         if not self.stopping:
             self._stopping.set()
             self.state = State.DRAINING
             self._terminate()
+
+    async def process_ended(self) -> None:
+        """Returns when the process that there is now has ended."""
+        if self._process is not None:
+            await self._process.wait()
 
     def kill(self) -> None:
         """Ends the command and all that it has started at once."""
@@ -109,7 +118,9 @@ class Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _terminate(self) -> None:
-        if self._process is not None:
+        """Tells each process once: a second signal would cut its requests off."""
+        if self._process is not None and not self._told:
+            self._told = True
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
 
@@ -128,6 +139,7 @@ class Child:
             )
         except OSError as error:  # the host may have no room for one more
             return f"could not be run ({error})"
+        self._told = False
         if self.stopping:  # meanwhile
             self._terminate()
         try:

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Protocol
 
-from dynamo.errors import DynamoError, UnavailableError
+from dynamo.errors import DynamoError, InvalidRequestError, UnavailableError
 from dynamo.protocols.model_card import WorkerType
 from dynamo.protocols.role import ROLE_COMPONENT, ROLE_ENDPOINT, RoleRequest, WorkerRole
 from dynamo.runtime.client import Client
@@ -45,7 +45,13 @@ class EndpointWorkerRoles:
         own = [i.instance_id for i, state in zip(found, states, strict=True) if state is not None and state.pid == pid]
         if not own:
             raise UnavailableError(f"process {pid} does not say what it can do")
-        await asyncio.gather(*(self._ask(instance_id, RoleRequest(role=role)) for instance_id in own))
+        asked = (self._ask(instance_id, RoleRequest(role=role)) for instance_id in own)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(errors) == len(own) and all(isinstance(error, InvalidRequestError) for error in errors):
+            raise errors[0]
+        if errors:
+            raise UnavailableError(f"{len(errors)} of {len(own)} workers of process {pid}: {errors[0]}") from errors[0]
 
     async def _state(self, instance_id: int) -> WorkerRole | None:
         try:

@@ -104,7 +104,7 @@ def file_flags(cls: type, path: Path) -> list[str]:
         values = msgspec.yaml.decode(path.read_bytes(), type=dict[str, object] | None) or {}
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (ValueError, AttributeError) as error:  # the latter of PyYAML, for what is tagged as a time and is none
         raise ConfigError(f"{path} is not YAML with one `flag: value` in each line: {error}") from error
     types = {flag.removeprefix("--"): setting.type for setting in settings(cls) for flag in setting.option.flags}
     types.pop(_CONFIG_FLAG.removeprefix("--"), None)

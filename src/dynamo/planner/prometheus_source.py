@@ -89,7 +89,7 @@ class PrometheusSource:
         Raises UnavailableError when Prometheus does not answer, or has no requests to tell of.
         Figures that are missing, or no numbers, as means over nothing are, are None.
         """
-        figures = _figures(await asyncio.to_thread(self._ask))
+        figures = _figures(await self._vector())
         ended = figures.get("ended")
         if ended is None:
             raise UnavailableError(
@@ -110,12 +110,18 @@ class PrometheusSource:
     async def close(self) -> None:
         """A question under way ends by its own timeout."""
 
+    async def _vector(self) -> _Vector:
+        try:
+            return await asyncio.to_thread(self._ask)
+        except (ValueError, RecursionError) as error:  # a redirect to what is no URL, brackets without end
+            raise UnavailableError(f"{self._url} does not answer as Prometheus does: {error}") from error
+
     def _ask(self) -> _Vector:
         """Blocks."""
         body = urllib.parse.urlencode({"query": self.query, "timeout": f"{self._timeout_s:g}s"}).encode()
         try:
             with urllib.request.urlopen(self._url, body, self._timeout_s) as response:  # noqa: S310 - checked to be HTTP
-                content: bytes = response.read(_ANSWER_BYTES_MAX)
+                content = _read(response, time.monotonic() + self._timeout_s)
         except urllib.error.HTTPError as error:
             with error:
                 raise UnavailableError(
@@ -164,6 +170,18 @@ def _positive(value: float | None) -> float | None:
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def _read(response: http.client.HTTPResponse, until_s: float) -> bytes:
+    """The body; TimeoutError when it comes too slowly, which the socket's own timeout does not see."""
+    parts: list[bytes] = []
+    left = _ANSWER_BYTES_MAX
+    while left and (part := response.read1(left)):
+        parts.append(part)
+        left -= len(part)
+        if time.monotonic() > until_s:
+            raise TimeoutError("its answer takes too long")
+    return b"".join(parts)
 
 
 def _said(content: bytes) -> str:

@@ -30,20 +30,33 @@ def _environment() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_roles(role: str, smollm2_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("role", "changeable", "kv_role"),
+    [
+        ("prefill", False, "kv_producer"),
+        ("decode", False, "kv_consumer"),
+        ("prefill", True, "kv_both"),
+        ("decode", True, "kv_both"),
+    ],
+)
+def test_roles(role: str, changeable: bool, kv_role: str, smollm2_dir: Path) -> None:
     flags = ["--model", str(smollm2_dir), "--disaggregation-mode", role, "--kv-handoff-timeout", "30"]
+    flags += ["--changeable-role"] if changeable else []
 
     config, engine_config = parse_command_line(flags)
 
     transfer = engine_config.kv_transfer_config
-    assert (transfer.kv_connector, transfer.kv_role) == ("NixlConnector", "kv_both")  # it may change
+    assert (transfer.kv_connector, transfer.kv_role) == ("NixlConnector", kv_role)
     assert transfer.kv_load_failure_policy == "fail"
     assert transfer.kv_buffer_device == "cpu"
     assert transfer.kv_connector_extra_config == {"kv_lease_duration": 30}
     assert config.worker_type is WorkerType(role)
     assert handoffs_of(flags) == Handoffs(
-        connector="NixlConnector", prefills=role == "prefill", decodes=role == "decode", lease_s=30, changeable=True
+        connector="NixlConnector",
+        prefills=role == "prefill",
+        decodes=role == "decode",
+        lease_s=30,
+        changeable=changeable,
     )
 
 
@@ -81,6 +94,8 @@ def test_with_the_block_manager_a_role_is_for_good(role: str, kv_role: str, smol
 
     assert engine_config.kv_transfer_config.kv_role == kv_role
     assert not handoffs_of(flags).changeable
+    with pytest.raises(ConfigError, match="--kvbm-host-gb exclude"):
+        parse_command_line([*flags, "--changeable-role"])
 
 
 @pytest.mark.parametrize("kv_role", ["kv_consumer", "kv_both"])

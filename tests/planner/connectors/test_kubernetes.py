@@ -251,6 +251,27 @@ class TestRefusals:
         assert not any("pods" in request for request in api.requests)
 
 
+class TestNonsense:
+    @pytest.mark.parametrize("replicas", [-1, 2_000_000_000])
+    async def test_replicas(self, connector: KubernetesConnector, decode: StandInScaled, replicas: int) -> None:
+        decode.replicas = replicas
+        with pytest.raises(UnavailableError, match="cannot be meant"):
+            await connector.fleets()
+
+    @pytest.mark.parametrize("created", ["2024-01-01T00:00:00", "yesterday"])  # the first: by which clock?
+    async def test_a_pods_age(
+        self,
+        connector: KubernetesConnector,
+        api: KubernetesApi,
+        decode: StandInScaled,
+        created: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(api, "_list", lambda *_: {"items": [{"metadata": {"creationTimestamp": created}}]})
+        with pytest.raises(UnavailableError, match="as Kubernetes does"):
+            await connector.fleets()
+
+
 class TestOutages:
     async def test_a_token_that_is_renewed(
         self, connector: KubernetesConnector, api: KubernetesApi, token: Path, decode: StandInScaled

@@ -142,6 +142,18 @@ async def test_what_cannot_be_acknowledged(
         await tell(connector, request_)
 
 
+async def test_workers_of_another_kind_take_the_place_of_those_that_have_gone(
+    fleet: FakeFleet, connector: VirtualConnector
+) -> None:
+    worker = await fleet.add()
+    await until(connector, lambda fleet: fleet.ready == 1)
+    await fleet.remove(worker)
+    await until(connector, lambda fleet: fleet.ready == 0)
+    await fleet.add(PREFILL)
+    await fleet.add(DECODE)
+    assert (await connector.fleets()).keys() == {PREFILL, DECODE}
+
+
 async def test_followers_hear_of_each_target(fleet: FakeFleet, connector: VirtualConnector) -> None:
     await fleet.add()
     await only(connector)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dynamo.config import build_parser, option, parse_known
 from dynamo.engines.config import DisaggregatedWorkerConfig
 from dynamo.engines.vllm import environment
+from dynamo.errors import ConfigError
 from dynamo.kvbm.namespace import model_fingerprint
 from dynamo.llm.model_source import resolve_model
 
@@ -44,6 +45,21 @@ class VllmConfig(DisaggregatedWorkerConfig):
         minimum=10,
         help="how long a prefill worker keeps the KV cache of a prompt that no decode worker asks for",
     )
+    changeable_role: bool = option(
+        False,
+        flag="--changeable-role",
+        env="DYN_CHANGEABLE_ROLE",
+        help="a prefill worker may turn into a decode worker and back while it runs: vLLM's kv_role kv_both, which will"
+        " be removed",
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a role that cannot change."""
+        if self.changeable_role and self.kvbm.is_enabled:
+            raise ConfigError(
+                "--changeable-role and --kvbm-host-gb exclude each other: with the block manager, what becomes of a KV"
+                " cache that cannot be loaded depends on the role"
+            )
 
     def model_path(self) -> str:
         """The model's directory, after parse_command_line."""
@@ -81,7 +97,14 @@ def parse_command_line(argv: Sequence[str]) -> "tuple[VllmConfig, EngineConfig]"
     model_flags = ["--model", config.model_path(), "--served-model-name", config.model_name()]
     flags = [*model_flags, *rest]
     kvbm = _kvbm_settings(config) if config.kvbm.is_enabled else None
-    return config, engine_config.parse(PROG, flags, config.worker_type, config.kv_handoff_timeout_s, kvbm)
+    return config, engine_config.parse(
+        PROG,
+        flags,
+        config.worker_type,
+        config.kv_handoff_timeout_s,
+        changeable_role=config.changeable_role,
+        kvbm=kvbm,
+    )
 
 
 def _kvbm_settings(config: VllmConfig) -> "KvbmSettings":

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 _CONNECTOR = "NixlConnector"
 _NIXL = "Nixl"  # in the names of all of its connectors
 _CPU_CONNECTOR_MODULE = "dynamo.engines.vllm.cpu_nixl_connector"  # has a class of the same name
-_BOTH = "kv_both"  # vLLM advises against it, but what it does for the two roles is nothing that harms in the other
+# vLLM advises against it for NIXL, and will remove it, but has nothing else for a worker that may do either. What a
+# worker is to do, each request says; by its role vLLM takes precautions, with this one those of both.
+_BOTH = "kv_both"
 _ROLES = {WorkerType.Prefill: "kv_producer", WorkerType.Decode: "kv_consumer"}
 _LEASE = "kv_lease_duration"
 _BUILDS = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
 
 
-def choose_connector(
-    args: "AsyncEngineArgs", role: WorkerType, handoff_timeout_s: int, *, changeable: bool = True
-) -> None:
+def choose_connector(args: "AsyncEngineArgs", role: WorkerType, handoff_timeout_s: int, *, changeable: bool) -> None:
     """Gives a worker that is to prefill or to decode NIXL's connector, unless the user has chosen one.
 
     `changeable`: so that it may change its role.

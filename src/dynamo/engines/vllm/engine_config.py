@@ -28,6 +28,8 @@ def parse(
     argv: Sequence[str],
     role: WorkerType = WorkerType.Aggregated,
     handoff_timeout_s: int = 60,
+    *,
+    changeable_role: bool = False,
     kvbm: KvbmSettings | None = None,
 ) -> EngineConfig:
     """Exits with code 2 and a message where vLLM does not know a flag or does not accept its value.
@@ -40,8 +42,7 @@ def parse(
         if current_platform.is_cpu():
             cpu_defaults.choose(args, os.environ, role)
         chosen_by_user = args.kv_transfer_config is not None
-        # With the block manager, what becomes of a load that fails depends on the role.
-        disagg.choose_connector(args, role, handoff_timeout_s, changeable=kvbm is None)
+        disagg.choose_connector(args, role, handoff_timeout_s, changeable=changeable_role)
         if kvbm is not None:
             if chosen_by_user:
                 raise ConfigError("--kv-transfer-config and --kvbm-host-gb exclude each other: both choose a connector")

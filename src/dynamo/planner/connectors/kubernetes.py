@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from dynamo.errors import InvalidRequestError, UnavailableError, UnsupportedFeatureError
+from dynamo.planner.config import WORKERS_MAX
 from dynamo.planner.connectors.kubernetes_client import KubernetesClient, KubernetesError
 from dynamo.planner.connectors.kubernetes_config import Cluster, KubernetesConfig, ScaledObject
 from dynamo.planner.connectors.kubernetes_messages import PatchedMeta, Scale, ScalePatch, ScaleSpec
@@ -75,6 +76,8 @@ class KubernetesConnector:
         scale = await self._client.scale(scaled.path(self._cluster.namespace))
         if not scale.status.selector:  # which would be all pods there are
             raise KubernetesError(f"the scale of {scaled} does not say which pods are its own")
+        if not 0 <= scale.spec.replicas <= WORKERS_MAX:
+            raise KubernetesError(f"{scaled} has {scale.spec.replicas} replicas, which cannot be meant")
         self._seen[role] = scale.spec.replicas
         found, now = await self._client.pods(scale.status.selector)
         pods = Pods.of(found, now)

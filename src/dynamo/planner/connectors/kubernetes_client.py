@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BROKEN = (httpx2.RequestError, OSError)
+_NOT_UNDERSTOOD = (msgspec.DecodeError, RecursionError)
 _DONE = frozenset({200, 201})
 _CONFLICT = 409
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})  # another try may succeed
@@ -119,7 +120,7 @@ class KubernetesClient:
             raise _failure(response)
         try:
             return msgspec.json.decode(response.content, type=answer), _date(response)
-        except msgspec.DecodeError as error:
+        except _NOT_UNDERSTOOD as error:
             raise KubernetesError(f"{self._cluster.url} does not answer as Kubernetes does: {error}") from error
 
     def _headers(self) -> dict[str, str]:
@@ -145,7 +146,7 @@ def _token(path: Path) -> str:
 def _failure(response: httpx2.Response) -> KubernetesError:
     try:
         status = msgspec.json.decode(response.content, type=Status)
-    except msgspec.DecodeError:
+    except _NOT_UNDERSTOOD:
         status = Status(message=response.text[:_EXCERPT_MAX])
     said = status.message or status.reason or "no reason given"
     return KubernetesError(f"Kubernetes answers {response.status_code}: {said}", response.status_code)
@@ -155,7 +156,7 @@ def _date(response: httpx2.Response) -> datetime:
     """The server's time, if it tells it."""
     try:
         return parsedate_to_datetime(response.headers["date"]).astimezone(UTC)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return datetime.now(UTC)
 
 

@@ -4,8 +4,11 @@ Names are Kubernetes'. What has its default value, such as 0 replicas, may be le
 """
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class ObjectMeta(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -13,8 +16,8 @@ class ObjectMeta(msgspec.Struct, rename="camel", omit_defaults=True):
 
     name: str = ""
     resource_version: str = ""  # another one after each change of the object, its status included
-    creation_timestamp: datetime | None = None
-    deletion_timestamp: datetime | None = None  # by then it has to be gone: it was told to end
+    creation_timestamp: Time | None = None
+    deletion_timestamp: Time | None = None  # by then it has to be gone: it was told to end
 
 
 class ScaleSpec(msgspec.Struct):
@@ -50,7 +53,7 @@ class ScalePatch(msgspec.Struct):
 class PodCondition(msgspec.Struct, rename="camel"):
     type: str
     status: str  # True, False, Unknown
-    last_transition_time: datetime | None = None
+    last_transition_time: Time | None = None
 
 
 class PodStatus(msgspec.Struct):

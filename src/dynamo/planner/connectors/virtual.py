@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from dynamo.errors import InvalidRequestError, UnavailableError, UnsupportedFeatureError
 from dynamo.planner.config import WORKERS_MAX
@@ -59,6 +59,7 @@ class VirtualConnector:
     async def fleets(self) -> Mapping[WorkerType, Fleet]:
         """Of roles that there are, or were; UnavailableError when no worker has ever been there."""
         found = self._workers.by_role()
+        self._forget_another_kind(found.keys())
         for role, workers in found.items():
             if role not in self._decided:
                 self._desired[role] = max(self._desired.get(role, 0), len(workers))
@@ -78,6 +79,12 @@ class VirtualConnector:
 
     async def close(self) -> None:
         self._workers.close()
+
+    def _forget_another_kind(self, found: Collection[WorkerType]) -> None:
+        """Who has only workers that do all of a request is done with those that did a part, and the other way round."""
+        for role in [role for role in self._desired if found and role not in found]:
+            if (role is WorkerType.Aggregated) != (WorkerType.Aggregated in found):
+                del self._desired[role]
 
     def _acknowledge(self, target: int, workers: Mapping[WorkerType, int] | None) -> None:
         """That of an earlier target than the present one changes nothing: it has been overtaken."""
