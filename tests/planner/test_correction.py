@@ -45,3 +45,10 @@ def test_an_overloaded_fleet_tells_nothing() -> None:
     correction = Correction(0.5)
     correction.observe_ttft(5.0, DEMAND.at(19), 2, ScriptedModel())
     assert correction.overhead_s == 0
+
+
+def test_prompts_that_come_between_tokens_do_not_make_an_engine_slower() -> None:
+    correction = Correction(0.5)
+    itl_s = 0.03 / (1 - 2.0 * 0.1 / 2)  # two workers prefill 2 prompts/s of 0.1 s, a tenth of their time
+    correction.observe_itl(itl_s, DEMAND, LOAD, 2, ScriptedModel(), prefills=True)
+    assert correction.slowness == pytest.approx(1)

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from dynamo.planner.demand import Demand
-from dynamo.planner.load_scaling import LoadPolicy, Situation
+from dynamo.planner.load_scaling import LoadPolicy
 from dynamo.planner.load_signals import FleetLoad
 from dynamo.planner.need import Targets
 from dynamo.planner.observation import Traffic
+from dynamo.planner.situation import Situation
 from dynamo.protocols.model_card import WorkerType
 
 from .scripted_model import ScriptedModel, UnknownModel

@@ -88,10 +88,30 @@ def test_unknown_is_not_zero() -> None:
     assert decode_need(_demand(10, output=None), MODEL, TARGETS) is None
 
 
-def test_who_does_all_of_a_request_needs_both() -> None:
+def test_prompts_come_between_the_tokens_of_a_worker_that_does_all_of_a_request() -> None:
+    """10 ms + 1 ms · n by decoding, 0.1 s / 200 · n by prompts: 50 ms with 26.7 at once, not with 40."""
     need = role_need(WorkerType.Aggregated, _demand(40), MODEL, TARGETS)
     assert need is not None
-    assert need.workers == pytest.approx(_prefill(_demand(40)) + _decode(_demand(40)))
+    assert need.workers == pytest.approx((400 + 1.28 * 20) / (40 / 1.5))
+
+
+def test_prompts_may_be_all_that_there_is_to_do() -> None:
+    need = role_need(WorkerType.Aggregated, _demand(40, output=1.0), MODEL, replace(TARGETS, ttft_s=0.15, itl_s=10.0))
+    assert need is not None
+    assert need.workers == pytest.approx(_prefill(_demand(40), replace(TARGETS, ttft_s=0.15)))
+
+
+@given(st.floats(0.001, 1000), st.floats(1, 10_000), st.floats(1, 2000))
+def test_who_does_all_of_a_request_keeps_the_target(rate: float, prompt: float, output: float) -> None:
+    demand = _demand(rate, prefill=prompt, output=output)
+    need = role_need(WorkerType.Aggregated, demand, MODEL, TARGETS)
+    assert need is not None
+    assert need.workers >= _decode(demand) * (1 - 1e-9)
+    if "out of reach" in need.reason:
+        return
+    at_once = rate * output * TARGETS.itl_s / need.workers
+    prefilling = rate * prompt / 10_000 / need.workers
+    assert MODEL.itl_s(1.0, max(at_once, 1.0)) <= TARGETS.itl_s * (1 - prefilling) * 1.01
 
 
 @given(st.floats(0, 1000), st.floats(1, 10_000), st.floats(0.01, 10))

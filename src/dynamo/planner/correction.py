@@ -1,5 +1,6 @@
 """How far the performance model is from what is observed. Pure."""
 
+from dynamo.planner.concurrency import prompt_s
 from dynamo.planner.demand import Demand
 from dynamo.planner.load_signals import FleetLoad
 from dynamo.planner.perf_model import PerfModel
@@ -23,14 +24,21 @@ class Correction:
         self.slowness = 1.0
         self.overhead_s = 0.0
 
-    def observe_itl(self, itl_s: float, demand: Demand, load: FleetLoad, ready: int, model: PerfModel) -> None:
-        """`ready` workers have had `load`, and the tokens of a request came every `itl_s`."""
+    def observe_itl(
+        self, itl_s: float, demand: Demand, load: FleetLoad, ready: int, model: PerfModel, *, prefills: bool = False
+    ) -> None:
+        """`ready` workers have had `load`, and the tokens of a request came every `itl_s`.
+
+        Workers that prefill too have only the rest of their time for tokens.
+        """
         at_once = load.running / ready
-        if demand.context_tokens is None or at_once < 1 or itl_s <= 0:
+        busy_s = prompt_s(demand, model) if prefills else 0.0
+        if demand.context_tokens is None or busy_s is None or at_once < 1 or itl_s <= 0:
             return
         expected_s = model.itl_s(demand.context_tokens, at_once)
-        if expected_s:
-            found = min(max(itl_s / expected_s, _SLOWNESS_MIN), _SLOWNESS_MAX)
+        prefilling = demand.requests_per_s * busy_s / ready
+        if expected_s and prefilling < _UTILISATION_MAX:
+            found = min(max(itl_s * (1 - prefilling) / expected_s, _SLOWNESS_MIN), _SLOWNESS_MAX)
             self.slowness += _WEIGHT * (found - self.slowness)
 
     def observe_ttft(self, ttft_s: float, demand: Demand, ready: int, model: PerfModel) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dynamo.planner.decision import Forecast
@@ -10,6 +10,7 @@ from dynamo.planner.observation import Traffic
 
 WINDOW_S = 30.0  # what the load policy calls now
 _SIGMAS = 2.0  # arrivals that differ from the mean by so many standard deviations are not chance
+_CHANGE_SIGMAS = 3.0  # of any of the moments of a window: more, as there are several
 _ENTRIES_MAX = 4096
 
 
@@ -72,11 +73,15 @@ class _Lengths:
 
 
 class TrafficWindow:
-    """The traffic of the last `span_s`, or of the last observation if that is longer."""
+    """The traffic of the last `span_s`, or of the last observation if that is longer.
+
+    A rate that has certainly changed meanwhile is that since the change; what requests are like is so of all.
+    """
 
     def __init__(self, span_s: float = WINDOW_S) -> None:
         self._span_s = span_s
         self._entries: deque[tuple[float, Traffic]] = deque(maxlen=_ENTRIES_MAX)
+        self._changed_s = -math.inf  # what was observed before then had another rate
         self._lengths = _Lengths()
 
     def add(self, now_s: float, traffic: Traffic) -> None:
@@ -85,18 +90,21 @@ class TrafficWindow:
         while len(entries) > 1 and not 0 <= now_s - entries[0][0] < self._span_s:  # also of a clock that was set back
             entries.popleft()
         self._lengths.renew(entry for _, entry in entries)
+        self._changed_s = min(self._changed_s, now_s)
+        alike = [(at_s, entry) for at_s, entry in entries if at_s >= self._changed_s]
+        since = _change([entry for _, entry in alike])
+        self._changed_s = alike[since][0]
 
     def demand(self) -> Demand:
         """Needs at least one observation."""
-        traffic = [entry for _, entry in self._entries]
+        traffic = [entry for at_s, entry in self._entries if at_s >= self._changed_s]
         requests = sum(entry.requests for entry in traffic)
         duration_s = sum(entry.duration_s for entry in traffic)
-        last = traffic[-1]
-        sure = max(_sure(requests) / duration_s, _sure(last.requests) / last.duration_s)
+        chance = _SIGMAS * math.sqrt(requests)  # arrivals scatter like a Poisson process at best
         return Demand(
             requests_per_s=requests / duration_s,
-            at_least_per_s=sure,
-            at_most_per_s=max(sure, (requests + _SIGMAS * math.sqrt(requests)) / duration_s),
+            at_least_per_s=max(0.0, requests - chance) / duration_s,
+            at_most_per_s=(requests + chance) / duration_s,
             prefill_tokens=None if self._lengths.prompt is None else self._lengths.prompt - self._lengths.cached,
             prompt_tokens=self._lengths.prompt,
             output_tokens=self._lengths.output,
@@ -132,9 +140,26 @@ class IntervalSum:
         )
 
 
-def _sure(requests: float) -> float:
-    """Arrivals scatter like a Poisson process at best: N of them by the square root of N."""
-    return max(0.0, requests - _SIGMAS * math.sqrt(requests))
+def _change(traffic: Sequence[Traffic]) -> int:
+    """Since which of these observations the rate is another, beyond chance; 0: it is one and the same all the time.
+
+    Of the ways to part them in two, that whose rates differ most, in standard deviations of their difference if all
+    came from one Poisson process.
+    """
+    requests = sum(entry.requests for entry in traffic)
+    duration_s = sum(entry.duration_s for entry in traffic)
+    if not requests:
+        return 0
+    since, most = 0, _CHANGE_SIGMAS
+    before, before_s = 0.0, 0.0
+    for index, entry in enumerate(traffic[:-1], start=1):
+        before, before_s = before + entry.requests, before_s + entry.duration_s
+        after, after_s = requests - before, duration_s - before_s
+        scatter = math.sqrt(requests / before_s / after_s)  # sqrt(rate * (1/before_s + 1/after_s))
+        differs = abs(after / after_s - before / before_s) / scatter
+        if differs > most:
+            since, most = index, differs
+    return since
 
 
 def _mean(weighted: Iterable[tuple[float, float]]) -> float:

@@ -6,6 +6,7 @@ Fractions of workers: who adds two needs up, or compares, rounds up at the end.
 import math
 from dataclasses import dataclass
 
+from dynamo.planner.concurrency import positive, room
 from dynamo.planner.demand import Demand
 from dynamo.planner.perf_model import PerfModel
 from dynamo.planner.queueing import highest_utilisation, late_share
@@ -15,6 +16,7 @@ _LATE_SIGMAS = 1.28  # the quantile of the normal distribution that belongs to i
 _UTILISATION_MIN = 0.4  # where even this is too much, more workers hardly help: a prompt alone takes all the time
 _WORKERS_MAX = 10**6
 _ROUGHLY = 1.001  # models interpolate
+_ROUNDING = 1e-6  # of a worker: sums of floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,11 @@ class Need:
 NONE = Need(workers=0.0, reason="no traffic")
 
 
+def whole(workers: float) -> int:
+    """As many as have that much."""
+    return math.ceil(workers - _ROUNDING)
+
+
 def prefill_need(demand: Demand, model: PerfModel, targets: Targets) -> Need | None:
     """Workers of which no more than a tenth of the prompts wait longer than the TTFT allows.
 
@@ -50,7 +57,7 @@ def prefill_need(demand: Demand, model: PerfModel, targets: Targets) -> Need | N
         return None
     if not tokens:
         return Need(workers=0.0, reason="all prompts are cached")
-    alone_s, tokens_per_s = _positive(model.prefill_s(tokens)), _positive(model.prefill_tokens_per_s(tokens))
+    alone_s, tokens_per_s = positive(model.prefill_s(tokens)), positive(model.prefill_tokens_per_s(tokens))
     if alone_s is None or tokens_per_s is None:
         return None
     service_s = tokens / tokens_per_s
@@ -67,32 +74,27 @@ def prefill_need(demand: Demand, model: PerfModel, targets: Targets) -> Need | N
     return Need(workers=min(busy / share, _WORKERS_MAX), reason=reason)
 
 
-def decode_need(demand: Demand, model: PerfModel, targets: Targets) -> Need | None:
+def decode_need(demand: Demand, model: PerfModel, targets: Targets, interrupted_s: float = 0.0) -> Need | None:
     """Workers for so many requests at once (Little's law), and for what their number scatters by.
 
-    requests/s · tokens · ITL / concurrency of a worker. None: too little is known.
+    requests/s · tokens · ITL / concurrency of a worker; `interrupted_s`: by each prompt, where the same workers compute
+    them. None: too little is known.
     """
     if not demand.requests_per_s:
         return NONE
-    context, tokens = demand.context_tokens, demand.output_tokens
-    if context is None or tokens is None:
+    each = room(demand, model, targets.itl_s / targets.slowness, interrupted_s)
+    tokens = demand.output_tokens
+    if each is None or tokens is None:
         return None
-    itl_s = targets.itl_s / targets.slowness
-    each = _positive(model.concurrency(context, itl_s))
-    if each is None:
-        return None
-    reached_s = _positive(model.itl_s(context, each))
-    if reached_s is None:
-        return None
-    reachable = reached_s <= itl_s * _ROUGHLY
-    note = "" if reachable else f", the ITL of {targets.itl_s * 1000:.3g} ms is out of reach"
-    at_once = demand.requests_per_s * tokens * reached_s * targets.slowness
+    itl_s = each.itl_s * targets.slowness
+    note = "" if itl_s <= targets.itl_s * _ROUGHLY else f", the ITL of {targets.itl_s * 1000:.3g} ms is out of reach"
+    at_once = demand.requests_per_s * tokens * itl_s
+    workers = at_once_workers(at_once, each.requests)
     reason = (
-        f"{demand.requests_per_s:.3g} req/s x {tokens:.0f} tokens x {reached_s * targets.slowness * 1000:.3g} ms ="
-        f" {at_once:.1f} at once (+{_LATE_SIGMAS * math.sqrt(at_once):.1f}) / {each:.1f} ="
-        f" {at_once_workers(at_once, each):.2f}{note}"
+        f"{demand.requests_per_s:.3g} req/s x {tokens:.0f} tokens x {itl_s * 1000:.3g} ms ="
+        f" {at_once:.1f} at once (+{_LATE_SIGMAS * math.sqrt(at_once):.1f}) / {each.requests:.1f} = {workers:.2f}{note}"
     )
-    return Need(workers=min(at_once_workers(at_once, each), _WORKERS_MAX), reason=reason)
+    return Need(workers=min(workers, _WORKERS_MAX), reason=reason)
 
 
 def at_once_workers(at_once: float, each: float) -> float:
@@ -115,8 +117,3 @@ def _utilisation(busy: float, service_s: float, wait_s: float) -> float:
         else:
             few = middle + 1
     return max(_UTILISATION_MIN, highest_utilisation(few, service_s, wait_s, _LATE))
-
-
-def _positive(value: float | None) -> float | None:
-    """A model's answer, if it is one."""
-    return value if value is not None and 0 < value < math.inf else None

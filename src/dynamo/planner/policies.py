@@ -1,22 +1,20 @@
 """Both policies, and what they know in common. Pure."""
 
-import math
 from collections.abc import Callable, Sequence
 
 from dynamo.planner.config import PlannerOptions
 from dynamo.planner.correction import Correction
 from dynamo.planner.demand import Demand, TrafficWindow
 from dynamo.planner.forecast.base import Forecaster
-from dynamo.planner.load_scaling import LoadPolicy, Situation
+from dynamo.planner.load_scaling import LoadPolicy
 from dynamo.planner.load_signals import fleet_load
-from dynamo.planner.need import Targets
+from dynamo.planner.need import Targets, whole
 from dynamo.planner.observation import Traffic
 from dynamo.planner.perf_model import PerfModel
 from dynamo.planner.plan import RolePlan
+from dynamo.planner.situation import Situation
 from dynamo.planner.throughput_scaling import ThroughputPolicy
 from dynamo.protocols.model_card import WorkerType
-
-_ROUNDING = 1e-6  # of a worker
 
 
 class Policies:
@@ -63,7 +61,8 @@ class Policies:
         if plan.role is not WorkerType.Decode and traffic.ttft_s is not None:
             self._correction.observe_ttft(traffic.ttft_s, demand, ready, self._model)
         if plan.role is not WorkerType.Prefill and traffic.itl_s is not None and load is not None:
-            self._correction.observe_itl(traffic.itl_s, demand, load, ready, self._model)
+            shares = plan.role is WorkerType.Aggregated
+            self._correction.observe_itl(traffic.itl_s, demand, load, ready, self._model, prefills=shares)
 
     def _set_floor(self, plan: RolePlan) -> None:
         needs = self._throughput.needs
@@ -73,7 +72,7 @@ class Policies:
         if need is None:
             plan.reasons.append("throughput: too little is known")
             return
-        plan.throughput = plan.bounds.clamp(math.ceil(need.workers - _ROUNDING))
+        plan.throughput = plan.bounds.clamp(whole(need.workers))
         plan.reasons.append(f"throughput {plan.throughput}: {need.reason}")
 
     def _ask_load_policy(
