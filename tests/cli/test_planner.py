@@ -8,9 +8,11 @@ import pytest
 
 from dynamo.cli.main import main
 from dynamo.cli.planner_report import report_lines
+from dynamo.planner.connectors.virtual import VirtualConnector
 from dynamo.planner.decision import Convert, Decision, Forecast, RoleDecision, Scale
 from dynamo.planner.decisions import Decisions, PlannerReport, PlannerSettings
 from dynamo.planner.scaling import ScalingRequest, ScalingTarget
+from dynamo.planner.workers import Workers
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.testing.program import program
@@ -132,6 +134,22 @@ def test_no_planner(discovery: Path, capsys: pytest.CaptureFixture[str], action:
     said = capsys.readouterr().err
     assert what in said
     assert f"start one by `python -m dynamo.planner{flags}`" in said
+
+
+async def test_several_planners(runtime: DistributedRuntime, environ: dict[str, str]) -> None:
+    for planner in (runtime, runtime.sibling()):
+        decisions = Decisions(SETTINGS)
+        decisions.add(DECISION)
+        await decisions.serve(planner.endpoint("dynamo.planner.decisions"))
+        await VirtualConnector(Workers(planner.discovery, "dynamo"), 1.0).serve(
+            planner.endpoint("dynamo.planner.scaling")
+        )
+    async with program([*PLANNER, "status"], environ) as status:
+        assert await status.exit_code(END_S) == 0
+    assert "2 planners run in namespace 'dynamo'; this is one of them" in status.output
+    async with program([*PLANNER, "acknowledge", "0"], environ) as acknowledged:
+        assert await acknowledged.exit_code(END_S) == 1
+    assert "give each one of its own" in acknowledged.output
 
 
 @pytest.mark.parametrize(

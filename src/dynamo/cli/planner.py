@@ -132,6 +132,10 @@ async def _answers(
             f"no planner{flags and f' with{flags}'} runs in namespace {namespace!r}: start one by"
             f" `python -m dynamo.planner{flags}`, or say by --namespace where it is"
         ) from None
+    if (several := len(client.instance_ids())) > 1:
+        if not of_decisions:  # which one's target?
+            raise UnavailableError(f"{several} planners run in namespace {namespace!r}: give each one of its own")
+        print(f"{several} planners run in namespace {namespace!r}; this is one of them", file=sys.stderr)
     async with closing(await client.generate(request, annotated=False)) as answers:
         while True:
             try:
