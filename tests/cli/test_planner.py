@@ -1,5 +1,11 @@
 """`dynamo planner`, with a planner's endpoints and without."""
 
+import asyncio
+import contextlib
+import itertools
+import os
+import shlex
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -107,6 +113,25 @@ async def test_status(runtime: DistributedRuntime, environ: dict[str, str]) -> N
         await following.line("decision 7", END_S)
         decisions.add(msgspec.structs.replace(DECISION, number=8))
         await following.line("decision 8", END_S)
+
+
+async def test_whoever_has_read_enough_sees_no_traceback(
+    runtime: DistributedRuntime, environ: dict[str, str], tmp_path: Path
+) -> None:
+    decisions = Decisions(SETTINGS)
+    await decisions.serve(runtime.endpoint("dynamo.planner.decisions"))
+    said = tmp_path / "said"
+    command = shlex.join([sys.executable, *PLANNER, "status", "--follow", "--json"])
+    reading = await asyncio.create_subprocess_shell(
+        f"{command} 2> {said} | head -n 1 > /dev/null", env=os.environ | environ
+    )
+    numbers = itertools.count(1)
+    async with asyncio.timeout(END_S):
+        while reading.returncode is None:
+            decisions.add(Decision(number=next(numbers), at_s=0.0))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reading.wait(), 0.05)
+    assert said.read_text() == ""
 
 
 async def test_target_and_acknowledgement(runtime: DistributedRuntime, environ: dict[str, str]) -> None:

@@ -46,6 +46,17 @@ async def test_all_figures(server: PrometheusStandIn) -> None:
     )
 
 
+async def test_windows_overlap_and_no_request_counts_twice(server: PrometheusStandIn) -> None:
+    server.figures = ALL
+    times_s = iter((100.0, 105.0, 120.0, 300.0))
+    asked = PrometheusSource(
+        server.url, window_s=60.0, labels="", model=None, timeout_s=5.0, clock=lambda: next(times_s)
+    )
+    told = [await within(asked.traffic()) for _ in range(4)]
+    seen = [(traffic.duration_s, traffic.requests) for traffic in told]
+    assert seen == [(60, 36.5), (5, pytest.approx(36.5 / 12)), (15, 36.5 / 4), (60, 36.5)]
+
+
 async def test_no_traffic_is_a_value(server: PrometheusStandIn) -> None:
     """Means over nothing are NaN there."""
     server.figures = dict.fromkeys(ALL, "NaN") | {"ended": "0", "begun": "0"}

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
         return asyncio.run(_run(config, request, as_json=arguments.json))
     except DynamoError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads, such as `head`, has had enough; at the end nothing is left to be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -54,11 +54,24 @@ class _Answer(msgspec.Struct):
 
 
 class PrometheusSource:
-    """Asks for all figures by one query, so that they are of one moment."""
+    """Asks for all figures by one query, so that they are of one moment.
+
+    Windows overlap. So that no request counts twice, an answer stands for the time since the one before, with the rate
+    of the window.
+    """
 
     problems: Sequence[str] = ()  # it does not know which frontends there should be
 
-    def __init__(self, url: str, *, window_s: float, labels: str, model: str | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        window_s: float,
+        labels: str,
+        model: str | None,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`window_s`: over which time; `labels`: matchers in PromQL that the series must fulfil, "" for none.
 
         Raises ConfigError for a URL that is none.
@@ -66,11 +79,14 @@ class PrometheusSource:
         self._url = f"{server_url(url, '--prometheus-url')}/api/v1/query"
         self._window_s = window_s
         self._timeout_s = timeout_s
+        self._clock = clock
+        self._answered_s = -math.inf
         self.query = _query(window_s, labels, model)
 
     async def traffic(self) -> Traffic:
-        """Over the last window. Raises UnavailableError when Prometheus does not answer, or has no requests to tell of.
+        """Since the last answer.
 
+        Raises UnavailableError when Prometheus does not answer, or has no requests to tell of.
         Figures that are missing, or no numbers, as means over nothing are, are None.
         """
         figures = _figures(await self._vector())
@@ -79,9 +95,11 @@ class PrometheusSource:
             raise UnavailableError(
                 f"Prometheus has no {_PREFIX}request_duration_seconds of the last {self._window_s:g} s"
             )
+        now_s = self._clock()
+        duration_s, self._answered_s = min(now_s - self._answered_s, self._window_s), now_s
         return Traffic(
-            duration_s=self._window_s,
-            requests=max(0.0, ended + figures.get("begun", 0.0)),
+            duration_s=duration_s,
+            requests=max(0.0, ended + figures.get("begun", 0.0)) * duration_s / self._window_s,
             prompt_tokens=_positive(figures.get("prompt_tokens")),
             cached_tokens=_positive(figures.get("cached_tokens")),
             output_tokens=_positive(figures.get("output_tokens")),
