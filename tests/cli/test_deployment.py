@@ -286,7 +286,9 @@ def test_a_block_manager_of_its_own() -> None:
     assert made["kvbm"][1:3] == ["-m", "dynamo.kvbm"]
     service = parsed(ServiceConfig, made["kvbm"])
     assert (service.socket_path, service.kvbm_linger_s) == (KVBM.socket_path, None)
-    assert (service.namespace, service.rpc_port, service.system_port) == ("mine", 0, -1)
+    assert (service.namespace, service.rpc_port) == ("mine", 0)
+    workers = [parsed(VllmConfig, made[name]) for name in ("worker-1", "worker-2")]
+    assert [process.system_port for process in (service, *workers)] == [6000, 6001, 6002]
     assert parsed(VllmConfig, made["worker-2"]).kvbm == KVBM
     assert (
         parsed(VllmConfig, deployed(dataclasses.replace(GIVEN, engine="vllm", kvbm=KVBM)).further_worker()).kvbm == KVBM

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from pathlib import Path
 
 from dynamo.config import as_flags, group, option, settings
 from dynamo.engines.make import DISAGGREGATED_ENGINES, ENGINES
@@ -142,17 +141,14 @@ class Deployment:
 
     def services(self) -> dict[str, list[str]]:
         """The command line of each process that is no worker, by a name for it."""
-        commands = {"frontend": self._frontend()}
-        if (socket := self.kvbm_socket()) is not None:
-            commands["kvbm"] = service_command(Path(socket), self._shared(), None)
-        if self.config.with_planner:
-            commands["planner"] = self._planner()
-        return commands
+        makers = {"kvbm": self._block_manager, "planner": self._planner}
+        with_ports = {name: makers[name](position) for position, name in enumerate(self._services_with_ports())}
+        return {"frontend": self._frontend()} | with_ports
 
     def worker(self, role: WorkerType, position: int) -> list[str]:
         """A worker's command line. `position` sets its ports apart from those of the other workers that live."""
-        before = 1 if self.config.with_planner else 0
-        return [*self._engine(role), *self._with_ports(before + position), *self._kvbm_flags(), *self.worker_flags]
+        own = self._with_ports(len(self._services_with_ports()) + position)
+        return [*self._engine(role), *_runtime_flags(own), *self._kvbm_flags(), *self.worker_flags]
 
     def further_worker(self) -> list[str]:
         """What somebody types to start one more, like the last one; secrets have to be in the environment there too."""
@@ -187,9 +183,18 @@ class Deployment:
         flags = as_flags(FrontendConfig, self._shared(), without=(*_NOT_THE_FRONTENDS, *_BY_ENVIRONMENT))
         return [sys.executable, "-m", "dynamo.frontend", *flags]
 
-    def _planner(self) -> list[str]:
-        """Its ports are the first ones, whatever workers come and go."""
-        flags = [*self._with_ports(0), *as_flags(PlannerOptions, self.config.planner)]
+    def _services_with_ports(self) -> list[str]:
+        """Those that have the first of the ports, whatever workers come and go. The frontend has its HTTP port."""
+        has = {"kvbm": self.kvbm_socket() is not None, "planner": self.config.with_planner}
+        return [name for name, is_there in has.items() if is_there]
+
+    def _block_manager(self, position: int) -> list[str]:
+        own = self._with_ports(position)
+        system = ["--system-host", own.system_host, "--system-port", str(own.system_port)]
+        return [*service_command(self._kvbm().socket_path, own, None), *system]
+
+    def _planner(self, position: int) -> list[str]:
+        flags = [*_runtime_flags(self._with_ports(position)), *as_flags(PlannerOptions, self.config.planner)]
         return [sys.executable, "-m", "dynamo.planner", "--connector", "local", *flags]
 
     def _engine(self, role: WorkerType) -> list[str]:
@@ -203,16 +208,15 @@ class Deployment:
             command.append(_CHANGEABLE)
         return command
 
-    def _with_ports(self, position: int) -> list[str]:
+    def _with_ports(self, position: int) -> RuntimeConfig:
         """How a process takes part that listens on ports of its own."""
         c = self.config
-        own = replace(
+        return replace(
             self._shared(),
             system_port=_port(c.system_port, position),
             rpc_port=_port(c.rpc_port, position),
             rpc_advertise=_address(c.advertised(), position),
         )
-        return as_flags(RuntimeConfig, own, without=_BY_ENVIRONMENT)
 
     def _kvbm(self) -> KvbmOptions:
         """The deployment's own block manager, which is one of its processes."""
@@ -241,6 +245,10 @@ class Deployment:
 def worker_name(role: WorkerType, number: int) -> str:
     """The name of a worker process."""
     return f"{_NAMES[role]}-{number}"
+
+
+def _runtime_flags(config: RuntimeConfig) -> list[str]:
+    return as_flags(RuntimeConfig, config, without=_BY_ENVIRONMENT)
 
 
 def _port(first: int, position: int) -> int:
