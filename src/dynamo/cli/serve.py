@@ -84,17 +84,17 @@ def _prepare(config: ServeConfig, model: str, worker_flags: Sequence[str]) -> De
 
 async def _supervise(deployment: Deployment) -> int:
     """The exit code: 0 after a signal, 1 when a process could not be started."""
-    try:
-        runtime = DistributedRuntime(config=deployment.control())
-    except DynamoError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 1
     children: list[Child] = []
     status = StatusLine(children)
     end_timeout_s = deployment.config.shutdown_timeout_s + _STOP_MARGIN_S
     supervisor = Supervisor(children, os.environ | deployment.environ(), status.log, end_timeout_s=end_timeout_s)
     stop = asyncio.Event()
     _on_signals(stop, supervisor)
+    try:
+        runtime = DistributedRuntime(config=deployment.control())
+    except DynamoError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 1
     for name, command in deployment.services().items():
         supervisor.start(name, command, must_start=True)
     fleets = Fleets(deployment, supervisor, EndpointWorkerRoles(runtime, deployment.namespace))
