@@ -52,12 +52,25 @@ class Scripted(Deployment):
         return [sys.executable, "-c", WORKER, str(self.directory), str(position)]
 
 
+class Roles:
+    """Workers that say what came of being asked when a test has them say it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, WorkerType]] = []
+        self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def change(self, pid: int, role: WorkerType) -> None:
+        self.asked.append((pid, role))
+        await self.outcome
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """Fleets, and what steers their workers."""
 
     deployment: Scripted
     supervisor: Supervisor
+    roles: Roles
     fleets: Fleets
 
     def allow(self, what: str) -> None:
@@ -93,10 +106,11 @@ async def world(directory: Path, config: ServeConfig, allowed: Sequence[str] = (
         (directory / what).touch()
     deployment = Scripted(config=config, model_name="m", model_dir="/m", worker_flags=(), directory=directory)
     supervisor = Supervisor([], os.environ, lambda *_: None, end_timeout_s=10)
-    fleets = Fleets(deployment, supervisor)
+    roles = Roles()
+    fleets = Fleets(deployment, supervisor, roles)
     fleets.start()
     try:
-        yield World(deployment=deployment, supervisor=supervisor, fleets=fleets)
+        yield World(deployment=deployment, supervisor=supervisor, roles=roles, fleets=fleets)
     finally:
         supervisor.kill()
         await within(supervisor.close())
@@ -198,18 +212,6 @@ async def test_what_cannot_be(tmp_path: Path, action: Action, error: type[Except
         assert w.counts()[0] == 2
 
 
-class Roles:
-    """Workers that say what came of being asked when a test has them say it."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[int, WorkerType]] = []
-        self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def change(self, pid: int, role: WorkerType) -> None:
-        self.asked.append((pid, role))
-        await self.outcome
-
-
 @asynccontextmanager
 async def apart(directory: Path, allowed: Sequence[str] = ("ready", "drained")) -> AsyncIterator[tuple[World, Roles]]:
     """One prefill and two decode workers, all up."""
@@ -217,8 +219,7 @@ async def apart(directory: Path, allowed: Sequence[str] = ("ready", "drained")) 
     async with world(directory, config, allowed) as w:
         await w.until(1, 1, 0, 0, role=P)
         await w.until(2, 2, 0, 0, role=D)
-        w.fleets.worker_roles = roles = Roles()
-        yield w, roles
+        yield w, w.roles
 
 
 async def test_a_worker_turns_to_another_role(tmp_path: Path) -> None:

@@ -1,5 +1,11 @@
 """`dynamo planner`, with a planner's endpoints and without."""
 
+import asyncio
+import contextlib
+import itertools
+import os
+import shlex
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,9 +14,11 @@ import pytest
 
 from dynamo.cli.main import main
 from dynamo.cli.planner_report import report_lines
+from dynamo.planner.connectors.virtual import VirtualConnector
 from dynamo.planner.decision import Convert, Decision, Forecast, RoleDecision, Scale
 from dynamo.planner.decisions import Decisions, PlannerReport, PlannerSettings
 from dynamo.planner.scaling import ScalingRequest, ScalingTarget
+from dynamo.planner.workers import Workers
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.testing.program import program
@@ -107,6 +115,25 @@ async def test_status(runtime: DistributedRuntime, environ: dict[str, str]) -> N
         await following.line("decision 8", END_S)
 
 
+async def test_whoever_has_read_enough_sees_no_traceback(
+    runtime: DistributedRuntime, environ: dict[str, str], tmp_path: Path
+) -> None:
+    decisions = Decisions(SETTINGS)
+    await decisions.serve(runtime.endpoint("dynamo.planner.decisions"))
+    said = tmp_path / "said"
+    command = shlex.join([sys.executable, *PLANNER, "status", "--follow", "--json"])
+    reading = await asyncio.create_subprocess_shell(
+        f"{command} 2> {said} | head -n 1 > /dev/null", env=os.environ | environ
+    )
+    numbers = itertools.count(1)
+    async with asyncio.timeout(END_S):
+        while reading.returncode is None:
+            decisions.add(Decision(number=next(numbers), at_s=0.0))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reading.wait(), 0.05)
+    assert said.read_text() == ""
+
+
 async def test_target_and_acknowledgement(runtime: DistributedRuntime, environ: dict[str, str]) -> None:
     told: list[ScalingRequest] = []
 
@@ -132,6 +159,22 @@ def test_no_planner(discovery: Path, capsys: pytest.CaptureFixture[str], action:
     said = capsys.readouterr().err
     assert what in said
     assert f"start one by `python -m dynamo.planner{flags}`" in said
+
+
+async def test_several_planners(runtime: DistributedRuntime, environ: dict[str, str]) -> None:
+    for planner in (runtime, runtime.sibling()):
+        decisions = Decisions(SETTINGS)
+        decisions.add(DECISION)
+        await decisions.serve(planner.endpoint("dynamo.planner.decisions"))
+        await VirtualConnector(Workers(planner.discovery, "dynamo"), 1.0).serve(
+            planner.endpoint("dynamo.planner.scaling")
+        )
+    async with program([*PLANNER, "status"], environ) as status:
+        assert await status.exit_code(END_S) == 0
+    assert "2 planners run in namespace 'dynamo'; this is one of them" in status.output
+    async with program([*PLANNER, "acknowledge", "0"], environ) as acknowledged:
+        assert await acknowledged.exit_code(END_S) == 1
+    assert "give each one of its own" in acknowledged.output
 
 
 @pytest.mark.parametrize(

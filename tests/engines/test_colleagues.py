@@ -41,4 +41,4 @@ async def test_who_decodes(
     assert colleagues.decode() is counts
     await unregister_model(other, name)
     assert not colleagues.decode()
-    colleagues.close()
+    await colleagues.close()

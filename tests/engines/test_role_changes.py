@@ -145,6 +145,15 @@ async def test_somebody_has_to_decode(make: Make) -> None:
     assert (await worker.ask(PREFILL)).role is PREFILL
 
 
+async def test_the_last_two_are_asked_at_once(make: Make) -> None:
+    """Neither may count on the other."""
+    workers = [await make(DECODE), await make(DECODE)]
+    answers = await asyncio.gather(*(worker.ask(PREFILL) for worker in workers), return_exceptions=True)
+    assert any(isinstance(answer, InvalidRequestError) for answer in answers)
+    assert DECODE in [(await worker.ask()).role for worker in workers]
+    assert all(worker.runtime.health.ready for worker in workers)
+
+
 async def test_who_decodes_may_have_begun_just_now(make: Make) -> None:
     worker = await make(DECODE, news_s=30.0)
     changing = asyncio.create_task(worker.ask(PREFILL))

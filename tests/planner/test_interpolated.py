@@ -1,3 +1,5 @@
+"""A profile's points, and what lies between and beyond them."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""A model that is learnt from workers: of the simulated engine, and of workers that say anything."""
+
 import math
 import random
 from collections.abc import Mapping

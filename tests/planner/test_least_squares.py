@@ -1,3 +1,5 @@
+"""Costs that are found again."""
+
 import math
 import random
 

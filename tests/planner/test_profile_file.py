@@ -1,3 +1,5 @@
+"""Profiles on disk, and what is none."""
+
 import re
 from pathlib import Path
 from typing import Any

@@ -54,7 +54,9 @@ def test_an_order_is_given_up_after_the_timeout() -> None:
 
 def test_somebody_elses_change() -> None:
     ledger = _ledger()
-    assert ledger.compare(Fleet(desired=7, ready=3), 5).changed_from == 3
+    standing = ledger.compare(Fleet(desired=7, ready=3), 5)
+    assert standing.changed_from == 3
+    assert any("somebody changed 3 to 7" in problem for problem in standing.problems)
     assert ledger.compare(Fleet(desired=7, ready=7), 10).changed_from is None
 
 

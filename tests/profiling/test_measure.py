@@ -1,3 +1,5 @@
+"""One point of a profile, measured at a server that answers as a test has it."""
+
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager

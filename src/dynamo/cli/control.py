@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 
 from dynamo.cli.fleets import Fleets
-from dynamo.cli.worker_roles import EndpointWorkerRoles
 from dynamo.planner.decision import Action
 from dynamo.planner.supervision import FLEETS_ENDPOINT, SCALE_ENDPOINT, SUPERVISOR_COMPONENT, SupervisedFleets
 from dynamo.runtime.distributed import DistributedRuntime
@@ -12,7 +11,6 @@ from dynamo.runtime.instance import EndpointId
 
 async def serve_control(runtime: DistributedRuntime, namespace: str, fleets: Fleets) -> None:
     """Serves them until the runtime shuts down; returns at once. ConfigError when they cannot be announced."""
-    fleets.worker_roles = EndpointWorkerRoles(runtime, namespace)
     endpoint = EndpointId(namespace, SUPERVISOR_COMPONENT, FLEETS_ENDPOINT)
 
     async def state(request: None) -> AsyncIterator[SupervisedFleets]:

@@ -8,7 +8,7 @@ from dynamo.cli.deployment import WORKERS_MAX, Deployment, worker_name
 from dynamo.cli.members import Member, smallest_but, surplus
 from dynamo.cli.process import State
 from dynamo.cli.supervisor import Supervisor
-from dynamo.cli.worker_roles import NoWorkerRoles, WorkerRoles
+from dynamo.cli.worker_roles import WorkerRoles
 from dynamo.errors import DynamoError, InvalidRequestError, UnavailableError, UnsupportedFeatureError
 from dynamo.planner.decision import Action, Convert, Scale
 from dynamo.planner.supervision import SupervisedFleet, SupervisedFleets
@@ -18,10 +18,10 @@ from dynamo.protocols.model_card import WorkerType
 class Fleets:
     """Starts, ends and converts workers. All of them are children of one supervisor."""
 
-    def __init__(self, deployment: Deployment, supervisor: Supervisor) -> None:
-        self.worker_roles: WorkerRoles = NoWorkerRoles()
+    def __init__(self, deployment: Deployment, supervisor: Supervisor, worker_roles: WorkerRoles) -> None:
         self._deployment = deployment
         self._supervisor = supervisor
+        self._worker_roles = worker_roles
         self._desired = Counter(deployment.workers())
         self._members: list[Member] = []  # in the order of their start; some may have ended
         self._conversions: set[asyncio.Task[None]] = set()
@@ -93,7 +93,7 @@ class Fleets:
         """If nobody knows what has come of it, the worker is restarted in the role that it shall have."""
         try:
             async with asyncio.timeout(self._supervisor.end_timeout_s):
-                await self.worker_roles.change(pid, member.role)
+                await self._worker_roles.change(pid, member.role)
         except InvalidRequestError as error:
             if member.stays:
                 self._move(member, source)

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
         return asyncio.run(_run(config, request, as_json=arguments.json))
     except DynamoError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads, such as `head`, has had enough; at the end nothing is left to be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
@@ -132,6 +136,10 @@ async def _answers(
             f"no planner{flags and f' with{flags}'} runs in namespace {namespace!r}: start one by"
             f" `python -m dynamo.planner{flags}`, or say by --namespace where it is"
         ) from None
+    if (several := len(client.instance_ids())) > 1:
+        if not of_decisions:  # which one's target?
+            raise UnavailableError(f"{several} planners run in namespace {namespace!r}: give each one of its own")
+        print(f"{several} planners run in namespace {namespace!r}; this is one of them", file=sys.stderr)
     async with closing(await client.generate(request, annotated=False)) as answers:
         while True:
             try:

@@ -16,6 +16,7 @@ from dynamo.cli.frontend_api import reachable_url, read_figures, serves
 from dynamo.cli.process import Child
 from dynamo.cli.status import StatusLine
 from dynamo.cli.supervisor import Supervisor
+from dynamo.cli.worker_roles import EndpointWorkerRoles
 from dynamo.config import build_parser, from_namespace
 from dynamo.engines.make import check_engine
 from dynamo.errors import ConfigError, DynamoError
@@ -89,12 +90,17 @@ async def _supervise(deployment: Deployment) -> int:
     supervisor = Supervisor(children, os.environ | deployment.environ(), status.log, end_timeout_s=end_timeout_s)
     stop = asyncio.Event()
     _on_signals(stop, supervisor)
+    try:
+        runtime = DistributedRuntime(config=deployment.control())
+    except DynamoError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 1
     for name, command in deployment.services().items():
         supervisor.start(name, command, must_start=True)
-    fleets = Fleets(deployment, supervisor)
+    fleets = Fleets(deployment, supervisor, EndpointWorkerRoles(runtime, deployment.namespace))
     fleets.start()
     stopped = asyncio.create_task(stop.wait())
-    failures = [asyncio.create_task(supervisor.failure()), asyncio.create_task(_control(deployment, fleets))]
+    failures = [asyncio.create_task(supervisor.failure()), asyncio.create_task(_control(runtime, deployment, fleets))]
     companions = [
         stopped,
         *failures,
@@ -114,6 +120,7 @@ async def _supervise(deployment: Deployment) -> int:
         fleets.close()
         await supervisor.close()
         await asyncio.gather(*companions, return_exceptions=True)
+        await runtime.close(graceful=False)
         status.close()
 
 
@@ -135,19 +142,13 @@ def _on_signals(stop: asyncio.Event, supervisor: Supervisor) -> None:
         loop.add_signal_handler(number, on_signal)
 
 
-async def _control(deployment: Deployment, fleets: Fleets) -> str:
-    """Lets a planner change the workers; returns why that is impossible, if it is."""
-    try:
-        runtime = DistributedRuntime(config=deployment.control())
-    except DynamoError as error:
-        return str(error)
+async def _control(runtime: DistributedRuntime, deployment: Deployment, fleets: Fleets) -> str:
+    """Lets a planner change the workers until it is cancelled; returns why that is impossible, if it is."""
     try:
         await serve_control(runtime, deployment.namespace, fleets)
-        await asyncio.Event().wait()
     except DynamoError as error:
         return str(error)
-    finally:
-        await runtime.close(graceful=False)
+    await asyncio.Event().wait()
     return ""
 
 

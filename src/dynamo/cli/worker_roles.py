@@ -26,13 +26,6 @@ class WorkerRoles(Protocol):
         ...
 
 
-class NoWorkerRoles:
-    """Where nobody can be asked."""
-
-    async def change(self, pid: int, role: WorkerType) -> None:
-        raise UnavailableError("workers cannot be asked yet")
-
-
 class EndpointWorkerRoles:
     """By the endpoint that each of a namespace's workers has for it."""
 

@@ -3,10 +3,16 @@
 import asyncio
 from contextlib import suppress
 
+from dynamo.errors import DynamoError
 from dynamo.llm.register import ModelEntry, announced, models_prefix
 from dynamo.protocols.model_card import WorkerType
+from dynamo.protocols.role import ROLE_COMPONENT, ROLE_ENDPOINT, RoleRequest, WorkerRole
 from dynamo.runtime.discovery.base import Event, Put
 from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.handler import closing
+from dynamo.runtime.instance import EndpointId
+
+_ANSWER_S = 2.0  # how long one may take to say what it is about to do
 
 
 class Colleagues:
@@ -17,6 +23,7 @@ class Colleagues:
         self._model = model
         self._watch = runtime.discovery.watch(models_prefix(namespace))
         self._entries: dict[str, ModelEntry] = {}  # by discovery key
+        self._roles = runtime.client(EndpointId(namespace, ROLE_COMPONENT, ROLE_ENDPOINT), WorkerRole)
 
     async def until_decode(self, timeout_s: float) -> None:
         """Returns when one of them decodes, or after that time: who has just begun may not be known yet."""
@@ -29,15 +36,37 @@ class Colleagues:
         """Whether one of them does: those that do all of a request among them."""
         for event in self._watch.take():
             self._apply(event)
-        return any(
-            entry.card.name == self._model
+        return bool(self._decoding())
+
+    async def decode_on(self) -> bool:
+        """Whether one of them does and is not about to leave off: each is asked, as its entry goes a little later."""
+        return any(await asyncio.gather(*(self._stays(entry) for entry in self._decoding())))
+
+    async def close(self) -> None:
+        self._watch.close()
+        await self._roles.close()
+
+    def _decoding(self) -> list[ModelEntry]:
+        return [
+            entry
+            for entry in self._entries.values()
+            if entry.card.name == self._model
             and entry.card.worker_type is not WorkerType.Prefill
             and entry.instance_id != self._own_id
-            for entry in self._entries.values()
-        )
+        ]
 
-    def close(self) -> None:
-        self._watch.close()
+    async def _stays(self, entry: ModelEntry) -> bool:
+        if entry.instance_id not in self._roles.instance_ids():
+            return True  # it has no other role
+        try:
+            async with (
+                asyncio.timeout(_ANSWER_S),
+                closing(await self._roles.direct(RoleRequest(), entry.instance_id, annotated=False)) as answers,
+            ):
+                state: WorkerRole = await anext(answers)
+        except (DynamoError, StopAsyncIteration, TimeoutError):
+            return False
+        return state.role is not WorkerType.Prefill and state.becoming is None
 
     def _apply(self, event: Event) -> None:
         if not isinstance(event, Put):

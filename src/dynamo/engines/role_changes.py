@@ -74,10 +74,10 @@ class RoleChanges:
 
     async def close(self) -> None:
         """Ends a change that is under way. Idempotent."""
-        self._colleagues.close()
         if self._changing is not None:
             self._changing.cancel()
             await asyncio.wait([self._changing])
+        await self._colleagues.close()
 
     def _begin(self, role: WorkerType, request: RoleRequest) -> asyncio.Task[None]:
         """Raises what the request is refused with."""
@@ -90,12 +90,14 @@ class RoleChanges:
         if (refusal := self._refusal()) is not None:
             raise UnsupportedFeatureError(refusal)
         if role is WorkerType.Prefill and not request.force and not self._colleagues.decode():
-            raise InvalidRequestError("no other worker of the model decodes: with `force` none would", param="force")
+            raise _nobody_decodes()
         timeout_s = request.drain_timeout_s
         if timeout_s is None:
             timeout_s = self._runtime.config.shutdown_timeout_s
         self._becoming = role
-        self._changing = asyncio.create_task(self._change(role, timeout_s), name=f"become-{role.value}")
+        self._changing = asyncio.create_task(
+            self._change(role, timeout_s, force=request.force), name=f"become-{role.value}"
+        )
         self._changing.add_done_callback(self._changed)
         return self._changing
 
@@ -107,8 +109,11 @@ class RoleChanges:
             return "this worker was told by --endpoint where to serve, and not where in another role"
         return None
 
-    async def _change(self, role: WorkerType, timeout_s: float) -> None:
+    async def _change(self, role: WorkerType, timeout_s: float, *, force: bool) -> None:
         """Ends early when the runtime shuts down, which sees to the requests under way then."""
+        # Two that are told at once see each other decode. Each says what it is about to become before it asks.
+        if role is WorkerType.Prefill and not force and not await self._colleagues.decode_on():
+            raise _nobody_decodes()
         work = asyncio.create_task(self._carry_out(role, timeout_s))
         ending = asyncio.create_task(self._runtime.wait_for_shutdown())
         try:
@@ -140,3 +145,7 @@ class RoleChanges:
         if not task.cancelled() and (error := task.exception()) is not None:  # nobody may have waited for it
             expected = isinstance(error, DynamoError)
             logger.log(logging.INFO if expected else logging.ERROR, "%s", error, exc_info=None if expected else error)
+
+
+def _nobody_decodes() -> InvalidRequestError:
+    return InvalidRequestError("no other worker of the model decodes: with `force` none would", param="force")

@@ -1,15 +1,11 @@
 """What this frontend has been asked for, as a planner wants to know it: the figures of /metrics, read when it asks."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
-from prometheus_client.metrics import MetricWrapperBase
-
-from dynamo.errors import OverloadedError
 from dynamo.frontend.state import Frontend
 from dynamo.frontend.tracker import ModelMetrics
 from dynamo.protocols.traffic import ModelTraffic
 from dynamo.runtime.component import Endpoint
-from dynamo.telemetry.metrics import FrontendMetrics
 
 
 async def serve_traffic(endpoint: Endpoint, frontend: Frontend) -> None:
@@ -24,20 +20,15 @@ async def serve_traffic(endpoint: Endpoint, frontend: Frontend) -> None:
 
 def traffic(frontend: Frontend, uptime_s: float) -> list[ModelTraffic]:
     """One for each model that a request was ever for."""
-    return [_of_model(frontend.metrics, series, uptime_s) for series in frontend.known_series()]
+    return [_of_model(series, uptime_s) for series in frontend.known_series()]
 
 
-def _of_model(metrics: FrontendMetrics, series: ModelMetrics, uptime_s: float) -> ModelTraffic:
-    under_way = _total(metrics.inflight, lambda labels: labels["model"] == series.model)
-    refused = _total(
-        metrics.requests,
-        lambda labels: labels["model"] == series.model and labels["error_type"] == OverloadedError.code,
-    )
+def _of_model(series: ModelMetrics, uptime_s: float) -> ModelTraffic:
+    under_way = sum(sample.value for family in series.inflight.collect() for sample in family.samples)
     return ModelTraffic(
         model=series.model,
         uptime_s=uptime_s,
-        arrived_requests=series.duration.count + under_way,
-        refused_requests=refused,
+        arrived_requests=series.duration.count + int(under_way),
         finished_requests=series.output_sequence.count,
         first_tokens=series.time_to_first_token.count,
         ttft_s=series.time_to_first_token.sum,
@@ -47,16 +38,4 @@ def _of_model(metrics: FrontendMetrics, series: ModelMetrics, uptime_s: float) -
         prompt_tokens=int(series.input_tokens.sum),
         cached_tokens=int(series.cached_tokens.sum),
         output_tokens=int(series.output_sequence.sum),
-    )
-
-
-def _total(metric: MetricWrapperBase, counts: Callable[[dict[str, str]], bool]) -> int:
-    """The sum of a metric's series whose labels `counts` accepts."""
-    return int(
-        sum(
-            sample.value
-            for family in metric.collect()
-            for sample in family.samples
-            if not sample.name.endswith("_created") and counts(sample.labels)
-        )
     )

@@ -6,10 +6,10 @@ from dynamo.config import option
 from dynamo.errors import ConfigError
 
 MODES = ("load", "throughput", "both")
+PREDICTORS = ("constant", "moving-average", "arima", "kalman", "seasonal")
 WORKERS_MAX = 1_000_000  # of one role: more are a mistake
 DAY_S = 86400.0
 _GPUS_MAX = 1_000_000  # of a worker
-PREDICTORS = ("constant", "moving-average", "arima", "kalman", "seasonal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,9 +73,13 @@ def _traffic(traffic: Traffic | None) -> tuple[Traffic | None, list[str]]:
         "TTFT": traffic.ttft_s,
         "ITL": traffic.itl_s,
     }
-    wrong = [f"the traffic's {name} are {value:g}" for name, value in figures.items() if not _is_amount(value or 0)]
+    wrong = [
+        f"{value:g} makes no sense as the traffic's {name}"
+        for name, value in figures.items()
+        if not _is_amount(value or 0)
+    ]
     if not (_is_amount(traffic.duration_s) and traffic.duration_s > 0):
-        wrong.append(f"the traffic is of {traffic.duration_s:g} s")
+        wrong.append(f"traffic of {traffic.duration_s:g} s makes no sense")
     if wrong:
         return None, wrong
     prompt, cached = traffic.prompt_tokens, traffic.cached_tokens

@@ -44,6 +44,8 @@ class Ledger:
         """At each observation that has fleets."""
         problems: list[str] = []
         changed_from = self._follow(fleet.desired, now_s)
+        if changed_from is not None:
+            problems.append(f"{self._role}: somebody changed {changed_from} to {fleet.desired}")
         if self._orders and self._orders[-1][1] != fleet.desired:
             problems.append(f"{self._role}: {self._orders[-1][1]} were asked for, it is still {fleet.desired}")
         stuck = sum(started_s > self._start_timeout_s for started_s in fleet.starting_s)

@@ -85,7 +85,6 @@ class Planner:
         standing = self._ledgers[role].compare(fleet, now_s)
         plan = RolePlan(role=role, fleet=fleet, bounds=role_bounds(self._options, role), standing=standing)
         if standing.changed_from is not None:
-            plan.reasons.append(f"somebody changed {standing.changed_from} to {fleet.desired}")
             self._cool_downs[role].restart(fleet.desired, now_s)
         return plan
 

@@ -11,8 +11,7 @@ class ModelTraffic(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     model: str
     uptime_s: float = 0.0  # since that start
-    arrived_requests: int = 0  # all that came, the refused ones among them
-    refused_requests: int = 0  # for lack of room, here or at the workers: traffic that nobody has served
+    arrived_requests: int = 0  # all that came, among them those refused for lack of room
     finished_requests: int = 0  # without an error
     first_tokens: int = 0  # requests that have got one
     ttft_s: float = 0.0  # the sum over those

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from dynamo.planner.observation import Fleet, Observation, Traffic
+from dynamo.planner.traffic_sums import as_traffic, difference
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import WorkerType
 from dynamo.protocols.traffic import ModelTraffic
@@ -41,18 +42,5 @@ class Observer:
 
 def traffic_between(before: ModelTraffic, after: ModelTraffic, duration_s: float) -> Traffic:
     """What the frontend's counters say of the time between two looks at them."""
-    prompts = after.prompts - before.prompts
-    finished = after.finished_requests - before.finished_requests
-    return Traffic(
-        duration_s=duration_s,
-        requests=after.arrived_requests + after.refused_requests - before.arrived_requests - before.refused_requests,
-        prompt_tokens=_mean(after.prompt_tokens - before.prompt_tokens, prompts),
-        cached_tokens=_mean(after.cached_tokens - before.cached_tokens, prompts),
-        output_tokens=_mean(after.output_tokens - before.output_tokens, finished),
-        ttft_s=_mean(after.ttft_s - before.ttft_s, after.first_tokens - before.first_tokens),
-        itl_s=_mean(after.itl_s - before.itl_s, after.gaps - before.gaps),
-    )
-
-
-def _mean(total: float, count: int) -> float | None:
-    return total / count if count else None
+    added = difference(before, after)
+    return as_traffic(added, requests=added.arrived_requests, duration_s=duration_s)

@@ -10,14 +10,20 @@ import pytest
 from dynamo.errors import DynamoError, InternalError, InvalidRequestError, UnavailableError
 from dynamo.planner.connectors.local import LocalConnector
 from dynamo.planner.decision import Action, Convert, Scale
+from dynamo.planner.decisions import Decisions, PlannerSettings
 from dynamo.planner.observation import Fleet
 from dynamo.planner.supervision import SupervisedFleet, SupervisedFleets
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.testing import within
+from dynamo.testing import eventually, within
 
 A, P, D = WorkerType.Aggregated, WorkerType.Prefill, WorkerType.Decode
+
+
+SETTINGS = PlannerSettings(
+    connector="local", mode="both", predictor="constant", advisory=False, ttft_ms=500, itl_ms=50, interval_s=5
+)
 
 
 class Supervisor:
@@ -81,6 +87,16 @@ async def test_fleets(supervisor: Supervisor, connector: LocalConnector) -> None
         D: Fleet(desired=1, ready=1, draining=2),
     }
     assert connector.converts
+
+
+async def test_planners_that_work_against_each_other(
+    runtime: DistributedRuntime, supervisor: Supervisor, connector: LocalConnector
+) -> None:
+    for planner in (runtime.sibling(), runtime.sibling()):
+        assert not connector.problems
+        await Decisions(SETTINGS).serve(planner.endpoint("ns.planner.decisions"))
+    await eventually(lambda: bool(connector.problems))
+    assert "2 planners run in namespace 'ns'" in connector.problems[0]
 
 
 async def test_actions(supervisor: Supervisor, connector: LocalConnector) -> None:

@@ -1,3 +1,5 @@
+"""Forecasts of what is steady, rises, comes again, or makes no sense."""
+
 import builtins
 import math
 import random

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dynamo.errors import DynamoError, InvalidRequestError, UnavailableError
 from dynamo.planner.decision import Action
+from dynamo.planner.decisions import DECISIONS_ENDPOINT, PLANNER_COMPONENT, PlannerReport
 from dynamo.planner.observation import Fleet
 from dynamo.planner.supervision import FLEETS_ENDPOINT, SCALE_ENDPOINT, SUPERVISOR_COMPONENT, SupervisedFleets
 from dynamo.protocols.model_card import WorkerType
@@ -21,6 +22,7 @@ class LocalConnector:
         self._namespace = namespace
         self._fleets = runtime.client(fleets, SupervisedFleets)
         self._scale = runtime.client(fleets.beside(SCALE_ENDPOINT), SupervisedFleets)
+        self._planners = runtime.client(EndpointId(namespace, PLANNER_COMPONENT, DECISIONS_ENDPOINT), PlannerReport)
         self._said = SupervisedFleets(fleets=())
 
     @property
@@ -30,7 +32,11 @@ class LocalConnector:
 
     @property
     def problems(self) -> Sequence[str]:
-        return self._said.problems
+        planners = len(self._planners.instance_ids())
+        if planners < 2:
+            return self._said.problems
+        several = f"{planners} planners run in namespace {self._namespace!r}: those that act undo each other's work"
+        return (*self._said.problems, several)
 
     async def fleets(self) -> Mapping[WorkerType, Fleet]:
         self._said = await self._ask(self._fleets, None)
@@ -42,6 +48,7 @@ class LocalConnector:
     async def close(self) -> None:
         await self._fleets.close()
         await self._scale.close()
+        await self._planners.close()
 
     async def _ask(self, client: Client, request: Action | None) -> SupervisedFleets:
         instances = client.instance_ids()
