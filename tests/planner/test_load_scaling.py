@@ -58,10 +58,10 @@ def test_as_many_as_the_arrivals_need() -> None:
     assert _propose(_situation(10, 9)) == 5
 
 
-def test_chance_neither_orders_workers_nor_keeps_them() -> None:
-    """The cool-down remembers the most that came lately; see test_load_scaling_ahead for what pressure makes of it."""
+def test_chance_neither_orders_workers_nor_ends_them() -> None:
+    """5 req/s need 2.3 workers, 20 need 8.2; see test_load_scaling_ahead for what pressure makes of it."""
     scattered = replace(_situation(10, 0).demand, at_least_per_s=5.0, at_most_per_s=20.0)
-    for workers, wanted in ((2, 3), (3, 3), (4, 4), (5, 5), (9, 5)):
+    for workers, wanted in ((2, 3), (3, 3), (4, 4), (9, 9), (12, 9)):
         assert _propose(replace(_situation(10, workers), demand=scattered)) == wanted
 
 

@@ -1,8 +1,8 @@
 """The load policy: how many workers are needed by how things are now. Seconds. Pure.
 
-Arrivals scatter, so that it knows three numbers of workers: what those of the last seconds need for certain, in all
-likelihood, and at most. Who has fewer than the first gets as many at once; more than the second are not kept beyond the
-cool-down. In between nothing is done, unless queues, caches or latencies show that there are too few: then the third is
+Arrivals scatter, so that it knows two numbers of workers: what those of the last seconds need for certain, and what they
+can need at most. Who has fewer than the first gets as many at once; more than the second are not kept beyond the
+cool-down. In between nothing is done, unless queues, caches or latencies show that there are too few: then the second is
 right.
 """
 
@@ -52,8 +52,7 @@ class LoadPolicy:
             if steady or most is None:  # where no model tells, there is nothing better to go by
                 self._shortages.remember(situation, now_s)
             return Proposal(workers=counted + 1, reason=shown)
-        likely = self._need(situation, targets, situation.demand.requests_per_s)
-        enough = max(self._enough(situation, targets, likely, now_s), key=lambda need: need.workers)
+        enough = max(self._enough(situation, targets, most, now_s), key=lambda need: need.workers)
         if whole(enough.workers) >= counted:
             return Proposal(workers=counted, reason=enough.reason)
         return Proposal(workers=whole(enough.workers), reason=f"no more are needed: {enough.reason}")
@@ -71,13 +70,13 @@ class LoadPolicy:
         running = requests_need(situation, self._model, targets, steady_per_s=requests_per_s, drain_s=self._drain_s)
         return running if running is not None and running.workers > need.workers else need
 
-    def _enough(self, situation: Situation, targets: Targets, likely: Need | None, now_s: float) -> Iterator[Need]:
-        """Numbers of workers of which the highest is enough."""
+    def _enough(self, situation: Situation, targets: Targets, most: Need | None, now_s: float) -> Iterator[Need]:
+        """Numbers of workers of which the highest is enough whatever the arrivals are by chance."""
         load, shortage = situation.load, self._shortages.last(situation, now_s)
         if shortage is not None:
             reason = f"{shortage.workers} were not enough for {shortage.requests_per_s:.3g} req/s"
             yield Need(workers=shortage.workers + 1, reason=reason)
-        yield likely if likely is not None else _one_fewer(situation, targets)
+        yield most if most is not None else _one_fewer(situation, targets)
         if load is None:
             return
         running = requests_need(situation, self._model, targets, steady_per_s=0.0, drain_s=0.0)
