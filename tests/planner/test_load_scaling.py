@@ -50,12 +50,27 @@ def _propose(situation: Situation, *, known: bool = True) -> int:
     return policy.propose(situation, TARGETS, 0.0).workers
 
 
-def test_one_more_or_all_of_them_when_far_off() -> None:
-    """10 req/s: 1.3 workers prefill, 2.8 decode."""
+def test_as_many_as_the_arrivals_need() -> None:
+    """10 req/s x 200 tokens x 50 ms are 100 at once, and 12.8 for chance; a worker may have 26.7."""
     assert _propose(_situation(10, 4)) == 5
     assert _propose(_situation(10, 2)) == 5
     assert _propose(_situation(10, 5)) == 5
     assert _propose(_situation(10, 9)) == 5
+
+
+def test_chance_neither_orders_workers_nor_ends_them() -> None:
+    """5 req/s need 2.3 workers, 20 need 8.2; see test_load_scaling_ahead for what pressure makes of it."""
+    scattered = replace(_situation(10, 0).demand, at_least_per_s=5.0, at_most_per_s=20.0)
+    for workers, wanted in ((2, 3), (3, 3), (4, 4), (9, 9), (12, 9)):
+        assert _propose(replace(_situation(10, workers), demand=scattered)) == wanted
+
+
+def test_many_requests_at_once_are_no_reason_for_workers_that_come_too_late_for_them() -> None:
+    """300 at once need 11; they last 10 s, so that 6 have done with them within the 60 s; but none may leave."""
+    crowd = replace(IDLE, running=300)
+    assert _propose(_situation(10, 5, crowd)) == 6
+    assert _propose(_situation(10, 6, crowd)) == 6
+    assert _propose(_situation(10, 20, crowd)) == 11
 
 
 def test_a_backlog_is_worked_off_in_time_not_at_once() -> None:
