@@ -1,9 +1,9 @@
 """The load policy: how many workers are needed by how things are now. Seconds. Pure.
 
-Arrivals scatter, so that it knows two numbers of workers: what those of the last seconds need for certain, and what they
-can need at most. Who has fewer than the first gets as many at once; more than the second are not kept beyond the
-cool-down. In between nothing is done, unless queues, caches or latencies show that there are too few: then the second is
-right.
+Arrivals scatter, so that it knows two numbers of workers: what those of the last seconds need for certain, and what
+they can need at most. Who has fewer than the first gets as many at once. More than the second are not kept beyond the
+cool-down. In between nothing is done, unless queues, caches or latencies show that there are too few: then the second
+is right.
 """
 
 from collections.abc import Iterator
