@@ -32,6 +32,7 @@ async def test_looking_and_clearing(socket: Path, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert text.startswith("m  6e6e")
     assert "1 engine," in text
+    assert " in use" in text
     assert next(line.split() for line in text.splitlines() if "host" in line)[1] == "20"
 
     assert await run(socket, "clear", "--namespace", "00") == 1

@@ -165,6 +165,33 @@ def test_a_late_lookup_gets_what_has_come() -> None:
     assert host(world) == {0, 1, 2}
 
 
+def test_each_block_that_a_tier_was_asked_for_is_a_hit_or_a_miss() -> None:
+    """What does not come in time, or comes and is not what was written, is a miss."""
+    world = world_with(config(), 8, 8, StorageTier.OBJECT, holds=3)
+    world.store[StorageTier.OBJECT] = {key_of(3)}
+    world.look_up(1, 1, 0, 1, 2, 3, 4, wait_s=0.2)
+    world.end_find(world.finds[0])
+    for _ in range(2):
+        world.end_fetch(world.fetches[0])
+    world.wait(0.2)
+    counted = {tier: (figures.hits, figures.misses) for tier, figures in world.manager.figures.tiers.items()}
+    assert counted == {StorageTier.HOST: (0, 5), StorageTier.DISK: (2, 3), StorageTier.OBJECT: (0, 2)}
+
+    world = world_with(config(), 8, 8, StorageTier.OBJECT, holds=2)
+    world.store[StorageTier.OBJECT] = {key_of(2)}
+    world.look_up(1, 1, 0, 1, 2)
+    world.end_find(world.finds[0])
+    world.end_fetch(world.fetches[1], corrupt=True)
+    world.run()
+    counted = {tier: (figures.hits, figures.misses) for tier, figures in world.manager.figures.tiers.items()}
+    assert counted == {StorageTier.HOST: (0, 3), StorageTier.DISK: (1, 2), StorageTier.OBJECT: (0, 1)}
+
+    world = world_with(config(), 8, None, StorageTier.OBJECT)
+    world.look_up(1, 1, 0, 1, wait_s=0.2)
+    world.wait(0.2)  # the store does not answer
+    assert world.manager.figures.tiers[StorageTier.OBJECT].misses == 2
+
+
 def test_a_corrupt_block_is_a_miss_and_leaves_the_disk() -> None:
     world = world_with(config(), 8, 8, holds=3)
     world.look_up(1, 1, 0, 1, 2)

@@ -159,9 +159,11 @@ class ManagerMachine(RuleBasedStateMachine):
             if block.state is BlockState.RESET:
                 assert (block.pins, block.writes, block.owner) == (0, 0, None)
             evictable += block.state is BlockState.REGISTERED and not block.pins and not block.leaving
+        free = sum(block.state is BlockState.RESET for block in pool.blocks)
+        assert world.manager.held_slots == len(pool.blocks) - free - evictable
         pool.rank()
         assert len(pool._policy) == evictable
-        assert pool.free == sum(block.state is BlockState.RESET for block in pool.blocks)
+        assert pool.free == free
         assert pool.leaving == sum(block.leaving for block in pool.blocks)
 
     @invariant()
@@ -193,6 +195,7 @@ class ManagerMachine(RuleBasedStateMachine):
         blocks = self.world.manager._pool.blocks
         assert {block.state for block in blocks} <= {BlockState.RESET, BlockState.REGISTERED}
         assert not any(block.pins or block.writes for block in blocks)
+        assert self.world.manager.held_slots == 0
         assert not self.world.manager._onboarding._pending
 
 

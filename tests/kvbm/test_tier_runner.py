@@ -234,6 +234,31 @@ async def test_it_is_opened_as_often_as_need_be(storage: ScriptedStorage, outcom
     await runner.close()
 
 
+class Verbose(ScriptedStorage):
+    """Says each time for how long it has tried, as object stores do."""
+
+    async def open(self) -> list[Stored]:
+        self.opened += 1
+        if self.error is not None:
+            raise ConnectionLostError(f"{self.error}, tried for {self.opened} ms")
+        return []
+
+
+async def test_what_is_wrong_is_said_once_whatever_it_says_of_itself(
+    outcomes: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Verbose()
+    storage.error = ConnectionLostError("the store is away")
+    runner = TierRunner(storage, outcomes, backoff=Backoff(0.001, 0.01))
+    runner.start()
+    await eventually(lambda: storage.opened >= 4)
+    assert runner.reason != "the store is away, tried for 1 ms", "the newest is shown"
+    storage.error = None
+    await eventually(lambda: runner.is_open)
+    assert caplog.text.count("the store is away") == 1
+    await runner.close()
+
+
 async def test_a_defect_while_it_is_opened_is_a_failure(storage: ScriptedStorage, outcomes: Recorder) -> None:
     storage.error = ValueError("embedded null byte")
     runner = TierRunner(storage, outcomes, backoff=Backoff(0.001, 0.01))

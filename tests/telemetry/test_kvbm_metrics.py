@@ -11,6 +11,7 @@ def figures(engines: int = 1) -> PoolFigures:
         slot_bytes=1000,
         block_tokens=16,
         engines=engines,
+        held_slots=8,
         lookups=4,
         late_lookups=1,
         onboarded_blocks=7,
@@ -34,6 +35,7 @@ def test_every_figure_has_its_series() -> None:
     pool, host, disk = (f'{{pool="smollm2 bf16 (abababab)"{tier}}}' for tier in ("", ',tier="host"', ',tier="disk"'))
     for line in (
         f"dynamo_kvbm_engines{pool} 1.0",
+        f"dynamo_kvbm_held_slots{pool} 8.0",
         f"dynamo_kvbm_lookups_total{pool} 4.0",
         f"dynamo_kvbm_late_lookups_total{pool} 1.0",
         f"dynamo_kvbm_onboarded_bytes_total{pool} 7000.0",

@@ -107,7 +107,8 @@ def _lines(action: str, reply: Reply) -> Iterator[str]:
 def _pool_lines(pool: PoolFigures) -> Iterator[str]:
     engines = f"{pool.engines} engine{'' if pool.engines == 1 else 's'}"
     yield f"{pool.description}  {pool.namespace.hex()}"
-    yield f"  {engines}, blocks of {pool.block_tokens} tokens, {pool.slot_bytes / 1e6:.3f} MB each"
+    yield f"  {engines}, blocks of {pool.block_tokens} tokens, {pool.slot_bytes / 1e6:.3f} MB each,"
+    yield f"  {pool.held_slots} slots in use,"
     yield f"  {pool.lookups} lookups ({pool.late_lookups} cut short), {pool.onboarded_blocks} blocks onboarded,"
     yield f"  {pool.offloaded_blocks} offloaded, {pool.dropped_offloads} not, {pool.dropped_writes} not written down"
     yield f"  {'tier':8}{'blocks':>9}{'GB':>9}{'of':>9}{'hits':>10}{'misses':>10}{'evicted':>9}{'corrupt':>9}  state"

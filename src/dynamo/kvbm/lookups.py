@@ -30,6 +30,7 @@ class Lookup:
     counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # of the ready ones, by origin
     kept: list[Block] = field(default_factory=list)  # pinned so that they are there when it is their turn
     to_ask: list[StorageTier] = field(default_factory=list)  # tiers without books, the next one last
+    asked: dict[StorageTier, int] = field(default_factory=dict)  # of those: for how many blocks
     is_complete: bool = False  # nothing is to be had after `known`
     asking: int | None = None  # the number of the question that is open
 

@@ -280,6 +280,11 @@ class BlockManager:
         block = self._pool.registered.get(key)
         return None if block is None else Stored(block.key, block.name)
 
+    @property
+    def held_slots(self) -> int:
+        """Slots of host memory that somebody fills or reads now."""
+        return self._pool.held
+
     def tier_figures(self) -> list[TierFigures]:
         """Of the host and each tier below."""
         host_blocks, slots = len(self._pool.registered), len(self._pool.blocks)

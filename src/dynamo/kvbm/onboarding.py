@@ -101,8 +101,7 @@ class Onboarding:
         lookup, tier = question.lookup, self._tiers[question.tier]
         lookup.asking = None
         tier.finds.took(now_s - question.asked_at_s, 1)
-        asked = len(lookup.keys) - lookup.known
-        _count(lookup, tier, misses=asked - self._plan(tier, min(blocks, asked), lookup, now_s))
+        self._plan(tier, min(blocks, len(lookup.keys) - lookup.known), lookup, now_s)
         self._explore(lookup, now_s)
         self._proceed(lookup, now_s)
 
@@ -187,15 +186,13 @@ class Onboarding:
             there += 1
         self._plan(tier, there, lookup, now_s)
 
-    def _plan(self, tier: LowerTier, there: int, lookup: Lookup, now_s: float) -> int:
+    def _plan(self, tier: LowerTier, there: int, lookup: Lookup, now_s: float) -> None:
         """The next blocks come from this tier, as many as can be expected in time; if not all can, no more after."""
         if not there:
-            return 0
+            return
         worth = tier.reads.fitting(there, len(self._arrivals), lookup.deadline_s - now_s, now_s)
-        _count(lookup, tier, hits=worth)
         lookup.sources += [tier.tier] * worth
         lookup.is_complete = 0 < worth < there
-        return worth
 
     def _passes_on(self, lookup: Lookup, now_s: float) -> bool:
         """Asks the next tier for the rest. Whether there is another one because this one is not to be asked."""
@@ -203,9 +200,9 @@ class Onboarding:
             return False
         tier = self._tiers[lookup.to_ask.pop()]
         rest = lookup.keys[lookup.known :]
+        lookup.asked[tier.tier] = len(rest)
         budget_s = lookup.deadline_s - now_s
         if not tier.is_ready or not tier.finds.fitting(1, 0, budget_s, now_s) or tier.reads.is_paused(now_s):
-            _count(lookup, tier, misses=len(rest))
             return True
         lookup.asking = number = next(self._numbers)
         self._questions[number] = Question(lookup=lookup, tier=tier.tier, asked_at_s=now_s)
@@ -296,7 +293,8 @@ class Onboarding:
 
     def _close(self, lookup: Lookup) -> None:
         """It is over: this is all there is. It stays pinned."""
-        self._count_misses(lookup)
+        if lookup.is_counted:
+            self._count(lookup)
         self._leave(lookup)
         self._answer(lookup)
 
@@ -317,20 +315,16 @@ class Onboarding:
                 arrival.waiting = [(of, position) for of, position in arrival.waiting if of is not lookup]
         self._pool.unpin(reversed(surplus))
 
-    def _count_misses(self, lookup: Lookup) -> None:
-        """Tiers with books miss what nobody had; those that are asked are counted when they answer."""
+    def _count(self, lookup: Lookup) -> None:
+        """Each tier has what came from it. It misses what nobody had, and what it was asked for in vain."""
         missing = len(lookup.keys) - lookup.known
-        for tier in self._known:
-            _count(lookup, tier, misses=missing)
+        for name, tier in self._tiers.items():
+            hits = lookup.sources.count(name)
+            tier.counters.hits += hits
+            tier.counters.misses += missing if tier.is_known else lookup.asked.get(name, hits) - hits
 
     def _answer(self, lookup: Lookup) -> None:
         slots = tuple(block.index for block in lookup.blocks[: lookup.ready])
         on_host, on_disk, in_store, at_peer = lookup.counts
         tiers = (on_host, on_disk, in_store, at_peer)
         self._effects.append(Answer(lookup.session, lookup.id, slots, lookup.coming, tiers))
-
-
-def _count(lookup: Lookup, tier: LowerTier, *, hits: int = 0, misses: int = 0) -> None:
-    if lookup.is_counted:
-        tier.counters.hits += hits
-        tier.counters.misses += misses

@@ -25,6 +25,11 @@ class HostPool:
         """Slots that are nobody's."""
         return len(self._free)
 
+    @property
+    def held(self) -> int:
+        """Slots that somebody fills or reads, or that are being emptied: they are not free, and cannot be evicted."""
+        return len(self.blocks) - len(self._free) - len(self._policy) - len(self._fresh)
+
     def grow(self, count: int) -> None:
         """So many slots more."""
         first = len(self.blocks)

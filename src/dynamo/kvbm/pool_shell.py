@@ -167,6 +167,7 @@ class PoolShell:
             slot_bytes=self.arena.slot_bytes,
             block_tokens=self.spec.block_tokens,
             engines=engines,
+            held_slots=self.manager.held_slots,
             tiers=[self._with_state(tier) for tier in self.manager.tier_figures()],
             lookups=counters.lookups,
             onboarded_blocks=reported.onboarded_blocks,

@@ -68,6 +68,7 @@ class TierRunner:
         self._calls: set[asyncio.Task[None]] = set()
         self.is_open = False
         self._said = ""  # the last complaint that passes by itself
+        self._complained: type[DynamoError] | None = None  # of what kind of error, while there is a reason
         self._opening: asyncio.Task[None] | None = None
 
     @property
@@ -133,7 +134,7 @@ class TierRunner:
                 blocks = await self._ended_well(self._storage.open(), OPEN_TIMEOUT_S)
                 break
             except DynamoError as error:
-                self._complain(str(error))
+                self._complain(error)
                 await asyncio.sleep(self._backoff.next_s())
         if self.reason:
             logger.warning("the %s is back", self.tier)
@@ -147,7 +148,7 @@ class TierRunner:
         if not self.is_open:
             return
         self.is_open = False
-        self._complain(str(error))
+        self._complain(error)
         self._outcomes.tier_lost(self.tier)
         self._refuse_all()
         self._opening = in_background(self._reopen(), f"kvbm-open-{self.tier}")
@@ -158,11 +159,12 @@ class TierRunner:
         await asyncio.sleep(self._backoff.next_s())
         await self._open()
 
-    def _complain(self, reason: str) -> None:
-        """Once, until it is another reason or the tier is back."""
-        if reason != self.reason:
-            self.reason = reason
-            logger.warning("the %s is not used: %s", self.tier, reason)
+    def _complain(self, error: DynamoError) -> None:
+        """Once, until it is another kind of error or the tier is back. Texts differ: some tell how long it took."""
+        if not self.reason or type(error) is not self._complained:
+            self._complained = type(error)
+            logger.warning("the %s is not used: %s", self.tier, error)
+        self.reason = str(error)
 
     def _refuse_all(self) -> None:
         """Nothing of what waits will be done."""

@@ -203,6 +203,7 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int
     engines: int
     tiers: list[TierFigures]
+    held_slots: int = 0  # of host memory, that somebody fills or reads; engines have some at hand to fill
     lookups: int = 0
     onboarded_blocks: int = 0
     onboard_s: float = 0.0

@@ -11,7 +11,10 @@ _POOL_LABELS = ("pool",)
 _TIER_LABELS = ("pool", "tier")
 
 # Name without the prefix, and what it says, by the field of a pool's or a tier's figures.
-_POOL_GAUGES = {"engines": ("engines", "Engines that use the pool")}
+_POOL_GAUGES = {
+    "engines": ("engines", "Engines that use the pool"),
+    "held_slots": ("held_slots", "Slots of host memory that somebody fills or reads"),
+}
 _POOL_COUNTERS = {
     "lookups": ("lookups", "Prompts whose blocks were looked up"),
     "late_lookups": ("late_lookups", "Lookups answered with less than was under way, because their time was up"),

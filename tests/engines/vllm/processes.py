@@ -4,6 +4,14 @@ import os
 import select
 import signal
 import time
+from pathlib import Path
+
+from dynamo.engines.vllm.ownership import descendants
+
+
+def engine_processes() -> list[int]:
+    """The processes of this one that vLLM has named."""
+    return [pid for pid in descendants(os.getpid()) if "EngineCor" in Path(f"/proc/{pid}/comm").read_text()]
 
 
 def kill_and_wait(pid: int, others: list[int], *, timeout_s: float) -> list[int]:

@@ -19,7 +19,6 @@ from tokenizers import Tokenizer
 from dynamo.engines.base import EngineInfo
 from dynamo.engines.vitals import EngineVitals
 from dynamo.engines.vllm.args import parse_command_line
-from dynamo.engines.vllm.ownership import descendants
 from dynamo.errors import ConnectionLostError, ContextLengthExceededError, InvalidRequestError
 from dynamo.llm.continuation import Continuation
 from dynamo.protocols.generation import (
@@ -40,6 +39,8 @@ from dynamo.runtime.watchdog import Watchdog
 from dynamo.testing.kv_event_log import KvEventLog
 from dynamo.testing.waiting import eventually, within
 from dynamo.tokens import HashArray, block_seed, hash_array, hashes_from_bytes, sequence_hashes, token_array
+
+from .processes import engine_processes
 
 if TYPE_CHECKING:
     from dynamo.engines.vllm.engine import VllmEngine
@@ -552,8 +553,3 @@ def endless(vllm: Running) -> PreprocessedRequest:
 async def exhaust(stream: AsyncIterator[LLMEngineOutput]) -> None:
     async for _ in stream:
         pass
-
-
-def engine_processes() -> list[int]:
-    """The processes of this one that vLLM has named."""
-    return [pid for pid in descendants(os.getpid()) if "EngineCor" in Path(f"/proc/{pid}/comm").read_text()]

@@ -274,6 +274,26 @@ async def test_a_pool_of_another_form(pool: SmallPool, disk: DiskStorage, tmp_pa
         await within(again.close())
 
 
+async def test_its_record_is_on_the_disk_before_it_has_its_name(
+    pool: SmallPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure must not leave one that cannot be read: the slabs would be removed. Nor is it written in vain."""
+    synced: list[str] = []
+    record_path = tmp_path / pool.layout.namespace.hex() / "pool.json"
+
+    def sync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        content = path.read_text() if path.is_file() else ""
+        synced.append(f"{path.name} {content.endswith(chr(10))} {record_path.exists()}")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    for _ in range(2):
+        disk = disk_of(pool, tmp_path)
+        await within(disk.open())
+        await within(disk.close())
+    assert synced == ["pool.json.new True False", f"{record_path.parent.name} False True"]
+
+
 @pytest.mark.usefixtures("small_slabs")
 async def test_a_smaller_and_a_larger_disk(pool: SmallPool, disk: DiskStorage, tmp_path: Path) -> None:
     await written(pool, disk)

@@ -152,6 +152,7 @@ class Tiers:
             slot_bytes=self._slot_bytes,
             block_tokens=self._block_size,
             engines=1,
+            held_slots=self.manager.held_slots,
             tiers=self.manager.tier_figures(),
             lookups=counters.lookups,
             late_lookups=counters.late_lookups,

@@ -21,11 +21,13 @@ from dynamo.engines.vllm.handoffs import Handoffs, ReceivedHandoff, TransferPara
 from dynamo.engines.vllm.info import engine_info
 from dynamo.engines.vllm.kv_event_plane import KvEventPlane
 from dynamo.engines.vllm.kv_transfer_stats import KvTransferRecorder
+from dynamo.engines.vllm.kvbm_refusals import take_refusal
+from dynamo.engines.vllm.kvbm_settings import settings_of
 from dynamo.engines.vllm.outputs import engine_output
 from dynamo.engines.vllm.resumed_penalties import RESUMED_TOKENS, count_resumed
 from dynamo.engines.vllm.sampling import has_penalties, sampling_arguments, structured_output_arguments
 from dynamo.engines.vllm.stats import LoadRecorder
-from dynamo.errors import ContextLengthExceededError, InternalError, InvalidRequestError
+from dynamo.errors import ConfigError, ContextLengthExceededError, InternalError, InvalidRequestError
 from dynamo.protocols.generation import FinishReason, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import WorkerType
@@ -67,13 +69,19 @@ class VllmEngine:
         return True
 
     async def start(self) -> EngineInfo:
-        """Raises InternalError when vLLM does not start; it has logged the reason then."""
+        """Raises InternalError when vLLM does not start; it has logged the reason then.
+
+        ConfigError where that is that the block manager cannot serve this model.
+        """
         try:
             self._llm = await self._thread.start()
             # The first call asks the engine process and remembers. From then on a request is registered before
             # generate() first waits, so that no abort can come too early to find it.
             await self._llm.get_supported_tasks()
         except Exception as error:
+            refusal = take_refusal(settings_of(self._config.kv_transfer_config))
+            if refusal is not None:
+                raise ConfigError(refusal) from error
             raise InternalError(f"vLLM did not start: {error}") from error
         info = replace(
             engine_info(self._llm.vllm_config),

@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from dynamo.engines.vllm.kvbm_layout import cache_parts, check_cache, pool_spec
+from dynamo.engines.vllm.kvbm_refusals import refusals_left
 from dynamo.engines.vllm.kvbm_scheduler import KvbmScheduler
 from dynamo.engines.vllm.kvbm_settings import owner_of_rank, settings_of
 from dynamo.errors import ConfigError
@@ -63,9 +64,11 @@ class DynamoKvbmConnector(KVConnectorBase_V1):  # type: ignore[misc]
         settings = settings_of(vllm_config.kv_transfer_config)
         if settings is None:
             raise ConfigError("this connector is chosen by --kvbm-host-gb")
-        check_cache(kv_cache_config)
+        with refusals_left(settings):
+            check_cache(kv_cache_config)
+            spec = pool_spec(vllm_config, kv_cache_config, settings)
         parallel = vllm_config.parallel_config
-        spec = pool_spec(vllm_config, kv_cache_config, settings)
+        self._settings = settings
         self._socket = Path(settings.socket)
         self._attach = Attach(
             version=KVBM_VERSION,
@@ -103,7 +106,8 @@ class DynamoKvbmConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return self._rank_half
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        parts = cache_parts(self._kv_cache_config, kv_caches)
+        with refusals_left(self._settings):
+            parts = cache_parts(self._kv_cache_config, kv_caches)
         spec, rank = self._attach.pool, self._attach.rank
         assert rank is not None
         part = RankPart(rank, spec.rank_bytes)

@@ -53,10 +53,12 @@ class PoolDirectory:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._acquire()
-            if self._read() != msgspec.structs.replace(self._record, description=""):
+            found = self._read()
+            if found is None or _form(found) != _form(self._record):
                 for slab in self.slabs():
                     self.path_of(slab).unlink()
-            self._write()
+            if found != self._record:
+                self._write()
         except OSError as error:
             self.close()
             raise failure(self.path, error.errno) from error
@@ -93,13 +95,25 @@ class PoolDirectory:
             raise ConfigError(f"another block manager uses {self.path}") from None
 
     def _read(self) -> _Record | None:
-        """Without the description, which may change."""
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-            record = msgspec.json.decode((self.path / "pool.json").read_bytes(), type=_Record)
-            return msgspec.structs.replace(record, description="")
+            return msgspec.json.decode((self.path / "pool.json").read_bytes(), type=_Record)
         return None
 
     def _write(self) -> None:
+        """A power failure leaves the former one, or this, and nothing that cannot be read."""
         new = self.path / "pool.json.new"
-        new.write_bytes(msgspec.json.format(msgspec.json.encode(self._record)) + b"\n")
+        with new.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(self._record)) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         new.replace(self.path / "pool.json")
+        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _form(record: _Record) -> _Record:
+    """Without the description, which may change."""
+    return msgspec.structs.replace(record, description="")
