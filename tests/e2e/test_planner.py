@@ -69,6 +69,7 @@ class Outside:
     async def decision(self, fits: Callable[[PlannerReport], bool]) -> PlannerReport:
         """The first one that `fits`, from now on."""
         request = DecisionsRequest(last=1, follow=True)
+        await self._decisions.wait_for_instances(START_S)
         answers = await self._decisions.generate(request, annotated=False)
         async with asyncio.timeout(START_S), closing(answers) as reports:
             async for report in reports:
