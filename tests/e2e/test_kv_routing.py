@@ -200,7 +200,10 @@ async def test_metrics(fleet: Fleet) -> None:
         "pruned_blocks_total",
         "malformed_events_total",
     } <= after.keys()
-    assert after["queued_requests"] == after["worker_prefill_tokens"] == 0
+    assert after["queued_requests"] == 0
+    async with asyncio.timeout(START_S):  # workers tell their loads now and then, in the midst of a prompt too
+        while (await metrics(fleet.url))["worker_prefill_tokens"]:
+            pass
 
 
 async def test_router_as_a_service(fleet: Fleet) -> None:
