@@ -61,6 +61,12 @@ def test_without_a_service_it_says_what_to_do(tmp_path: Path, capsys: pytest.Cap
     assert "--kvbm-host-gb" in error
 
 
+def test_a_deployments_name_is_no_pools(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        kvbm.main(["inspect", "--namespace", "serve-8000"])
+    assert "'serve-8000' is no pool's identifier" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [[], ["grow"], ["clear", "--tier", "tape"], ["clear", "--namespace", "xy"]])
 def test_what_is_not_understood(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

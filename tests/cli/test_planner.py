@@ -158,7 +158,14 @@ def test_no_planner(discovery: Path, capsys: pytest.CaptureFixture[str], action:
     assert main(["planner", "--file-kv", str(discovery), action]) == 1
     said = capsys.readouterr().err
     assert what in said
-    assert f"start one by `python -m dynamo.planner{flags}`" in said
+    assert f"`python -m dynamo.planner{flags}`" in said
+
+
+async def test_a_planner_elsewhere(runtime: DistributedRuntime, environ: dict[str, str]) -> None:
+    await Decisions(SETTINGS).serve(runtime.endpoint("serve-8000.planner.decisions"))
+    async with program([*PLANNER, "status"], environ) as status:
+        assert await status.exit_code(END_S) == 1
+    assert "namespace 'dynamo'; there are some with --namespace serve-8000" in status.output
 
 
 async def test_several_planners(runtime: DistributedRuntime, environ: dict[str, str]) -> None:

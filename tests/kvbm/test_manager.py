@@ -165,6 +165,19 @@ def test_a_late_lookup_gets_what_has_come() -> None:
     assert host(world) == {0, 1, 2}
 
 
+def test_a_lookup_for_which_there_is_no_time_is_counted_as_late() -> None:
+    """Not all that there is was even begun: a tier takes longer for it than the lookup may wait."""
+    world = world_with(config(), 8, 8, holds=4)
+    world.look_up(1, 1, 0)
+    world.end_fetch(world.fetches[0])  # which takes 10 ms
+    assert world.manager.figures.late_lookups == 0
+    answer = world.look_up(1, 2, 1, 2, 3, wait_s=0.025)
+    assert answer is not None
+    assert answer.coming == 2
+    world.run()
+    assert world.manager.figures.late_lookups == 1
+
+
 def test_each_block_that_a_tier_was_asked_for_is_a_hit_or_a_miss() -> None:
     """What does not come in time, or comes and is not what was written, is a miss."""
     world = world_with(config(), 8, 8, StorageTier.OBJECT, holds=3)

@@ -2,12 +2,12 @@
 
 import argparse
 import asyncio
-import contextlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dynamo.cli.elsewhere import elsewhere
 from dynamo.config import as_typed, build_parser, from_namespace, settings
 from dynamo.errors import DynamoError
 from dynamo.protocols.traffic import FRONTEND_COMPONENT
@@ -16,7 +16,7 @@ from dynamo.runtime.client import Client
 from dynamo.runtime.config import RuntimeConfig
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.handler import closing
-from dynamo.runtime.instance import INSTANCES_PREFIX, EndpointId
+from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.live_config import CONFIG_ENDPOINT, ConfigRequest
 
 PROG = "dynamo config"
@@ -82,11 +82,13 @@ def _changes(parser: argparse.ArgumentParser, action: str, given: Sequence[str])
 async def _run(config: ConfigConfig, changes: Mapping[str, str]) -> int:
     """0 when every frontend has answered, and there was one."""
     runtime = DistributedRuntime(config=config)
-    client = runtime.client(EndpointId(config.worker_namespace, FRONTEND_COMPONENT, CONFIG_ENDPOINT), dict[str, str])
+    endpoint = EndpointId(config.worker_namespace, FRONTEND_COMPONENT, CONFIG_ENDPOINT)
+    client = runtime.client(endpoint, dict[str, str])
     try:
         instances = await _frontends(client)
         if not instances:
-            print(f"{PROG}: no frontend in namespace {config.worker_namespace!r}{_elsewhere(runtime)}", file=sys.stderr)
+            where = elsewhere(runtime, endpoint)
+            print(f"{PROG}: no frontend in namespace {config.worker_namespace!r}{where}", file=sys.stderr)
         answered = [await _ask(client, instance_id, ConfigRequest(set=dict(changes))) for instance_id in instances]
         return 0 if answered and all(answered) else 1
     finally:
@@ -99,14 +101,6 @@ async def _frontends(client: Client) -> list[int]:
         return client.instance_ids() or await client.wait_for_instances(_NEWS_S)
     except TimeoutError:
         return []
-
-
-def _elsewhere(runtime: DistributedRuntime) -> str:
-    """Where there are frontends, for a person."""
-    with contextlib.closing(runtime.discovery.watch(INSTANCES_PREFIX)) as watch:
-        parts = [event.key.removeprefix(INSTANCES_PREFIX).split("/") for event in watch.take()]
-    found = sorted({part[0] for part in parts if part[1:3] == [FRONTEND_COMPONENT, CONFIG_ENDPOINT]})
-    return f"; there are some with --namespace {' or '.join(found)}" if found else ""
 
 
 async def _ask(client: Client, instance_id: int, request: ConfigRequest) -> bool:

@@ -75,9 +75,19 @@ def _parser() -> argparse.ArgumentParser:
         help="for clear, several if need be (default: host)",
     )
     parser.add_argument(
-        "--namespace", type=bytes.fromhex, default=b"", metavar="HEX", help="for clear and verify: of one pool only"
+        "--namespace", type=_namespace, default=b"", metavar="HEX", help="for clear and verify: of one pool only"
     )
     return parser
+
+
+def _namespace(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no pool's identifier, which `{PROG} inspect` shows; a deployment's service is found by"
+            f" --kvbm-socket"
+        ) from None
 
 
 def _json(reply: Reply) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from dynamo.cli.elsewhere import elsewhere
 from dynamo.cli.planner_report import report_lines
 from dynamo.config import build_parser, from_namespace
 from dynamo.errors import DynamoError, UnavailableError
@@ -124,18 +125,15 @@ async def _answers(
 ) -> AsyncIterator[PlannerReport | ScalingTarget]:
     """Raises UnavailableError where nobody answers, with what to do about it."""
     of_decisions = isinstance(request, DecisionsRequest)
-    name = DECISIONS_ENDPOINT if of_decisions else SCALING_ENDPOINT
-    client = runtime.client(
-        EndpointId(namespace, PLANNER_COMPONENT, name), PlannerReport if of_decisions else ScalingTarget
-    )
+    endpoint = EndpointId(namespace, PLANNER_COMPONENT, DECISIONS_ENDPOINT if of_decisions else SCALING_ENDPOINT)
+    client = runtime.client(endpoint, PlannerReport if of_decisions else ScalingTarget)
     try:
         await client.wait_for_instances(_NEWS_S)
     except TimeoutError:
-        flags = "" if of_decisions else " --connector virtual"
-        raise UnavailableError(
-            f"no planner{flags and f' with{flags}'} runs in namespace {namespace!r}: start one by"
-            f" `python -m dynamo.planner{flags}`, or say by --namespace where it is"
-        ) from None
+        kind, command = ("", "dynamo serve --planner` or `") if of_decisions else (" with --connector virtual", "")
+        flags = kind.removeprefix(" with")
+        where = elsewhere(runtime, endpoint) or f": start one by `{command}python -m dynamo.planner{flags}`"
+        raise UnavailableError(f"no planner{kind} runs in namespace {namespace!r}{where}") from None
     if (several := len(client.instance_ids())) > 1:
         if not of_decisions:  # which one's target?
             raise UnavailableError(f"{several} planners run in namespace {namespace!r}: give each one of its own")

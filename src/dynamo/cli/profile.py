@@ -39,7 +39,7 @@ class ProfileConfig:
     plot: str | None = option(None, flag="--plot", metavar="FILE", help="draw it too (needs the extra plot)")
     duration_s: float = option(300.0, flag="--duration-s", minimum=1, maximum=DAY_S, help="measure no longer than that")
     prompt_lengths: str = option(
-        "128,512,2048,8192", flag="--prompt-lengths", metavar="N,N", help="tokens of the prompts, for prefill"
+        "128,512,2048,8000", flag="--prompt-lengths", metavar="N,N", help="tokens of the prompts, for prefill"
     )
     contexts: str = option("256,1024,4096", flag="--contexts", metavar="N,N", help="tokens so far, for decode")
     concurrencies: str = option("1,2,4,8,16,32,64", flag="--concurrencies", metavar="N,N", help="requests at once")
@@ -82,7 +82,7 @@ async def _profile(model: str, config: ProfileConfig, worker_flags: Sequence[str
         if path.is_dir():
             raise ConfigError(f"{path} is a directory: a file is to be written there")
     if config.plot and importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: pip install 'dynamo-py[plot]'")
+        raise ConfigError("--plot needs matplotlib: scripts/install --plot, or pip install 'dynamo-py[plot]'")
     async with AsyncExitStack() as stack:
         if config.url is not None:
             server = Server(url=server_url(config.url, "--url"), model=model, api_key=config.api_key)

@@ -32,6 +32,7 @@ class Lookup:
     to_ask: list[StorageTier] = field(default_factory=list)  # tiers without books, the next one last
     asked: dict[StorageTier, int] = field(default_factory=dict)  # of those: for how many blocks
     is_complete: bool = False  # nothing is to be had after `known`
+    is_late: bool = False  # there was more than it had time for
     asking: int | None = None  # the number of the question that is open
 
     @property

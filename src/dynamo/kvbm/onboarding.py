@@ -85,7 +85,7 @@ class Onboarding:
         """Answers lookups that have waited long enough with what has come."""
         while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now_s:
             lookup = heapq.heappop(self._deadlines)[2]
-            self._counters.late_lookups += 1
+            lookup.is_late = True
             if lookup.asking is not None:
                 question = self._questions[lookup.asking]
                 self._tiers[question.tier].finds.took(now_s - question.asked_at_s, 1)
@@ -193,6 +193,7 @@ class Onboarding:
         worth = tier.reads.fitting(there, len(self._arrivals), lookup.deadline_s - now_s, now_s)
         lookup.sources += [tier.tier] * worth
         lookup.is_complete = 0 < worth < there
+        lookup.is_late |= lookup.is_complete
 
     def _passes_on(self, lookup: Lookup, now_s: float) -> bool:
         """Asks the next tier for the rest. Whether there is another one because this one is not to be asked."""
@@ -293,6 +294,7 @@ class Onboarding:
 
     def _close(self, lookup: Lookup) -> None:
         """It is over: this is all there is. It stays pinned."""
+        self._counters.late_lookups += lookup.is_late
         if lookup.is_counted:
             self._count(lookup)
         self._leave(lookup)

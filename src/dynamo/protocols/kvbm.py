@@ -211,7 +211,7 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
     offload_s: float = 0.0
     dropped_offloads: int = 0
     dropped_writes: int = 0  # blocks that were to go further down, and left host memory or the queue before
-    late_lookups: int = 0  # that were answered with less than was under way
+    late_lookups: int = 0  # that were answered with less than there is, for want of time
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=105):

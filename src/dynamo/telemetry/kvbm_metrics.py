@@ -17,7 +17,7 @@ _POOL_GAUGES = {
 }
 _POOL_COUNTERS = {
     "lookups": ("lookups", "Prompts whose blocks were looked up"),
-    "late_lookups": ("late_lookups", "Lookups answered with less than was under way, because their time was up"),
+    "late_lookups": ("late_lookups", "Lookups answered with less than there is, for want of time"),
     "onboarded_blocks": ("onboarded_blocks", "Blocks copied from host memory to engines"),
     "onboarded_bytes": ("onboarded_bytes", "Bytes of those"),
     "onboard_s": ("onboard_seconds", "What those copies took"),
