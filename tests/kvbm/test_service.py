@@ -13,8 +13,10 @@ import msgspec
 import pytest
 
 from dynamo.kvbm.connection import Connection
+from dynamo.kvbm.frames import frame, reply_reader
 from dynamo.kvbm.pools import Pools
 from dynamo.kvbm.server import KvbmServer
+from dynamo.kvbm.socket_path import connect
 from dynamo.kvbm.tiers import PoolTiers
 from dynamo.protocols.kvbm import (
     KVBM_VERSION,
@@ -27,6 +29,7 @@ from dynamo.protocols.kvbm import (
     PoolFigures,
     PoolOptions,
     Refused,
+    Reply,
     Report,
     Stop,
     StorageTier,
@@ -460,6 +463,20 @@ async def test_verifying_finds_what_was_changed_on_the_disk(path: Path, tmp_path
         assert tier(await figures(path), StorageTier.DISK).checksum_failures == 1
         assert len(await here.read(NUMBERS)) == len(NUMBERS), "host memory has it still"
         here.close()
+
+
+async def test_who_has_an_answer_may_ask_again(path: Path) -> None:
+    """At once: by a thread that does not share the service's event loop, so that nothing keeps them in step."""
+
+    def ask_in_turn() -> Iterator[Reply]:
+        with connect(path, DEADLINE_S) as client:
+            reader = reply_reader()
+            for _ in range(1000):
+                client.sendall(frame(Verify()))
+                yield from reader.feed(client.recv(1 << 10))
+
+    async with service(path):
+        assert await asyncio.to_thread(lambda: list(ask_in_turn())) == [Done()] * 1000
 
 
 def spoil_one_block(directory: Path) -> None:

@@ -173,13 +173,21 @@ class KvbmServer:
 
         async def run() -> None:
             try:
-                connection.send(await work)
+                done = await work
             except DynamoError as error:
+                ended(task)
                 connection.refuse(error)
+            else:
+                ended(task)
+                connection.send(done)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if self._work.get(connection) is task:  # who has an answer may have asked for more
+                del self._work[connection]
 
         task = in_background(run(), "kvbm-administration")
         self._work[connection] = task
-        task.add_done_callback(lambda _: self._work.pop(connection))
+        task.add_done_callback(ended)  # also when it was cancelled
         return task
 
     async def _clear(self, request: Clear) -> Done:
