@@ -21,7 +21,6 @@ SHORT = ("--prompt-lengths", "256,4096", "--contexts", "256,99999", "--concurren
 async def test_of_a_server_that_it_starts(tiny_model: Path, environ: dict[str, str], tmp_path: Path) -> None:
     output, plot = tmp_path / "mocker.json", tmp_path / "mocker.png"
     flags = ["--engine", "mocker", "--output", str(output), "--plot", str(plot), "--duration-s", "30", *SHORT]
-    pytest.importorskip("matplotlib")
     command = ("-m", "dynamo.cli.main", "profile", str(tiny_model), *flags, "--", "--max-model-len", "8192")
     async with program(command, environ) as profiling:
         assert await profiling.exit_code(90) == 0, profiling.output
