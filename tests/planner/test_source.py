@@ -1,6 +1,7 @@
 """One observation out of what several say, or do not say."""
 
 import asyncio
+import gc
 import math
 
 from dynamo.errors import DynamoError, UnavailableError
@@ -75,3 +76,12 @@ async def test_one_does_not_wait_for_the_other() -> None:
     observation = await within(source(None, connector).observe())
     assert observation.traffic is None
     assert observation.fleets is not None
+
+
+async def test_nothing_is_left_of_one_that_is_cancelled_as_it_begins() -> None:
+    """A coroutine that nobody has awaited would be told of, which fails a test."""
+    observing = asyncio.create_task(source(TRAFFIC, ScriptedConnector()).observe())
+    asyncio.get_running_loop().call_soon(observing.cancel)
+    await asyncio.wait([observing])
+    del observing
+    gc.collect()

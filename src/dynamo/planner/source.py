@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -58,8 +58,8 @@ class Source:
         """`problems` are those that are known already."""
         found = list(problems)
         traffic, fleets = await asyncio.gather(
-            _in_time(self._traffic.traffic(), self._traffic_timeout_s, "traffic", found),
-            _in_time(self._connector.fleets(), self._connector_timeout_s, "workers", found),
+            _in_time(self._traffic.traffic, self._traffic_timeout_s, "traffic", found),
+            _in_time(self._connector.fleets, self._connector_timeout_s, "workers", found),
         )
         loads = self._loads.loads()
         if traffic is not None:
@@ -73,11 +73,11 @@ class Source:
         )
 
 
-async def _in_time(work: Awaitable[T], timeout_s: float, what: str, problems: list[str]) -> T | None:
+async def _in_time(work: Callable[[], Awaitable[T]], timeout_s: float, what: str, problems: list[str]) -> T | None:
     """None, and one more problem, when it fails or takes longer."""
     try:
         async with asyncio.timeout(timeout_s) as timer:
-            return await work
+            return await work()
     except DynamoError as error:
         problems.append(f"{what}: {error}")
     except TimeoutError as error:
