@@ -20,8 +20,9 @@ PREFILL, DECODE = WorkerType.Prefill, WorkerType.Decode
 class Worker:
     """Says what it is told to say."""
 
-    def __init__(self, pid: int, error: DynamoError | None = None) -> None:
+    def __init__(self, pid: int, error: DynamoError | None = None, *, mute: bool = False) -> None:
         self.role = DECODE
+        self._mute = mute
         self._pid = pid
         self._error = error
 
@@ -30,7 +31,8 @@ class Worker:
             if self._error is not None:
                 raise self._error
             self.role = request.role
-        yield WorkerRole(role=self.role, model="m", pid=self._pid)
+        if not self._mute:
+            yield WorkerRole(role=self.role, model="m", pid=self._pid)
 
 
 @pytest.fixture
@@ -60,6 +62,12 @@ async def test_those_of_a_process_change(runtime: DistributedRuntime) -> None:
 async def test_a_process_that_nobody_knows(runtime: DistributedRuntime) -> None:
     with pytest.raises(UnavailableError, match="does not say"):
         await change(runtime, Worker(os.getpid() + 1))
+
+
+async def test_one_that_says_nothing_is_another_workers_affair(runtime: DistributedRuntime) -> None:
+    own = Worker(os.getpid())
+    await change(runtime, Worker(os.getpid() + 1, mute=True), own)
+    assert own.role is PREFILL
 
 
 async def test_all_of_them_refuse(runtime: DistributedRuntime) -> None:

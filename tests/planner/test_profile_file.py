@@ -69,7 +69,6 @@ def test_other_files(content: bytes, message: str, tmp_path: Path) -> None:
         ({"prefill": [{"prompt_tokens": 1, "ttft_s": 0, "tokens_per_s": 1}]}, "more than 0"),
         ({"prefill": [{"prompt_tokens": 1, "ttft_s": 1, "tokens_per_s": -1}]}, "more than 0"),
         ({"prefill": [{"prompt_tokens": 1, "ttft_s": None, "tokens_per_s": 1}]}, "is not a profile"),
-        ({"gpus": 0}, "gpus"),
         ({"max_kv_tokens": 0}, "max_kv_tokens"),
     ],
 )
@@ -90,7 +89,6 @@ HUGE = b"9" * 400
         (b"prompt_tokens", HUGE),
         (b"context_tokens", HUGE),
         (b"concurrency", HUGE),
-        (b"gpus", HUGE),
     ],
 )
 def test_numbers_too_large_for_a_float(field: bytes, number: bytes, tmp_path: Path) -> None:

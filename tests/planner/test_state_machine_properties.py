@@ -30,6 +30,15 @@ anything = st.one_of(
 )
 maybe = st.none() | anything
 counts = st.one_of(st.integers(0, 20), st.integers(-3, 3), st.sampled_from([10**7, 10**30]))
+NO_TRAFFIC = Traffic(
+    duration_s=5.0,
+    requests=0.0,
+    prompt_tokens=None,
+    cached_tokens=None,
+    output_tokens=None,
+    ttft_s=None,
+    itl_s=None,
+)
 models = st.one_of(
     st.just(UnknownModel()),
     st.builds(
@@ -216,18 +225,9 @@ def test_without_traffic_only_the_fewest_stay(options: PlannerOptions, model: Pe
     fleets = SimulatedFleets(
         {role: data.draw(st.integers(0, 12)) for role in roles}, start_s=7.0, drain_s=data.draw(st.floats(0, 20))
     )
-    nothing = Traffic(
-        duration_s=5.0,
-        requests=0.0,
-        prompt_tokens=None,
-        cached_tokens=None,
-        output_tokens=None,
-        ttft_s=None,
-        itl_s=None,
-    )
     planner = _make(options, model)
     for tick in range(120):
-        decision = planner.tick(Observation(now_s=5.0 * tick, traffic=nothing, fleets=fleets.observed()))
+        decision = planner.tick(Observation(now_s=5.0 * tick, traffic=NO_TRAFFIC, fleets=fleets.observed()))
         fleets.apply(decision.actions)
         fleets.advance(5.0)
     for role in roles:
@@ -241,17 +241,8 @@ def test_fewer_never_before_the_delay(model: PerfModel, size: int, delay_s: floa
     options = PlannerOptions(mode="load", scale_down_delay_s=delay_s)
     fleets = SimulatedFleets({AGGREGATED: size})
     planner = _make(options, model)
-    empty = Traffic(
-        duration_s=5.0,
-        requests=0.0,
-        prompt_tokens=None,
-        cached_tokens=None,
-        output_tokens=None,
-        ttft_s=None,
-        itl_s=None,
-    )
     for tick in range(20):
-        decision = planner.tick(Observation(now_s=5.0 * tick, traffic=empty, fleets=fleets.observed()))
+        decision = planner.tick(Observation(now_s=5.0 * tick, traffic=NO_TRAFFIC, fleets=fleets.observed()))
         assert not decision.actions or 5.0 * tick >= delay_s
         assert decision.roles[0].target >= decision.roles[0].current - 1
         fleets.apply(decision.actions)
@@ -261,16 +252,7 @@ def test_an_order_under_way_is_not_taken_back_for_want_of_figures() -> None:
     """It would start a worker while the one that the order ended still drains: found by the test above."""
     planner = _make(PlannerOptions(scale_down_delay_s=0), UnknownModel())
     fleets = SimulatedFleets({AGGREGATED: 6}, order_delay=3)
-    nothing = Traffic(
-        duration_s=5.0,
-        requests=0.0,
-        prompt_tokens=None,
-        cached_tokens=None,
-        output_tokens=None,
-        ttft_s=None,
-        itl_s=None,
-    )
-    first = planner.tick(Observation(now_s=0.0, traffic=nothing, fleets=fleets.observed()))
+    first = planner.tick(Observation(now_s=0.0, traffic=NO_TRAFFIC, fleets=fleets.observed()))
     second = planner.tick(Observation(now_s=5.0, traffic=None, fleets=fleets.observed()))
     assert first.actions == second.actions
     assert len(first.actions) == 1

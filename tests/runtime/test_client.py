@@ -101,6 +101,26 @@ async def test_random_and_direct(new_runtime: NewRuntime) -> None:
     assert [instance.instance_id for instance in client.instances()] == client.instance_ids()
 
 
+async def test_one_answer(new_runtime: NewRuntime) -> None:
+    ended: list[int] = []
+
+    async def many(request: int) -> AsyncIterator[int]:
+        try:
+            for answer in range(request):
+                yield answer
+        finally:
+            ended.append(request)
+
+    runtime = new_runtime()
+    await runtime.endpoint(PATH).start(many)
+    client = await runtime.endpoint(PATH).client()
+    assert await client.ask(1, runtime.instance_id) == 0
+    assert await client.ask(100_000, runtime.instance_id) == 0
+    await eventually(lambda: ended == [1, 100_000])
+    with pytest.raises(ConnectionLostError, match="says nothing"):
+        await client.ask(0, runtime.instance_id)
+
+
 async def test_items_are_annotated_unless_asked_otherwise(new_runtime: NewRuntime) -> None:
     runtime = new_runtime()
     instance_id = await serve(runtime)

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 
 from dynamo.cli.deployment import WORKERS_MAX, Deployment, worker_name
 from dynamo.cli.members import Member, smallest_but, surplus
@@ -22,7 +21,6 @@ class Fleets:
         self._deployment = deployment
         self._supervisor = supervisor
         self._worker_roles = worker_roles
-        self._desired = Counter(deployment.workers())
         self._members: list[Member] = []  # in the order of their start; some may have ended
         self._conversions: set[asyncio.Task[None]] = set()
 
@@ -66,7 +64,6 @@ class Fleets:
             self._start(role, must_start=False)
         for member in surplus(staying, len(staying) - workers):
             self._supervisor.end(member.child)
-        self._desired[role] = workers
 
     def _convert(self, source: WorkerType, destination: WorkerType, workers: int) -> None:
         if source is destination:
@@ -110,8 +107,6 @@ class Fleets:
 
     def _move(self, member: Member, role: WorkerType) -> None:
         """Into the books of another role; its next start would be in that one."""
-        self._desired[member.role] -= 1
-        self._desired[role] += 1
         member.number = smallest_but({other.number for other in self._living(role)}, at_least=1)
         member.role = role
         member.child.name = worker_name(role, member.number)
@@ -140,7 +135,7 @@ class Fleets:
         staying = [member for member in members if member.stays]
         return SupervisedFleet(
             role=role,
-            desired=self._desired[role],
+            desired=len(staying),
             ready=sum(member.serves for member in staying),
             starting_s=tuple(sorted((m.not_serving_s() for m in staying if not m.serves), reverse=True)),
             draining=len(members) - len(staying),

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynamo.cli.worker_flags import split_at_dashes
 from dynamo.config import build_parser, from_namespace, option
 from dynamo.engines.make import ENGINES, check_engine
 from dynamo.errors import ConfigError, DynamoError
@@ -43,7 +44,6 @@ class ProfileConfig:
     )
     contexts: str = option("256,1024,4096", flag="--contexts", metavar="N,N", help="tokens so far, for decode")
     concurrencies: str = option("1,2,4,8,16,32,64", flag="--concurrencies", metavar="N,N", help="requests at once")
-    gpus: int = option(1, flag="--gpus", minimum=1, help="of the worker")
     max_kv_tokens: int | None = option(
         None, flag="--max-kv-tokens", minimum=1, help="that fit into its KV cache, if that is to bound concurrency"
     )
@@ -58,8 +58,7 @@ class ProfileConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    argv = list(argv)
-    own, worker_flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    own, worker_flags = split_at_dashes(argv)
     parser = build_parser(ProfileConfig, prog=PROG, epilog="What follows -- goes to the worker.")
     parser.add_argument("model", metavar="MODEL", help="smollm2, a directory or a hub name; with --url the served name")
     namespace = parser.parse_args(own)
@@ -94,7 +93,6 @@ async def _profile(model: str, config: ProfileConfig, worker_flags: Sequence[str
     profile = Profile(
         engine=config.engine,
         model=name,
-        gpus=config.gpus,
         max_kv_tokens=config.max_kv_tokens,
         prefill=prefill,
         decode=decode,

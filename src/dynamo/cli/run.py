@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvloop
 
+from dynamo.cli.worker_flags import split_at_dashes
 from dynamo.config import build_parser, from_namespace, option
 from dynamo.engines.base import LLMEngine
 from dynamo.engines.make import ENGINES, check_engine, make_engine
@@ -43,8 +44,7 @@ class RunConfig:
 
 def main(argv: Sequence[str]) -> int:
     telemetry_logging.configure({"DYN_LOG": "warn"} | dict(os.environ))
-    argv = list(argv)
-    own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    own, flags = split_at_dashes(argv)
     parser = build_parser(RunConfig, prog=PROG, epilog="What follows -- goes to the engine.")
     parser.add_argument("model", metavar="MODEL", help="smollm2, a directory or a hub name")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="one question, to be answered and done with")

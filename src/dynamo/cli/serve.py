@@ -16,6 +16,7 @@ from dynamo.cli.frontend_api import reachable_url, read_figures, serves
 from dynamo.cli.process import Child
 from dynamo.cli.status import StatusLine
 from dynamo.cli.supervisor import Supervisor
+from dynamo.cli.worker_flags import split_at_dashes
 from dynamo.cli.worker_roles import EndpointWorkerRoles
 from dynamo.config import build_parser, from_namespace
 from dynamo.engines.make import check_engine
@@ -44,8 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> tuple[ServeConfig, str, list[str]]:
-    argv = list(argv)
-    own, worker_flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    own, worker_flags = split_at_dashes(argv)
     parser = build_parser(
         ServeConfig,
         prog=PROG,

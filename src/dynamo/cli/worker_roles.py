@@ -8,7 +8,6 @@ from dynamo.protocols.model_card import WorkerType
 from dynamo.protocols.role import ROLE_COMPONENT, ROLE_ENDPOINT, RoleRequest, WorkerRole
 from dynamo.runtime.client import Client
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId
 from dynamo.runtime.request_plane.tcp import host_id
 
@@ -38,7 +37,7 @@ class EndpointWorkerRoles:
         own = [i.instance_id for i, state in zip(found, states, strict=True) if state is not None and state.pid == pid]
         if not own:
             raise UnavailableError(f"process {pid} does not say what it can do")
-        asked = (self._ask(instance_id, RoleRequest(role=role)) for instance_id in own)
+        asked = (self._client.ask(RoleRequest(role=role), instance_id) for instance_id in own)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         if len(errors) == len(own) and all(isinstance(error, InvalidRequestError) for error in errors):
@@ -49,11 +48,7 @@ class EndpointWorkerRoles:
     async def _state(self, instance_id: int) -> WorkerRole | None:
         try:
             async with asyncio.timeout(_ANSWER_S):
-                return await self._ask(instance_id, RoleRequest())
+                state: WorkerRole = await self._client.ask(RoleRequest(), instance_id)
         except (DynamoError, TimeoutError):
             return None  # another worker's affair
-
-    async def _ask(self, instance_id: int, request: RoleRequest) -> WorkerRole:
-        async with closing(await self._client.direct(request, instance_id, annotated=False)) as answers:
-            answer: WorkerRole = await anext(answers)
-            return answer
+        return state

@@ -4,12 +4,10 @@ import asyncio
 from contextlib import suppress
 
 from dynamo.errors import DynamoError
-from dynamo.llm.register import ModelEntry, announced, models_prefix
+from dynamo.llm.register import ModelEntry, apply_announcement, models_prefix
 from dynamo.protocols.model_card import WorkerType
 from dynamo.protocols.role import ROLE_COMPONENT, ROLE_ENDPOINT, RoleRequest, WorkerRole
-from dynamo.runtime.discovery.base import Event, Put
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId
 
 _ANSWER_S = 2.0  # how long one may take to say what it is about to do
@@ -30,12 +28,12 @@ class Colleagues:
         with suppress(TimeoutError, StopAsyncIteration):
             async with asyncio.timeout(timeout_s):
                 while not self.decode():
-                    self._apply(await anext(self._watch))
+                    apply_announcement(self._entries, await anext(self._watch))
 
     def decode(self) -> bool:
         """Whether one of them does: those that do all of a request among them."""
         for event in self._watch.take():
-            self._apply(event)
+            apply_announcement(self._entries, event)
         return bool(self._decoding())
 
     async def decode_on(self) -> bool:
@@ -59,17 +57,8 @@ class Colleagues:
         if entry.instance_id not in self._roles.instance_ids():
             return True  # it has no other role
         try:
-            async with (
-                asyncio.timeout(_ANSWER_S),
-                closing(await self._roles.direct(RoleRequest(), entry.instance_id, annotated=False)) as answers,
-            ):
-                state: WorkerRole = await anext(answers)
-        except (DynamoError, StopAsyncIteration, TimeoutError):
+            async with asyncio.timeout(_ANSWER_S):
+                state: WorkerRole = await self._roles.ask(RoleRequest(), entry.instance_id)
+        except (DynamoError, TimeoutError):
             return False
         return state.role is not WorkerType.Prefill and state.becoming is None
-
-    def _apply(self, event: Event) -> None:
-        if not isinstance(event, Put):
-            self._entries.pop(event.key, None)
-        elif (entry := announced(event)) is not None:
-            self._entries[event.key] = entry

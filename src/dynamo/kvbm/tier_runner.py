@@ -52,7 +52,6 @@ class TierRunner:
     ) -> None:
         """Closes `storage` with itself."""
         self.tier = storage.tier
-        self.reason = ""  # why it is not used
         self._storage = storage
         self._outcomes = outcomes
         self._call_timeout_s = call_timeout_s
@@ -68,8 +67,13 @@ class TierRunner:
         self._calls: set[asyncio.Task[None]] = set()
         self.is_open = False
         self._said = ""  # the last complaint that passes by itself
-        self._complained: type[DynamoError] | None = None  # of what kind of error, while there is a reason
+        self._trouble: DynamoError | None = None  # the last, while it is not used for it
         self._opening: asyncio.Task[None] | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it is not used; "": it is, or is being opened."""
+        return "" if self._trouble is None else str(self._trouble)
 
     @property
     def queued(self) -> int:
@@ -136,9 +140,9 @@ class TierRunner:
             except DynamoError as error:
                 self._complain(error)
                 await asyncio.sleep(self._backoff.next_s())
-        if self.reason:
+        if self._trouble is not None:
             logger.warning("the %s is back", self.tier)
-        self.reason = self._said = ""
+        self._trouble, self._said = None, ""
         self.is_open = True
         self._outcomes.tier_opened(self.tier, blocks)
         self.pump()
@@ -161,10 +165,9 @@ class TierRunner:
 
     def _complain(self, error: DynamoError) -> None:
         """Once, until it is another kind of error or the tier is back. Texts differ: some tell how long it took."""
-        if not self.reason or type(error) is not self._complained:
-            self._complained = type(error)
+        if type(error) is not type(self._trouble):
             logger.warning("the %s is not used: %s", self.tier, error)
-        self.reason = str(error)
+        self._trouble = error
 
     def _refuse_all(self) -> None:
         """Nothing of what waits will be done."""

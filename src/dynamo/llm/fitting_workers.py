@@ -4,12 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from dynamo.llm.register import ModelEntry, announced, models_prefix
+from dynamo.llm.register import ModelEntry, apply_announcement, models_prefix
 from dynamo.protocols.model_card import ModelCard, RuntimeLimits
 from dynamo.runtime.background import in_background
 from dynamo.runtime.client import Client
 from dynamo.runtime.component import Endpoint
-from dynamo.runtime.discovery.base import Event, Put
+from dynamo.runtime.discovery.base import Event
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,7 @@ class FittingWorkers:
             await self._client.wait_for_change()
 
     def _apply(self, event: Event) -> None:
-        if not isinstance(event, Put):
-            self._announced.pop(event.key, None)
-        elif (entry := announced(event)) is not None:
-            self._announced[event.key] = entry
+        apply_announcement(self._announced, event)
         self._stale = True
 
     def _fitting(self, cards: list[ModelCard]) -> RuntimeLimits | None:

@@ -21,7 +21,7 @@ from dynamo.protocols.model_card import (
     WorkerType,
 )
 from dynamo.runtime.component import Endpoint, payload_handler
-from dynamo.runtime.discovery.base import Put
+from dynamo.runtime.discovery.base import Event, Put
 from dynamo.runtime.discovery.entry import decode_json, read_entry
 from dynamo.runtime.instance import EndpointId, InstanceId
 
@@ -69,6 +69,14 @@ def announced(event: Put) -> ModelEntry | None:
 def models_prefix(namespace: str | None) -> str:
     """Where the entries of a namespace (of all of them: None) stand."""
     return MODELS_PREFIX if namespace is None else f"{MODELS_PREFIX}{namespace}/"
+
+
+def apply_announcement(entries: dict[str, ModelEntry], event: Event) -> None:
+    """Has `entries`, by discovery key, follow an event under models_prefix(). What cannot be read changes nothing."""
+    if not isinstance(event, Put):
+        entries.pop(event.key, None)
+    elif (entry := announced(event)) is not None:
+        entries[event.key] = entry
 
 
 async def register_model(

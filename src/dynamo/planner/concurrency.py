@@ -10,10 +10,9 @@ and the time between tokens is
 import math
 from dataclasses import dataclass
 
+from dynamo.planner.bisection import highest
 from dynamo.planner.demand import Demand
 from dynamo.planner.perf_model import PerfModel
-
-_HALVINGS = 40  # of the range in which it is looked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +26,18 @@ class Room:
 def room(demand: Demand, model: PerfModel, itl_s: float, interrupted_s: float) -> Room | None:
     """For as many as have tokens every `itl_s`; `interrupted_s`: by the prompt of each. None: too little is known."""
     context = demand.context_tokens
-    most = None if context is None else positive(model.concurrency(context, itl_s))
-    if most is None:
+    requests = None if context is None else positive(model.concurrency(context, itl_s))
+    if requests is None:
         return None
-    keeps, breaks = most if not interrupted_s else 1.0, most
-    for _ in range(_HALVINGS if keeps < breaks else 0):
-        middle = (keeps + breaks) / 2
-        reached_s = _reached_s(demand, model, middle, interrupted_s)
-        if reached_s is None:
-            return None
-        keeps, breaks = (middle, breaks) if reached_s <= itl_s else (keeps, middle)
-    reached_s = _reached_s(demand, model, keeps, interrupted_s)
-    return None if reached_s is None else Room(requests=keeps, itl_s=reached_s)
+    if interrupted_s and requests > 1:
+
+        def is_kept(at_once: float) -> bool:
+            reached_s = _reached_s(demand, model, at_once, interrupted_s)
+            return reached_s is not None and reached_s <= itl_s
+
+        requests = highest(1.0, requests, is_kept)
+    reached_s = _reached_s(demand, model, requests, interrupted_s)
+    return None if reached_s is None else Room(requests=requests, itl_s=reached_s)
 
 
 def prompt_s(demand: Demand, model: PerfModel) -> float | None:

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynamo.planner.decision import Forecast
 from dynamo.planner.observation import Traffic
@@ -25,6 +25,25 @@ class Demand:
     prompt_tokens: float | None
     output_tokens: float | None
 
+    @classmethod
+    def exactly(
+        cls,
+        requests_per_s: float,
+        *,
+        prefill_tokens: float | None,
+        prompt_tokens: float | None,
+        output_tokens: float | None,
+    ) -> "Demand":
+        """At a rate that chance has no part in."""
+        return cls(
+            requests_per_s=requests_per_s,
+            at_least_per_s=requests_per_s,
+            at_most_per_s=requests_per_s,
+            prefill_tokens=prefill_tokens,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+        )
+
     @property
     def context_tokens(self) -> float | None:
         """Of a request in mid-output."""
@@ -34,14 +53,7 @@ class Demand:
 
     def at(self, requests_per_s: float) -> "Demand":
         """The like of these requests, at exactly that rate."""
-        return Demand(
-            requests_per_s=requests_per_s,
-            at_least_per_s=requests_per_s,
-            at_most_per_s=requests_per_s,
-            prefill_tokens=self.prefill_tokens,
-            prompt_tokens=self.prompt_tokens,
-            output_tokens=self.output_tokens,
-        )
+        return replace(self, requests_per_s=requests_per_s, at_least_per_s=requests_per_s, at_most_per_s=requests_per_s)
 
     def told(self) -> Forecast:
         """For a decision."""
@@ -130,10 +142,8 @@ class IntervalSum:
         self._lengths.renew(traffic)
         rate = sum(entry.requests for entry in traffic) / sum(entry.duration_s for entry in traffic)
         prompt = self._lengths.prompt
-        return Demand(
-            requests_per_s=rate,
-            at_least_per_s=rate,
-            at_most_per_s=rate,
+        return Demand.exactly(
+            rate,
             prefill_tokens=None if prompt is None else prompt - self._lengths.cached,
             prompt_tokens=prompt,
             output_tokens=self._lengths.output,

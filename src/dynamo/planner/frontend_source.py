@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from dynamo.errors import DynamoError, UnavailableError
@@ -86,13 +85,10 @@ class FrontendSource:
     async def _ask(self, instance_id: int) -> _Answer | str:
         """A text says why there is none."""
         try:
-            async with (
-                asyncio.timeout(self._timeout_s),
-                aclosing(await self._client.direct(None, instance_id, annotated=False)) as answers,
-            ):
-                models: list[ModelTraffic] = await anext(answers)
-        except (DynamoError, StopAsyncIteration) as error:
-            return str(error) or "it says nothing"
+            async with asyncio.timeout(self._timeout_s):
+                models: list[ModelTraffic] = await self._client.ask(None, instance_id)
+        except DynamoError as error:
+            return str(error)
         except TimeoutError:
             return f"no answer within {self._timeout_s:g} s"
         counted = summed(model for model in models if self._model in (None, model.model))

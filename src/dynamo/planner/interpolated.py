@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
+from dynamo.planner.bisection import highest
 from dynamo.planner.profile import Profile
-
-_HALVINGS = 50  # of the range in which a concurrency is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +67,4 @@ class InterpolatedModel:
             return 1.0
         if self.itl_s(context_tokens, most) <= itl_s:
             return most
-        keeps, breaks = 1.0, most
-        for _ in range(_HALVINGS):
-            middle = (keeps + breaks) / 2
-            if self.itl_s(context_tokens, middle) <= itl_s:
-                keeps = middle
-            else:
-                breaks = middle
-        return keeps
+        return highest(1.0, most, lambda requests: self.itl_s(context_tokens, requests) <= itl_s)

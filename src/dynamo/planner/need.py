@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from dynamo.planner.concurrency import positive, room
+from dynamo.planner.config import WORKERS_MAX
 from dynamo.planner.demand import Demand
 from dynamo.planner.perf_model import PerfModel
 from dynamo.planner.queueing import highest_utilisation, late_share
@@ -14,7 +15,6 @@ from dynamo.planner.queueing import highest_utilisation, late_share
 _LATE = 0.1  # share of the requests that may miss a target
 _LATE_SIGMAS = 1.28  # the quantile of the normal distribution that belongs to it
 _UTILISATION_MIN = 0.4  # where even this is too much, more workers hardly help: a prompt alone takes all the time
-_WORKERS_MAX = 10**6
 _ROUGHLY = 1.001  # models interpolate
 _ROUNDING = 1e-6  # of a worker: sums of floats
 
@@ -71,7 +71,7 @@ def prefill_need(demand: Demand, model: PerfModel, targets: Targets) -> Need | N
     if wait_s <= 0:
         took = alone_s + targets.overhead_s
         reason += f", the TTFT of {targets.ttft_s:.3g} s is out of reach: a prompt alone takes {took:.3g} s"
-    return Need(workers=min(busy / share, _WORKERS_MAX), reason=reason)
+    return Need(workers=min(busy / share, WORKERS_MAX), reason=reason)
 
 
 def decode_need(demand: Demand, model: PerfModel, targets: Targets, interrupted_s: float = 0.0) -> Need | None:
@@ -94,7 +94,7 @@ def decode_need(demand: Demand, model: PerfModel, targets: Targets, interrupted_
         f"{demand.requests_per_s:.3g} req/s x {tokens:.0f} tokens x {itl_s * 1000:.3g} ms ="
         f" {at_once:.1f} at once (+{_LATE_SIGMAS * math.sqrt(at_once):.1f}) / {each.requests:.1f} = {workers:.2f}{note}"
     )
-    return Need(workers=min(workers, _WORKERS_MAX), reason=reason)
+    return Need(workers=min(workers, WORKERS_MAX), reason=reason)
 
 
 def at_once_workers(at_once: float, each: float) -> float:
@@ -107,7 +107,7 @@ def at_once_workers(at_once: float, each: float) -> float:
 
 def _utilisation(busy: float, service_s: float, wait_s: float) -> float:
     """The highest with which waits are as short as they should be; `busy`: workers' worth of work."""
-    if wait_s <= 0 or busy >= _WORKERS_MAX:
+    if wait_s <= 0 or busy >= WORKERS_MAX:
         return _UTILISATION_MIN if wait_s <= 0 else 1.0
     few, many = 1, max(1, math.ceil(busy / _UTILISATION_MIN))
     while few < many:  # the fewest with which it works out

@@ -2,6 +2,8 @@
 
 import msgspec
 
+VERSION = 1
+
 
 class PrefillPoint(msgspec.Struct, frozen=True, kw_only=True):
     """Prompts of one length, not cached."""
@@ -23,10 +25,9 @@ class DecodePoint(msgspec.Struct, frozen=True, kw_only=True):
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """One worker of one engine with one model. As JSON on disk."""
 
-    version: int = 1
+    version: int = VERSION
     engine: str
     model: str
-    gpus: int = 1  # of the worker
     max_kv_tokens: int | None = None  # that fit on it
     prefill: tuple[PrefillPoint, ...]  # ascending
     decode: tuple[DecodePoint, ...]  # ascending by context, then concurrency

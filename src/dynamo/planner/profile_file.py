@@ -8,14 +8,13 @@ from pathlib import Path
 import msgspec
 
 from dynamo.errors import ConfigError
-from dynamo.planner.profile import Profile
+from dynamo.planner.profile import VERSION, Profile
 
-VERSION = 1
-_LARGEST = 10**12  # tokens, requests or GPUs: more are a mistake
+_LARGEST = 10**12  # tokens or requests: more are a mistake
 
 
 class _Versioned(msgspec.Struct):
-    version: int = 1
+    version: int = VERSION
 
 
 def read_profile(path: Path) -> Profile:
@@ -53,8 +52,8 @@ def check_profile(profile: Profile) -> None:
         raise ConfigError("it needs at least one point of prefill and one of decode")
     _check_ascending("prefill", [(point.prompt_tokens,) for point in profile.prefill])
     _check_ascending("decode", [(point.context_tokens, point.concurrency) for point in profile.decode])
-    if not _is_number(profile.gpus) or not (profile.max_kv_tokens is None or _is_number(profile.max_kv_tokens)):
-        raise ConfigError(f"gpus and max_kv_tokens must be at least 1, and at most {_LARGEST:g}")
+    if profile.max_kv_tokens is not None and not _is_number(profile.max_kv_tokens):
+        raise ConfigError(f"max_kv_tokens must be at least 1, and at most {_LARGEST:g}")
     times = [value for point in profile.prefill for value in (point.ttft_s, point.tokens_per_s)]
     times += [value for point in profile.decode for value in (point.itl_s, point.tokens_per_s)]
     if not all(0 < value < math.inf for value in times):

@@ -8,7 +8,7 @@ those who wait at all is exponential with the mean S/(c·(1-rho)).
 
 import math
 
-_STEPS = 50  # of a bisection: more than a float has digits for
+from dynamo.planner.bisection import highest
 
 
 def wait_probability(utilisation: float, workers: float) -> float:
@@ -33,11 +33,4 @@ def late_share(utilisation: float, workers: float, service_s: float, wait_s: flo
 
 def highest_utilisation(workers: float, service_s: float, wait_s: float, late: float) -> float:
     """With which no more than the share `late` of the requests waits for longer than `wait_s`."""
-    low, high = 0.0, 1.0
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        if late_share(middle, workers, service_s, wait_s) <= late:
-            low = middle
-        else:
-            high = middle
-    return low
+    return highest(0.0, 1.0, lambda utilisation: late_share(utilisation, workers, service_s, wait_s) <= late)

@@ -46,11 +46,8 @@ class ThroughputPolicy:
         if seen.requests_per_s and seen.output_tokens is not None:
             self._output.observe(seen.output_tokens)
             self._known_output = True
-        rate = self._rate.forecast()
-        return Demand(
-            requests_per_s=rate,
-            at_least_per_s=rate,
-            at_most_per_s=rate,
+        return Demand.exactly(
+            self._rate.forecast(),
             prefill_tokens=self._prefill.forecast() if self._known_prompt else None,
             prompt_tokens=self._prompt.forecast() if self._known_prompt else None,
             output_tokens=self._output.forecast() if self._known_output else None,

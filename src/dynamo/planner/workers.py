@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dynamo.llm.register import ModelEntry, announced, models_prefix
+from dynamo.llm.register import ModelEntry, apply_announcement, models_prefix
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.discovery.base import Discovery, Put
 from dynamo.runtime.instance import INSTANCES_PREFIX, EndpointId
@@ -34,11 +34,7 @@ class Workers:
 
     def _take_news(self) -> None:
         for event in self._announcements.take():
-            entry = announced(event) if isinstance(event, Put) else None
-            if entry is None:
-                self._entries.pop(event.key, None)
-            else:
-                self._entries[event.key] = entry
+            apply_announcement(self._entries, event)
         for event in self._serving.take():
             if isinstance(event, Put):
                 self._instances.add(event.key)

@@ -15,6 +15,7 @@ from dynamo.runtime.codec import PAYLOAD_ERRORS, encode_payload, payload_decoder
 from dynamo.runtime.context import Context
 from dynamo.runtime.discovery.base import Discovery, Event, Put
 from dynamo.runtime.discovery.entry import read_entry
+from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId, Instance
 from dynamo.runtime.request_plane.base import Channel
 from dynamo.runtime.request_plane.reply import Reply
@@ -179,6 +180,16 @@ class Client:
         """Sends `request` to that instance and no other."""
         reply = await self.call(instance_id, encode_payload(request), context or Context())
         return ReplyStream(reply, self._decoder(annotated), instance_id)
+
+    async def ask(self, request: Any, instance_id: int) -> Any:
+        """What an instance answers that gives one answer, and no stream.
+
+        Raises what direct() and its stream raise; ConnectionLostError for an instance that gives none.
+        """
+        async with closing(await self.direct(request, instance_id, annotated=False)) as answers:
+            async for answer in answers:
+                return answer
+        raise ConnectionLostError(f"instance {instance_id:x} of {self.endpoint} says nothing")
 
     async def call(self, instance_id: int, payload: bytes, context: Context) -> Reply:
         """Sends an encoded request.

@@ -11,7 +11,7 @@ CONTEXT_TOKENS = (128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 CONCURRENCIES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
-def exact_profile(engine: SchedulerConfig, timing: TimingModel, *, gpus: int = 1) -> Profile:
+def exact_profile(engine: SchedulerConfig, timing: TimingModel) -> Profile:
     """Prefill of prompts that are not cached, and decoding, each with nothing else on the worker.
 
     Raises ValueError when the engine holds no prompt of the shortest length.
@@ -22,7 +22,6 @@ def exact_profile(engine: SchedulerConfig, timing: TimingModel, *, gpus: int = 1
     return Profile(
         engine="mocker",
         model="simulated",
-        gpus=gpus,
         max_kv_tokens=engine.num_blocks * engine.block_size,
         prefill=prefill,
         decode=tuple(_decode_points(engine, timing)),

@@ -19,12 +19,12 @@ from dynamo.planner.connectors.kubernetes_config import Cluster
 from dynamo.planner.connectors.kubernetes_messages import Pod, PodList, Scale, ScalePatch, Status
 from dynamo.runtime.backoff import Backoff
 from dynamo.runtime.certificate_files import trust_authority
+from dynamo.runtime.http_failure import BROKEN, failure_reason
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_BROKEN = (httpx2.RequestError, OSError)
 _NOT_UNDERSTOOD = (msgspec.DecodeError, RecursionError)
 _DONE = frozenset({200, 201})
 _CONFLICT = 409
@@ -114,8 +114,8 @@ class KubernetesClient:
         headers = self._headers() | ({"Content-Type": _MERGE_PATCH} if body is not None else {})
         try:
             response = await self._http.request(method, path, params=query, content=body, headers=headers)
-        except _BROKEN as error:
-            raise KubernetesError(f"{self._cluster.url}: {_reason(error)}") from error
+        except BROKEN as error:
+            raise KubernetesError(f"{self._cluster.url}: {failure_reason(error)}") from error
         if response.status_code not in _DONE:
             raise _failure(response)
         try:
@@ -167,7 +167,3 @@ def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
     else:
         context.load_default_certs()
     return context
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or ("no answer" if isinstance(error, httpx2.TimeoutException) else type(error).__name__)

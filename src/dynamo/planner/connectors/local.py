@@ -10,7 +10,6 @@ from dynamo.planner.supervision import FLEETS_ENDPOINT, SCALE_ENDPOINT, SUPERVIS
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime.client import Client
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.runtime.handler import closing
 from dynamo.runtime.instance import EndpointId
 
 
@@ -60,10 +59,9 @@ class LocalConnector:
                 " give each a namespace and a planner of its own"
             )
         try:
-            async with closing(await client.direct(request, instances[0], annotated=False)) as answers:
-                answer: SupervisedFleets = await anext(answers)
-                return answer
+            answer: SupervisedFleets = await client.ask(request, instances[0])
         except (InvalidRequestError, UnavailableError):
             raise
-        except (DynamoError, StopAsyncIteration) as error:
-            raise UnavailableError(f"the supervisor has not answered: {str(error) or 'it says nothing'}") from error
+        except DynamoError as error:
+            raise UnavailableError(f"the supervisor has not answered: {error}") from error
+        return answer

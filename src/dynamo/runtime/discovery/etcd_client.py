@@ -23,13 +23,12 @@ from dynamo.runtime.discovery.etcd_messages import (
     WatchRequest,
     WatchResponse,
 )
+from dynamo.runtime.http_failure import BROKEN, failure_reason
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# What breaks a connection; an OSError is a TLS alert, such as that our certificate is not accepted.
-_BROKEN = (httpx2.RequestError, OSError)
 _OK = 200
 _EXCERPT_MAX = 200  # characters of an answer that was not understood
 _OUTAGE_TIMEOUTS = 2  # a lease lasts three, and may have been renewed one before
@@ -124,9 +123,9 @@ class EtcdClient:
                         reason = decoded.error.message if decoded.error else "no result"
                         raise EtcdUnavailableError(f"{endpoint} has broken off a watch: {reason}")
                     yield decoded.result
-        except _BROKEN as error:
+        except BROKEN as error:
             self._leave(endpoint)
-            raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
+            raise EtcdUnavailableError(f"{endpoint}: {failure_reason(error)}") from error
 
     def complain(self, error: EtcdError) -> None:
         """Logs a failure, unless it is the last one again; of an outage, which has many faces, only the first."""
@@ -174,8 +173,8 @@ class EtcdClient:
     async def _post(self, endpoint: str, path: str, request: msgspec.Struct, headers: dict[str, str]) -> bytes:
         try:
             response = await self._http.post(endpoint + path, content=msgspec.json.encode(request), headers=headers)
-        except _BROKEN as error:
-            raise EtcdUnavailableError(f"{endpoint}: {_reason(error)}") from error
+        except BROKEN as error:
+            raise EtcdUnavailableError(f"{endpoint}: {failure_reason(error)}") from error
         if response.status_code != _OK:
             raise _failure(endpoint, response.content)
         return response.content
@@ -209,7 +208,3 @@ def _decode(endpoint: str, body: bytes | str, kind: type[T]) -> T:
     except (msgspec.DecodeError, RecursionError) as error:
         excerpt = body[:_EXCERPT_MAX] if isinstance(body, str) else body[:_EXCERPT_MAX].decode(errors="replace")
         raise EtcdUnavailableError(f"{endpoint} does not answer as etcd does: {excerpt!r}") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or ("no answer" if isinstance(error, httpx2.TimeoutException) else type(error).__name__)
