@@ -6,7 +6,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import pyplot
 
-from benchmarks.planner_live_report import Result, percentile
+from benchmarks.planner_live_report import Result
+from dynamo.simulator.report import percentile
 
 _INCHES = (10.0, 8.0)
 _DPI = 110
@@ -30,9 +31,9 @@ def draw(result: Result, path: Path) -> None:
     workers.step(at_s, [sample.held for sample in result.samples], where="post", label="with those that start or drain")
     workers.step(at_s, [sample.ready for sample in result.samples], where="post", label="ready")
     workers.set(ylabel="workers")
-    for share in (0.5, 0.99):
-        values = [percentile(sorted(ttfts), share) if ttfts else float("nan") for ttfts in _binned(result)]
-        ttft.plot(bins, values, marker=".", label=f"p{100 * share:.0f} of {_BIN_S:g} s")
+    for percent in (50, 99):
+        values = [percentile(sorted(ttfts), percent) if ttfts else float("nan") for ttfts in _binned(result)]
+        ttft.plot(bins, values, marker=".", label=f"p{percent} of {_BIN_S:g} s")
     ttft.axhline(result.plan.ttft_ms / 1000, color="grey", linestyle="--", label="target")
     ttft.set(ylabel="TTFT, s", xlabel="s", yscale="log")
     for axis in (load, workers, ttft):

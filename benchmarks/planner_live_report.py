@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.open_loop import Shot
 from benchmarks.planner_live_plan import LivePlan
+from dynamo.simulator.report import percentile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class Result:
     @property
     def failed(self) -> Sequence[Shot]:
         """Those without a whole answer."""
-        return [shot for shot in self.shots if shot.status != 200 or not shot.whole or shot.ttft_s is None]
+        return [shot for shot in self.shots if _has_failed(shot)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +65,22 @@ def table(result: Result) -> str:
         shots = [shot for shot in result.shots if phase.start_s <= shot.at_s < phase.end_s]
         samples = [sample for sample in result.samples if phase.start_s <= sample.at_s < phase.end_s]
         ttft_s = sorted(shot.ttft_s for shot in shots if shot.ttft_s is not None)
-        failed = sum(shot in result.failed for shot in shots)
+        failed = sum(map(_has_failed, shots))
         lines.append(
             f"| {phase.name} | {phase.end_s - phase.start_s:.0f} | {len(shots) / (phase.end_s - phase.start_s):.1f} "
             f"| {_mean([sample.held for sample in samples]):.1f} | {samples[-1].ready if samples else 0} "
-            f"| {percentile(ttft_s, 0.5):.2f} s | {percentile(ttft_s, 0.99):.2f} s "
+            f"| {_percentile(ttft_s, 50):.2f} s | {_percentile(ttft_s, 99):.2f} s "
             f"| {_mean([s <= target_s for s in ttft_s]):.0%} | {failed} |"
         )
     return "\n".join(lines)
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Of values in ascending order; 0 without any."""
-    return ordered[int(share * (len(ordered) - 1))] if ordered else 0.0
+def _has_failed(shot: Shot) -> bool:
+    return shot.status != 200 or not shot.whole or shot.ttft_s is None
+
+
+def _percentile(ascending: Sequence[float], percent: float) -> float:
+    return percentile(ascending, percent) if ascending else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:

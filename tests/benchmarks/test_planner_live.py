@@ -36,7 +36,7 @@ def test_table() -> None:
     samples = [Sample(at_s=0.5, desired=1, ready=1, held=1), Sample(at_s=1.5, desired=3, ready=2, held=3)]
     late = Shot(status=200, ttft_s=2.0, at_s=1.5, whole=True)
     lines = table(Result(plan=PLAN, shots=[GOOD, late, Shot(status=500, at_s=1.9)], samples=samples)).splitlines()
-    assert lines[2] == "| low | 2 | 1.5 | 2.0 | 2 | 0.10 s | 0.10 s | 50% | 1 |"
+    assert lines[2] == "| low | 2 | 1.5 | 2.0 | 2 | 0.10 s | 2.00 s | 50% | 1 |"
     assert lines[-1].startswith("| all | 14 |")
 
 
