@@ -1,11 +1,8 @@
 """The fleet that is disturbed: frontends, and prefill and decode workers, each of these behind a proxy."""
 
 import asyncio
-import contextlib
-import random
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from dynamo.runtime.process import READY
 from dynamo.testing import Program
 from dynamo.testing.deployment import START_S, Deployment, deployment
 from dynamo.testing.etcd_server import EtcdServer
+from dynamo.testing.free_port import kept_ports
 from dynamo.testing.nats_server import NatsServer, nats_server
 from tests.e2e.raw_http import get
 from tests.e2e.served import until_served
@@ -26,7 +24,6 @@ from .proxy import Proxy, proxy
 from .questions import MODEL
 
 _POLL_S = 0.05
-_PORTS = (15_000, 30_000)
 END_S = 60.0  # for a process that was told to end, whose requests may go on for half of that
 MOCKER = ("--block-size", "16", "--speedup-ratio", "2", "--max-model-len", "8192")
 
@@ -186,7 +183,7 @@ class Fleet:
             await self._nats.start()
 
     def _frontend(self, number: int) -> Frontend:
-        port = _free_port()
+        port = kept_ports()
         # Among so many faults a request may well be lost with more than the three workers that it has by default, after
         # which it is given up: it may be what kills them.
         flags = ["--http-port", str(port), "--router-mode", "kv", "--no-access-log", "--migration-limit", "10"]
@@ -197,7 +194,7 @@ class Fleet:
         return Frontend(f"frontend-{number}", f"http://127.0.0.1:{port}", start)
 
     async def _worker(self, role: str, number: int) -> Worker:
-        port, system_port = _free_port(), _free_port()
+        port, system_port = kept_ports(), kept_ports()
         way = await self._stack.enter_async_context(proxy(port))
         flags = ["--model-path", str(self._model), "--model-name", MODEL, "--disaggregation-mode", role, *MOCKER]
         flags += ["--rpc-port", str(port), "--rpc-advertise", f"127.0.0.1:{way.port}"]
@@ -222,12 +219,3 @@ async def fleet(model: Path, size: Size) -> AsyncIterator[Fleet]:
         made = Fleet(own, model, stack)
         await made.start(size)
         yield made
-
-
-def _free_port() -> int:
-    """For a process that keeps it when it is started again; outside the range from which callers get theirs."""
-    while True:
-        port = random.randrange(*_PORTS)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            return port

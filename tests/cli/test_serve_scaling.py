@@ -16,7 +16,7 @@ from dynamo.planner.observation import Fleet
 from dynamo.protocols.model_card import WorkerType
 from dynamo.runtime import DistributedRuntime, RuntimeConfig
 from dynamo.testing import Program, eventually, program
-from dynamo.testing.free_port import free_port
+from dynamo.testing.free_port import kept_ports
 
 from .processes import children, is_running
 from .terminal import CTRL_C, terminal
@@ -100,7 +100,7 @@ async def clients(url: str, count: int) -> AsyncIterator[list[int]]:
 
 async def test_no_request_is_lost(tiny_model: Path, environ: dict[str, str], discovery: Path) -> None:
     """Of those that come one cannot start, as its port is taken: no reason to end the others, and it may pass."""
-    port = free_port()
+    port = kept_ports(3)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port + 1))
         taken.listen()
@@ -145,7 +145,7 @@ async def test_workers_turn_from_one_role_to_another(tiny_model: Path, environ: 
 
 
 async def test_with_a_planner(tiny_model: Path, environ: dict[str, str]) -> None:
-    port = free_port()
+    port = kept_ports(3)  # the planner's, and those of two workers
     flags = ["--planner", "--interval-s", "0.2", "--max-workers", "2", "--system-port", str(port)]
     async with terminal(*mocker(tiny_model, *flags, "--namespace", "mine"), environ=environ) as shown:
         await shown.until("Ctrl-C stops everything.", START_S)
