@@ -14,6 +14,7 @@ from dynamo.errors import (
     CannotResumeError,
     ConnectionLostError,
     DeadlineExceededError,
+    DrainingError,
     DynamoError,
     HandlerError,
     InternalError,
@@ -317,6 +318,12 @@ class TestNobodyLeft:
         expected = await undisturbed(request())
         expected.worker_id = WorkerId(3)
         assert await answered(fleet) == expected
+
+    async def test_a_request_whose_only_known_worker_is_leaving(self) -> None:
+        """Another one has taken its place, perhaps, which is not known here yet."""
+        fleet = Fleet([(0, DrainingError("leaves")), (0, NoInstancesError("none"))])
+        assert (await answered(fleet)).token_ids == (await undisturbed(request())).token_ids
+        assert len(fleet.requests) == 3
 
     @pytest.mark.parametrize("error", [NoInstancesError("none"), OverloadedError("full"), LOST])
     async def test_a_request_that_nobody_has_begun_with_is_refused_at_once(self, error: DynamoError) -> None:

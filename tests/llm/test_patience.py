@@ -8,6 +8,7 @@ import pytest
 from dynamo.errors import (
     ConnectionLostError,
     DeadlineExceededError,
+    DrainingError,
     DynamoError,
     NobodyLeftError,
     NoInstancesError,
@@ -39,6 +40,22 @@ async def test_who_does_not(failure: DynamoError, begun: bool) -> None:
     assert raised.value is failure
 
 
+async def test_who_was_refused_by_one_that_leaves_waits_for_news_of_another() -> None:
+    began_s = time.monotonic()
+    with pytest.raises(NoInstancesError):
+        await within(_wait_on(Patience(Context(), 60.0), DrainingError("leaves"), begun=False))
+    assert time.monotonic() - began_s < 5
+
+
+async def test_who_loses_a_worker_meanwhile_waits_for_as_long_as_others() -> None:
+    patience = Patience(Context(), 0.3)
+    await within(patience.wait(DrainingError("leaves"), begun=False))
+    began_s = time.monotonic()
+    with pytest.raises(NoInstancesError):
+        await within(_wait_on(patience, NobodyLeftError("lost"), begun=False))
+    assert time.monotonic() - began_s >= 0.3
+
+
 async def test_an_end() -> None:
     began_s = time.monotonic()
     with pytest.raises(NoInstancesError):
@@ -60,6 +77,7 @@ async def test_a_stop_ends_it() -> None:
         await within(waiting)
 
 
-async def _wait_on(patience: Patience) -> None:
+async def _wait_on(patience: Patience, first: DynamoError = NOBODY, *, begun: bool = True) -> None:
+    await patience.wait(first, begun=begun)
     while True:
-        await patience.wait(NOBODY, begun=True)
+        await patience.wait(NOBODY, begun=begun)
